@@ -1,0 +1,1 @@
+"""relearn_jax: finds out whether a language model has really forgotten."""

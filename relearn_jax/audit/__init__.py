@@ -1,0 +1,1 @@
+"""The experiment itself: arms, grid, statistics, verdict."""

@@ -1,0 +1,1 @@
+"""What is to be forgotten: corpora, relearn sets, questions and the leakage check; text only, no arrays."""

@@ -1,0 +1,1 @@
+"""Text to token batches: JSON lines, tokenizing, padding to length buckets."""

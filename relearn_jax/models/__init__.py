@@ -1,0 +1,1 @@
+"""Flax Linen decoders and their Hugging Face checkpoints, in and out."""

@@ -1,0 +1,1 @@
+"""Unlearning losses: pure functions, composed as optax composes gradient transformations."""

@@ -1,0 +1,1 @@
+"""Mesh, sharding over runs, and process start-up."""

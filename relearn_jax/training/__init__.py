@@ -1,0 +1,1 @@
+"""One jitted step over the runs axis, its log, and the checkpoints of its trajectory."""
