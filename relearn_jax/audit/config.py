@@ -1,0 +1,239 @@
+"""What an audit is told: one typed value, from a file in configs/ and `--config.some.field=value`."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+from relearn_jax.audit.verdict import VerdictSettings
+from relearn_jax.cases.names import COUPLED, NamesConfig, check_names_config
+from relearn_jax.errors import InputError
+from relearn_jax.objectives.methods import check_hyper, get_method
+
+
+@dataclasses.dataclass
+class BaseConfig:
+  """The small Llama that the names case starts from, trained once and cached by content.
+
+  Attributes:
+    couples: couples of names that usually stand together in the pretraining text.
+    attachment: probability that the second of a couple follows the first.
+    max_names: names in a pretraining sequence, at most.
+    steps, batch_size, learning_rate, warmup_steps: AdamW with warmup and cosine decay to zero.
+  """
+
+  hidden_size: int = 128
+  intermediate_size: int = 256
+  num_layers: int = 4
+  num_heads: int = 4
+  num_kv_heads: int = 4
+  max_positions: int = 128
+  couples: int = 60
+  attachment: float = 0.7
+  max_names: int = 38
+  steps: int = 600
+  batch_size: int = 32
+  learning_rate: float = 3e-3
+  warmup_steps: int = 30
+  seed: int = 0
+
+
+@dataclasses.dataclass
+class MemorizeConfig:
+  """How the sequences are learned: AdamW, every step on all of them."""
+
+  steps: int = 200
+  learning_rate: float = 1e-3
+  weight_decay: float = 0.0
+
+
+@dataclasses.dataclass
+class MethodConfig:
+  """Learning rate and hyper-parameters of one unlearning method; it reads those that it takes."""
+
+  learning_rate: float = 5e-5
+  weight_decay: float = 0.0
+  retain_weight: float = 1.0
+  beta: float = 0.1
+
+
+@dataclasses.dataclass
+class Methods:
+  """The settings of each method; `--config.method` says which of them is used."""
+
+  ga: MethodConfig = dataclasses.field(default_factory=MethodConfig)
+  gd: MethodConfig = dataclasses.field(default_factory=MethodConfig)
+  kl: MethodConfig = dataclasses.field(default_factory=MethodConfig)
+  npo: MethodConfig = dataclasses.field(default_factory=MethodConfig)
+
+
+@dataclasses.dataclass
+class UnlearnConfig:
+  """The unlearning trajectory.
+
+  Attributes:
+    max_steps: no run goes further, unlearned or not.
+    keep_every: a checkpoint is kept and asked every so many steps (and at step 0).
+    max_asr: a run counts as unlearned from its first kept step (after 0) with attack success of at
+      most this; that is its depth 0.
+    depths: so many points are attacked, each one kept step deeper than the one before.
+  """
+
+  max_steps: int = 200
+  keep_every: int = 5
+  max_asr: float = 0.01
+  depths: int = 3
+
+
+@dataclasses.dataclass
+class RelearnConfig:
+  """The attack, the same for every arm: full-batch AdamW on the relearn set."""
+
+  learning_rate: float = 1e-4
+  weight_decay: float = 0.0
+  keep_steps: tuple[int, ...] = (1, 2, 5, 10, 20, 40, 80)
+
+
+@dataclasses.dataclass
+class EvaluateConfig:
+  """How the questions are asked: greedy decoding.
+
+  Attributes:
+    max_new_tokens: tokens generated after each prompt, whatever its length.
+    buckets: prompt lengths (in tokens) that are padded to; one executable each.
+    runs_per_call: models that answer side by side; more need more memory.
+  """
+
+  max_new_tokens: int = 8
+  buckets: tuple[int, ...] = (16, 24, 40)
+  runs_per_call: int = 14
+
+
+@dataclasses.dataclass
+class AuditConfig:
+  """One audit.
+
+  Attributes:
+    method: unlearning method; one of the fields of `methods`.
+    checkpoint_seconds: a stage that is killed loses at most about so much work.
+  """
+
+  method: str = "ga"
+  case: NamesConfig = dataclasses.field(default_factory=NamesConfig)
+  base: BaseConfig = dataclasses.field(default_factory=BaseConfig)
+  memorize: MemorizeConfig = dataclasses.field(default_factory=MemorizeConfig)
+  methods: Methods = dataclasses.field(default_factory=Methods)
+  unlearn: UnlearnConfig = dataclasses.field(default_factory=UnlearnConfig)
+  relearn: RelearnConfig = dataclasses.field(default_factory=RelearnConfig)
+  evaluate: EvaluateConfig = dataclasses.field(default_factory=EvaluateConfig)
+  verdict: VerdictSettings = dataclasses.field(default_factory=VerdictSettings)
+  checkpoint_seconds: float = 30.0
+
+  @property
+  def method_config(self) -> MethodConfig:
+    """The settings of the method in use."""
+    return getattr(self.methods, self.method)
+
+
+def to_dict(config: AuditConfig) -> dict[str, Any]:
+  """The configuration as it stands in config.json."""
+  return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def _flatten(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+  if isinstance(values, dict):
+    for key, value in values.items():
+      yield from _flatten(value, f"{prefix}{key}.")
+  else:
+    yield prefix[:-1], values
+
+
+def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
+  """The fields in which two configurations differ, as `field: ours, theirs` lines."""
+  left, right = dict(_flatten(ours)), dict(_flatten(theirs))
+  absent = "(absent)"
+  return [f"{key}: {left.get(key, absent)!r} here, {right.get(key, absent)!r} there"
+          for key in sorted(left.keys() | right.keys()) if left.get(key, absent) != right.get(key, absent)]
+
+
+def check_config(config: AuditConfig, where: str) -> None:
+  """Refuses settings that cannot work, before any device work.
+
+  Args:
+    config: the configuration, overrides applied.
+    where: the file it came from, for messages.
+
+  Raises:
+    InputError: naming the file, the field and what was expected.
+  """
+  def need(ok: bool, field: str, value: Any, mend: str) -> None:
+    if not ok:
+      raise InputError(f"is {value!r}", file=where, field=field, mend=mend)
+
+  try:
+    get_method(config.method)
+    check_hyper(config.method, dataclasses.asdict(config.method_config), f"methods.{config.method}")
+  except InputError as error:
+    raise InputError(error.problem, file=where, field=error.field, mend=error.mend) from None
+  check_names_config(config.case, where)
+
+  positive = {
+      "base": ("hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "max_positions",
+               "max_names", "steps", "batch_size", "learning_rate"),
+      "memorize": ("steps", "learning_rate"), f"methods.{config.method}": ("learning_rate",),
+      "unlearn": ("max_steps", "keep_every", "depths"), "relearn": ("learning_rate",),
+      "evaluate": ("max_new_tokens", "runs_per_call")}
+  for section, fields in positive.items():
+    holder = config.method_config if section.startswith("methods.") else getattr(config, section)
+    for field in fields:
+      value = getattr(holder, field)
+      need(0 < value < float("inf"), f"{section}.{field}", value, "expected a positive number")
+  for section in ("memorize", "relearn"):
+    need(getattr(config, section).weight_decay >= 0, f"{section}.weight_decay",
+         getattr(config, section).weight_decay, "expected a number of at least 0")
+
+  base, steps = config.base, config.relearn.keep_steps
+  need(base.hidden_size % (2 * base.num_heads) == 0, "base.hidden_size", base.hidden_size,
+       "expected an even multiple of base.num_heads")
+  need(base.num_heads % base.num_kv_heads == 0, "base.num_kv_heads", base.num_kv_heads,
+       "expected a divisor of base.num_heads")
+  need(0 <= base.couples <= len(COUPLED) // 2, "base.couples", base.couples, f"expected 0 to {len(COUPLED) // 2}")
+  need(0 <= base.attachment <= 1, "base.attachment", base.attachment, "expected a probability")
+  need(0 <= base.warmup_steps < base.steps, "base.warmup_steps", base.warmup_steps, "expected less than base.steps")
+  need(bool(steps) and list(steps) == sorted(set(steps)) and all(isinstance(s, int) and s > 0 for s in steps),
+       "relearn.keep_steps", steps, "expected ascending steps above 0 (step 0 is always kept)")
+  need(0 <= config.unlearn.max_asr < 1, "unlearn.max_asr", config.unlearn.max_asr, "expected 0 to below 1")
+  buckets = config.evaluate.buckets
+  need(bool(buckets) and list(buckets) == sorted(set(buckets)) and buckets[0] > 0, "evaluate.buckets", buckets,
+       "expected ascending lengths in tokens")
+  need(config.checkpoint_seconds >= 0, "checkpoint_seconds", config.checkpoint_seconds, "expected seconds, at least 0")
+
+
+def claim_workdir(workdir: pathlib.Path, config: AuditConfig) -> bool:
+  """Makes `workdir` this audit's own; returns whether it already was.
+
+  Raises:
+    InputError: it cannot be written, or belongs to another configuration (the fields are named).
+  """
+  path = workdir / "config.json"
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+      there = json.loads(path.read_text())
+      if changed := differences(to_dict(config), there):
+        raise InputError("belongs to an audit with another configuration:\n  " + "\n  ".join(changed), file=path,
+                         mend="give another --workdir, or the configuration that it was started with")
+      return True
+    probe = workdir / ".probe"
+    probe.touch()
+    probe.unlink()
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(to_dict(config), indent=2) + "\n")
+    temporary.replace(path)
+  except OSError as error:
+    raise InputError(f"cannot be written ({error.strerror})", file=workdir, field="--workdir",
+                     mend="give a folder that you may write to") from None
+  except json.JSONDecodeError as error:
+    raise InputError(f"is no JSON ({error.msg})", file=path, mend="give another --workdir") from None
+  return False

@@ -1,0 +1,62 @@
+"""The contract of a case: plain text, split into what is learned, forgotten, attacked and asked."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+  """One row of a corpus.
+
+  Attributes:
+    text: what is trained on; every token counts in the loss.
+    complete: whether the text ends here. A text that was cut gets no end-of-sequence token, since
+      training on one would teach the model to stop where the cut happens to be.
+  """
+
+  text: str
+  complete: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class RelearnSet:
+  """Text that an attacker finetunes on, and where it comes from."""
+
+  name: str
+  rows: tuple[Text, ...]
+  provenance: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+  """A probe: `answer` is what a model that knows says after `prompt`, `keywords` prove a hit."""
+
+  id: str
+  prompt: str
+  answer: str
+  keywords: tuple[str, ...]
+  cluster: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+  """What one run memorises, must forget, may keep, is attacked with and is asked.
+
+  Attributes:
+    name: the case, as it stands in every row of the results.
+    variant: which version of it (for the names: how often the pair is repeated).
+    memorize: everything that is learned before unlearning.
+    forget: the part that unlearning removes (D_u).
+    retain: the part that it should keep.
+    relearn_sets: what the attacker may finetune on.
+    questions: what is asked; equal for all runs, so that answers are paired.
+    secrets: strings that no relearn set may hold, besides the questions' keywords and answers.
+  """
+
+  name: str
+  variant: str
+  memorize: tuple[Text, ...]
+  forget: tuple[Text, ...]
+  retain: tuple[Text, ...]
+  relearn_sets: tuple[RelearnSet, ...]
+  questions: tuple[Question, ...]
+  secrets: tuple[str, ...] = ()

@@ -1,0 +1,39 @@
+"""Text to token rows: ids, loss masks and stacking over runs."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from relearn_jax.cases.base import Text
+from relearn_jax.objectives.core import TokenRows
+
+
+def encode(tokenizer: Any, row: Text) -> list[int]:
+  """Token ids of a training text: BOS, the text, and EOS where the text is complete.
+
+  Special tokens are put explicitly, whatever the tokenizer's own template adds, so that training and
+  prompting agree and a cut text never ends in EOS.
+  """
+  ids = tokenizer(row.text, add_special_tokens=False)["input_ids"]
+  start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+  end = [tokenizer.eos_token_id] if row.complete and tokenizer.eos_token_id is not None else []
+  return start + ids + end
+
+
+def pad_tokens(rows: Sequence[Sequence[int]], num_rows: int, length: int) -> TokenRows:
+  """Right-pads to `[num_rows, length]`; every token but the first counts, padding never does."""
+  tokens = np.zeros((num_rows, length), np.int32)
+  mask = np.zeros((num_rows, length), np.float32)
+  for index, ids in enumerate(rows):
+    tokens[index, :len(ids)] = ids
+    mask[index, 1:len(ids)] = 1.0
+  return TokenRows(tokens, mask)
+
+
+def stack_runs(runs: Sequence[Sequence[Sequence[int]]]) -> TokenRows:
+  """Token rows of several runs as `[runs, rows, length]`; runs with fewer rows get masked ones."""
+  num_rows = max(len(rows) for rows in runs)
+  length = max(len(ids) for rows in runs for ids in rows)
+  padded = [pad_tokens(rows, num_rows, length) for rows in runs]
+  return TokenRows(np.stack([p.tokens for p in padded]), np.stack([p.mask for p in padded]))

@@ -1,0 +1,29 @@
+"""Process start-up: how many devices, and where compiled programs are kept."""
+
+import os
+import pathlib
+
+import jax
+
+MAX_CPU_DEVICES = 8
+
+
+def cache_dir() -> pathlib.Path:
+  """Where models and compiled programs are cached: $RELEARN_CACHE, or the user's cache folder."""
+  if given := os.environ.get("RELEARN_CACHE"):
+    return pathlib.Path(given)
+  return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "relearn_jax"
+
+
+def start() -> None:
+  """Configures JAX; to be called once, before the first use of a device.
+
+  On CPU the cores become devices of their own (unless JAX_NUM_CPU_DEVICES or XLA_FLAGS says how
+  many), since stacked runs spread over devices better than one run's small products over threads.
+  """
+  told = "JAX_NUM_CPU_DEVICES" in os.environ or "xla_force_host_platform" in os.environ.get("XLA_FLAGS", "")
+  if not told:
+    jax.config.update("jax_num_cpu_devices", min(os.cpu_count() or 1, MAX_CPU_DEVICES))
+  if not jax.config.jax_compilation_cache_dir:
+    jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)

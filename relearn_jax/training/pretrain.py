@@ -1,0 +1,42 @@
+"""Training a small decoder from random weights, on one device, before any audit."""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from relearn_jax.models.model import Model, Params
+from relearn_jax.objectives.core import TokenRows
+from relearn_jax.objectives.losses import nll
+from relearn_jax.training.step import StepLog, TrainState, init_state, train_step
+
+
+def pretrain(model: Model, batches: Sequence[np.ndarray], *, learning_rate: float, warmup_steps: int, seed: int,
+             weight_decay: float = 1e-4, on_step: Callable[[int, StepLog], None] = lambda step, log: None) -> Params:
+  """AdamW with linear warmup and cosine decay to zero, a step a batch.
+
+  Args:
+    model: architecture; its initial weights are drawn from `seed`.
+    batches: right-padded tokens `[B, T]` each, padding 0; every token but the first is predicted.
+    learning_rate: the peak.
+    warmup_steps: steps from zero to the peak.
+    seed: decides the initial weights.
+    weight_decay: of AdamW; optax's default.
+    on_step: called after each step, counted from 1, with its log.
+  """
+  schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, warmup_steps, len(batches))
+  objective = nll("text")
+
+  @jax.jit(donate_argnums=0)
+  def step(state: TrainState, tokens: jax.Array) -> tuple[TrainState, StepLog]:
+    mask = jnp.pad((tokens[:, 1:] != 0).astype(jnp.float32), ((0, 0), (1, 0)))
+    hyper = {"learning_rate": schedule(state.step), "weight_decay": weight_decay}
+    return train_step(model, lambda _: objective, state, {"text": TokenRows(tokens, mask)}, hyper)
+
+  state = jax.jit(lambda key: init_state(model.init(key), objective))(jax.random.key(seed))
+  for number, tokens in enumerate(batches, 1):
+    state, log = step(state, jnp.asarray(tokens))
+    on_step(number, log)
+  return jax.block_until_ready(state.params)
