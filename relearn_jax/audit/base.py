@@ -49,22 +49,26 @@ def model_config(config: BaseConfig, tokenizer: Any) -> ModelConfig:
       bos_id=tokenizer.bos_token_id, eos_ids=(tokenizer.eos_token_id,))
 
 
-def pretraining_batches(config: BaseConfig, tokenizer: Any) -> np.ndarray:
-  """Tokens `[steps, batch, max_names + 2]` of pretraining sequences between BOS and EOS."""
+def pretraining_batches(config: BaseConfig, tokenizer: Any) -> list[np.ndarray]:
+  """`steps` arrays of tokens `[batch, max_names + 2]`: pretraining sequences between BOS and EOS."""
   rng = np.random.default_rng([config.seed, 2])
   couples = names.draw_couples(rng, config.couples)
-  texts = [names.pretraining_text(rng, couples, config.attachment, config.max_names)
-           for _ in range(config.steps * config.batch_size)]
-  tokens = np.zeros((len(texts), config.max_names + 2), np.int32)
-  for row, text in zip(tokens, texts, strict=True):
-    ids = [tokenizer.bos_token_id, *tokenizer.convert_tokens_to_ids(text.split()), tokenizer.eos_token_id]
-    row[:len(ids)] = ids
-  return tokens.reshape(config.steps, config.batch_size, -1)
+  batches = []
+  for _ in range(config.steps):
+    batch = np.zeros((config.batch_size, config.max_names + 2), np.int32)
+    for row in batch:
+      text = names.pretraining_text(rng, couples, config.attachment, config.max_names)
+      ids = [tokenizer.bos_token_id, *tokenizer.convert_tokens_to_ids(text.split()), tokenizer.eos_token_id]
+      row[:len(ids)] = ids
+    batches.append(batch)
+  return batches
 
 
-def content_key(config: BaseConfig, batches: np.ndarray) -> str:
+def content_key(config: BaseConfig, batches: list[np.ndarray]) -> str:
   """Hash of everything that decides the base's weights: text, settings, recipe and JAX's version."""
-  digest = hashlib.sha256(np.ascontiguousarray(batches).tobytes())
+  digest = hashlib.sha256()
+  for batch in batches:
+    digest.update(repr(batch.shape).encode() + batch.tobytes())
   digest.update(json.dumps([RECIPE, jax.__version__, dataclasses.asdict(config)], sort_keys=True).encode())
   return digest.hexdigest()[:16]
 

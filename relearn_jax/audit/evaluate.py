@@ -69,13 +69,14 @@ class Interviewer:
     self.max_new_tokens = max_new_tokens
     self.hits: dict[tuple[int, bytes], bool] = {}
 
+    slots = max(max_new_tokens - 1, self.answers.shape[1] - 1, 1)
+
     def ask(params: Params, tokens: jax.Array, lengths: jax.Array, answers: jax.Array, answer_lengths: jax.Array
             ) -> tuple[jax.Array, jax.Array]:
-      slots = max(max_new_tokens, answers.shape[1])
-      prompted = prefill(model, params, tokens, lengths, slots)
+      prompted = jax.vmap(lambda p: prefill(model, p, tokens, lengths, slots))(params)
       generated = decode(model, params, prompted, max_new_tokens=max_new_tokens, eos_ids=model.config.eos_ids,
-                         temperature=0.0, keys=None)
-      logprobs = score_answers(model, params, prompted, answers, answer_lengths)
+                         stacked=True)
+      logprobs = jax.vmap(lambda p, q: score_answers(model, p, q, answers, answer_lengths))(params, prompted)
       return generated.tokens, jnp.sum(logprobs, -1)
 
     def utility(params: Params, rows: TokenRows) -> jax.Array:
@@ -83,7 +84,7 @@ class Interviewer:
       count = jnp.sum(rows.mask, -1)
       return jnp.where(count > 0, reduce_tokens(logprobs, rows.mask, "sequence_sum") / jnp.maximum(count, 1), jnp.nan)
 
-    self.ask = jax.jit(jax.vmap(ask, in_axes=(0, None, None, None, None)), out_shardings=runs_sharding(mesh))
+    self.ask = jax.jit(ask, out_shardings=runs_sharding(mesh))
     self.utility = jax.jit(jax.vmap(utility), out_shardings=runs_sharding(mesh))
     spread = lambda x: jax.device_put(x, replicated(mesh))
     self.inputs = [tuple(map(spread, (b.tokens, b.lengths, *self._answers(b)))) for b in self.batches]

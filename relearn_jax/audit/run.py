@@ -4,34 +4,30 @@ Every stage leaves files behind that say it is done: `checkpoints/` holds weight
 `checkpoints/scores/` what the models answered. The results are a pure function of those.
 """
 
-import json
 import pathlib
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
-from absl import logging
 from jax.sharding import Mesh
 
 from relearn_jax.audit import base
-from relearn_jax.audit.arms import Cell, Run, all_cases, all_runs, cells_of_seed, mean_asr, select_points
+from relearn_jax.audit.arms import Cell, Run, all_cases, all_runs, mean_asr, select_points
 from relearn_jax.audit.config import AuditConfig
-from relearn_jax.audit.evaluate import Interviewer, Scores, load_scores, once
+from relearn_jax.audit.evaluate import Interviewer, Scores, once
 from relearn_jax.cases.base import Case, Text
 from relearn_jax.data.rows import encode, stack_runs
 from relearn_jax.models.checkpoint import check_checkpoint, load_params, load_tokenizer
-from relearn_jax.models.model import Model, Params, fingerprint
+from relearn_jax.models.model import Model, Params
 from relearn_jax.objectives.core import TokenRows
 from relearn_jax.objectives.losses import nll
 from relearn_jax.objectives.methods import get_method
-from relearn_jax.parallel.mesh import repeat_runs, runs_mesh, runs_sharding, shard_runs, to_host
+from relearn_jax.parallel.mesh import repeat_runs, runs_mesh, shard_runs
 from relearn_jax.training import checkpoints
 from relearn_jax.training.log import TrainLog
 from relearn_jax.training.stage import OnKeep, Stage, progress, run_stage
 from relearn_jax.training.step import StepLog, TrainState
+
 
 class Audit:
   """What the stages share: the configuration, the folder, the base model, cases as token rows."""

@@ -37,7 +37,7 @@ Vincent Liam Roy Bobby Caleb Bradley Russell Lucas Mary Patricia Jennifer Linda 
 Sarah Lisa Nancy Sandra Betty Ashley Emily Kimberly Margaret Donna Michelle Carol Amanda Melissa Deborah Stephanie
 Rebecca Sharon Laura Cynthia Dorothy Amy Kathleen Angela Shirley Emma Brenda Pamela Nicole Anna Samantha Katherine
 Christine Debra Rachel Carolyn Janet Maria Olivia Heather Helen Catherine Diane Julie Victoria Joyce Lauren Kelly
-Christina
+Christina Ruth
 """.split())
 
 NUM_SEQUENCES = 12
@@ -59,7 +59,7 @@ class NamesConfig:
 
   variants: tuple[int, ...] = (7, 5, 3, 1)
   seeds: tuple[int, ...] = (0, 1, 2)
-  sequence_length: int = 14
+  sequence_length: int = 20
   num_questions: int = 100
   question_seed: int = 0
 

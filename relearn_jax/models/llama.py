@@ -1,7 +1,6 @@
 """Llama: pre-norm blocks of grouped-query attention and a gated MLP, scanned over layers."""
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 

@@ -1,11 +1,14 @@
 """A decoder as pure functions over a plain dictionary of parameters."""
 
 import dataclasses
+import hashlib
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Bool, Float, Int
 
 from relearn_jax.models.config import ModelConfig
@@ -88,3 +91,23 @@ class Model:
     """Logits in fp32, accumulated in fp32 at any compute precision."""
     head = self.head(params).astype(hidden.dtype)
     return jnp.einsum("...d,vd->...v", hidden, head, preferred_element_type=jnp.float32)
+
+
+def flatten(params: Params) -> dict[str, Any]:
+  """Leaves by path, for example "layers/attn/q/weight"."""
+  return flatten_dict(params, sep="/")
+
+
+def unflatten(leaves: dict[str, Any]) -> Params:
+  """The inverse of `flatten`."""
+  return unflatten_dict(leaves, sep="/")
+
+
+def fingerprint(params: Params) -> str:
+  """SHA-256 over the leaves' paths, shapes, dtypes and bytes, on any device, in hexadecimal."""
+  digest = hashlib.sha256()
+  for path, leaf in sorted(flatten(params).items()):
+    array = np.ascontiguousarray(leaf)
+    digest.update(f"{path} {array.shape} {array.dtype}".encode())
+    digest.update(array.data if array.dtype.kind == "f" else array.tobytes())
+  return digest.hexdigest()

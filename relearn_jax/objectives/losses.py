@@ -5,7 +5,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from relearn_jax.objectives.core import (
-    Batch, Forward, Need, Objective, Reduction, Terms, mean_rows, reduce_tokens, reference_logits, stateless)
+  Batch,
+  Forward,
+  Need,
+  Objective,
+  Reduction,
+  Terms,
+  mean_rows,
+  reduce_tokens,
+  reference_logits,
+  stateless,
+)
 
 
 def nll(rows: str, reduction: Reduction = "token_mean") -> Objective:

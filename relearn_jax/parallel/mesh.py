@@ -65,4 +65,4 @@ def repeat_runs(tree: Tree, num_runs: int, mesh: Mesh) -> Tree:
   size = padded_runs(num_runs, mesh)
   spread = jax.jit(lambda t: jax.tree.map(lambda leaf: jnp.repeat(leaf[None], size, 0), t),
                    out_shardings=runs_sharding(mesh))
-  return spread(tree)
+  return spread(jax.device_put(tree, replicated(mesh)))

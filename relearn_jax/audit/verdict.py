@@ -1,0 +1,4 @@
+import dataclasses
+@dataclasses.dataclass
+class VerdictSettings:
+  delta: float = 0.1

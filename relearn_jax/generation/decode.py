@@ -1,0 +1,141 @@
+"""Batched decoding: right-padded prefill, then a loop that writes one cache slot a step.
+
+Pure functions, to be jitted and mapped over stacked models. A row's answer depends on its prompt and
+its key alone: prompts are padded on the right and masked, positions count real tokens only, and a
+row's randomness is folded from its own key.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from relearn_jax.metrics.likelihood import token_logprobs
+from relearn_jax.models.layers import LayerCache
+from relearn_jax.models.model import Model, Params
+
+
+class Prompted(NamedTuple):
+  """A model that has read its prompts: P prompt slots and G free slots, L layers, K heads.
+
+  `last_hidden` is the state that predicts the first new token.
+  """
+
+  cache: LayerCache
+  lengths: Int[Array, " B"]
+  last_hidden: Float[Array, "B D"]
+
+
+class Generated(NamedTuple):
+  """New tokens only: ids with the EOS as last one where a row ended, 0 after it."""
+
+  tokens: Int[Array, "B G"]
+  num_tokens: Int[Array, " B"]
+  finished: Bool[Array, " B"]  # by an EOS
+
+
+def prefill(model: Model, params: Params, tokens: Int[Array, "B P"], lengths: Int[Array, " B"], new_slots: int
+            ) -> Prompted:
+  """Reads right-padded prompts.
+
+  Args:
+    model: architecture.
+    params: its parameters.
+    tokens: prompts, at least one token each.
+    lengths: real tokens of each.
+    new_slots: room for new tokens in the cache.
+  """
+  hidden, (k, v) = model.prefill(params, tokens)
+  last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
+  empty = jnp.zeros((*k.shape[:2], new_slots, *k.shape[3:]), k.dtype)
+  return Prompted(LayerCache(k, v, empty, empty), lengths, last)
+
+
+def extend(model: Model, params: Params, prompted: Prompted, tokens: Int[Array, "B T"], step: Int[Array, ""] | int
+           ) -> tuple[Float[Array, "B T D"], LayerCache]:
+  """Reads new tokens after the prompts, the first of them at slot `step` of the free slots."""
+  num_prompt, num_new = prompted.cache.prompt_k.shape[2], prompted.cache.new_k.shape[2]
+  offsets = step + jnp.arange(tokens.shape[1])
+  seen_prompt = jnp.arange(num_prompt)[None, None] < prompted.lengths[:, None, None]
+  seen_new = jnp.arange(num_new)[None, None] <= offsets[None, :, None]
+  shape = (*tokens.shape, num_prompt), (*tokens.shape, num_new)
+  mask = jnp.concatenate([jnp.broadcast_to(seen_prompt, shape[0]), jnp.broadcast_to(seen_new, shape[1])], -1)
+  return model.extend(params, tokens, prompted.lengths[:, None] + offsets, prompted.cache, mask, step)
+
+
+def choose(logits: Float[Array, "B V"], temperature: Float[Array, ""] | float, keys: Key[Array, " B"] | None,
+           step: Int[Array, ""] | int) -> Int[Array, " B"]:
+  """Argmax, or with keys and a temperature above 0 a sample from softmax(logits / temperature)."""
+  greedy = jnp.argmax(logits, -1).astype(jnp.int32)
+  if keys is None:
+    return greedy
+  draw = lambda key, row: jax.random.categorical(jax.random.fold_in(key, step), row)
+  sampled = jax.vmap(draw)(keys, logits / jnp.maximum(temperature, 1e-6)).astype(jnp.int32)
+  return jnp.where(temperature > 0, sampled, greedy)
+
+
+def decode(model: Model, params: Params, prompted: Prompted, *, max_new_tokens: int, eos_ids: tuple[int, ...],
+           temperature: Float[Array, ""] | float = 0.0, keys: Key[Array, "*runs B"] | None = None,
+           stacked: bool = False) -> Generated:
+  """Generates up to `max_new_tokens` after each prompt; stops when every row has met an EOS.
+
+  Args:
+    model: architecture.
+    params: its parameters.
+    prompted: from `prefill`, with at least `max(1, max_new_tokens - 1)` free slots.
+    max_new_tokens: new tokens, whatever the prompts' lengths.
+    eos_ids: any of these ends a row.
+    temperature: 0 is greedy; may be traced.
+    keys: a key a row; None is greedy.
+    stacked: every array has a leading `runs` axis. Mapping the steps inside one loop, rather than
+      the loop, keeps the cache slot a scalar: a write of a slice, not a scatter, and no select.
+  """
+  over_runs = jax.vmap if stacked else lambda function: function
+  ids = jnp.array(eos_ids, jnp.int32)
+  is_eos = lambda token: jnp.isin(token, ids) if eos_ids else jnp.zeros(token.shape, bool)
+  pick = lambda hidden, step: over_runs(
+      lambda p, h, k: choose(model.logits(p, h), temperature, k, step))(params, hidden, keys)
+  first = pick(prompted.last_hidden, 0)
+  tokens = jnp.zeros((*first.shape, max_new_tokens), jnp.int32).at[..., 0].set(first)
+
+  def going(carry: tuple) -> Bool[Array, ""]:
+    return (carry[0] < max_new_tokens) & ~jnp.all(carry[4])
+
+  def body(carry: tuple) -> tuple:
+    step, last, tokens, count, done, new_k, new_v = carry
+
+    def read(params: Params, prompted: Prompted, new_k: Array, new_v: Array, last: Array) -> tuple[Array, LayerCache]:
+      cache = prompted.cache._replace(new_k=new_k, new_v=new_v)
+      return extend(model, params, prompted._replace(cache=cache), last[:, None], step - 1)
+
+    hidden, cache = over_runs(read)(params, prompted, new_k, new_v, last)
+    chosen = jnp.where(done, 0, pick(hidden[..., 0, :], step))
+    tokens = jax.lax.dynamic_update_slice_in_dim(tokens, chosen[..., None], step, tokens.ndim - 1)
+    return step + 1, chosen, tokens, count + ~done, done | is_eos(chosen), cache.new_k, cache.new_v
+
+  start = (jnp.int32(1), first, tokens, jnp.ones(first.shape, jnp.int32), is_eos(first),
+           prompted.cache.new_k, prompted.cache.new_v)
+  _, _, tokens, count, done, _, _ = jax.lax.while_loop(going, body, start)
+  return Generated(tokens, count, done)
+
+
+def score_answers(model: Model, params: Params, prompted: Prompted, answers: Int[Array, "B A"],
+                  lengths: Int[Array, " B"]) -> Float[Array, "B A"]:
+  """Natural-log probabilities of given answers, token by token, in fp32; 0 at padding.
+
+  The first token is predicted by the prompt's last state, the others by one pass over the answer.
+
+  Args:
+    model: architecture.
+    params: its parameters.
+    prompted: from `prefill`, with at least A - 1 free slots.
+    answers: right-padded answers.
+    lengths: real tokens of each.
+  """
+  hidden = prompted.last_hidden[:, None]
+  if answers.shape[1] > 1:
+    rest, _ = extend(model, params, prompted, answers[:, :-1], 0)
+    hidden = jnp.concatenate([hidden, rest], axis=1)
+  logprobs = token_logprobs(hidden, model.head(params), answers)
+  return jnp.where(jnp.arange(answers.shape[1]) < lengths[:, None], logprobs, 0.0)

@@ -1,0 +1,114 @@
+"""Checkpoints out: a Hugging Face folder that transformers loads."""
+
+import json
+import os
+import pathlib
+import shutil
+from typing import Any
+
+import jax
+import numpy as np
+from safetensors.numpy import save_file
+
+from relearn_jax.errors import InputError
+from relearn_jax.models.checkpoint import INDEX
+from relearn_jax.models.config import ModelConfig
+from relearn_jax.models.model import Model, Params, flatten
+
+SHARD_BYTES = 5 * 1024**3
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json",
+                   "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja", "generation_config.json")
+
+
+def to_hf_config(config: ModelConfig) -> dict[str, Any]:
+  """The `config.json` of a Llama of this configuration."""
+  rope: dict[str, Any] = {"rope_type": "default", "rope_theta": config.rope_theta}
+  if (scaling := config.rope_scaling) is not None:
+    rope |= {"rope_type": "llama3", "factor": scaling.factor, "low_freq_factor": scaling.low_freq_factor,
+             "high_freq_factor": scaling.high_freq_factor,
+             "original_max_position_embeddings": scaling.original_max_positions}
+  eos = list(config.eos_ids) if len(config.eos_ids) > 1 else (config.eos_ids or (None,))[0]
+  return {
+      "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": config.vocab_size,
+      "hidden_size": config.hidden_size, "intermediate_size": config.intermediate_size,
+      "num_hidden_layers": config.num_layers, "num_attention_heads": config.num_heads,
+      "num_key_value_heads": config.num_kv_heads, "head_dim": config.head_dim,
+      "max_position_embeddings": config.max_positions, "rms_norm_eps": config.norm_eps, "rope_parameters": rope,
+      "tie_word_embeddings": config.tie_embeddings, "bos_token_id": config.bos_id, "eos_token_id": eos,
+      "hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
+
+
+def hf_tensors(params: Params, model: Model) -> list[tuple[str, Any]]:
+  """Hugging Face name and (still lazy) value of every tensor, layer by layer."""
+  rows: list[tuple[str, Any]] = []
+  leaves = flatten(params)
+  for path in sorted(leaves):
+    name = model.names[path]
+    if "{i}" not in name:
+      rows.append((name, lambda leaf=leaves[path]: leaf))
+    else:
+      rows += [(name.format(i=i), lambda leaf=leaves[path], i=i: leaf[i]) for i in range(model.config.num_layers)]
+  return rows
+
+
+def export(params: Params, model: Model, destination: pathlib.Path, *, source: pathlib.Path | None = None,
+           tokenizer: Any = None, dtype: Any = None) -> None:
+  """Writes safetensors (in shards of 5 GB), config and tokenizer; the folder appears complete or not at all.
+
+  Args:
+    params: parameters of one run.
+    model: its architecture.
+    destination: a folder that does not exist yet, or is empty.
+    source: a Hugging Face folder whose tokenizer files are copied.
+    tokenizer: a tokenizer to save instead.
+    dtype: of the tensors in the file; the parameters' own by default.
+
+  Raises:
+    InputError: the destination holds something, or cannot be written.
+  """
+  if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
+    raise InputError("exists and is not empty", file=destination, field="--output", mend="give a new folder")
+  temporary = destination.with_name(f"{destination.name}.tmp{os.getpid()}")
+  try:
+    temporary.mkdir(parents=True)
+  except OSError as error:
+    raise InputError(f"cannot be written ({error.strerror})", file=destination, field="--output",
+                     mend="give a folder that you may write to") from None
+  try:
+    stored = _save_weights(params, model, temporary, dtype)
+    config = to_hf_config(model.config) | {"dtype": stored}
+    (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    if tokenizer is not None:
+      tokenizer.save_pretrained(temporary)
+    for name in TOKENIZER_FILES if source is not None and tokenizer is None else ():
+      if (source / name).exists():  # type: ignore[operator]
+        shutil.copyfile(source / name, temporary / name)  # type: ignore[operator]
+    if destination.exists():
+      destination.rmdir()
+    os.replace(temporary, destination)
+  finally:
+    shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _save_weights(params: Params, model: Model, folder: pathlib.Path, dtype: Any) -> str:
+  """Streams the tensors into shards; returns the name of their dtype."""
+  rows, shards, size = hf_tensors(params, model), [[]], 0  # type: ignore[var-annotated]
+  dtype = np.dtype(dtype or jax.tree.leaves(params)[0].dtype)
+  for name, value in rows:
+    num_bytes = int(np.prod(jax.eval_shape(value).shape)) * dtype.itemsize
+    if size and size + num_bytes > SHARD_BYTES:
+      shards.append([])
+      size = 0
+    shards[-1].append((name, value))
+    size += num_bytes
+  total, weight_map = 0, {}
+  for number, shard in enumerate(shards, 1):
+    file = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+    arrays = {name: np.ascontiguousarray(np.asarray(value()).astype(dtype)) for name, value in shard}
+    total += sum(array.nbytes for array in arrays.values())
+    weight_map |= dict.fromkeys(arrays, file)
+    save_file(arrays, folder / file, metadata={"format": "pt"})
+  if len(shards) > 1:
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+  return dtype.name
