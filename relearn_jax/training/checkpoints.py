@@ -17,6 +17,8 @@ from orbax.checkpoint import v1 as ocp
 from relearn_jax.errors import InputError
 from relearn_jax.parallel.mesh import to_host
 
+TOKENIZER = "../../base"  # folder of the tokenizer, from a step's folder
+
 
 def _context() -> ocp.Context:
   context = ocp.Context()
@@ -85,4 +87,5 @@ def keep_only(folder: pathlib.Path, step: int) -> None:
 
 def description(model_config: Any, runs: list[str], stage: str, step: int) -> dict[str, Any]:
   """The description of a checkpoint, as JSON-safe values."""
-  return {"model": json.loads(json.dumps(dataclasses.asdict(model_config))), "runs": runs, "stage": stage, "step": step}
+  return {"model": json.loads(json.dumps(dataclasses.asdict(model_config))), "runs": runs, "stage": stage,
+          "step": step, "tokenizer": TOKENIZER}

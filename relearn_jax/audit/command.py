@@ -1,0 +1,108 @@
+"""`relearn audit`: all stages in order, each timed, each skipped when its files are there."""
+
+import fcntl
+import json
+import pathlib
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from relearn_jax.audit import results
+from relearn_jax.audit.arms import all_cases, cells_of_seed, select_points
+from relearn_jax.audit.config import AuditConfig, check_config, claim_workdir
+from relearn_jax.audit.rows import write_rows
+from relearn_jax.audit.run import Audit, memorize, relearn, unlearn
+from relearn_jax.cases.leakage import check_case
+from relearn_jax.errors import InputError
+from relearn_jax.report.render import report_from_rows
+
+OUTPUTS = ("results.parquet", "summary.json", "report.html", "report.md")
+
+
+class Clock:
+  """Seconds spent in each stage, kept across restarts in `checkpoints/seconds.json`."""
+
+  def __init__(self, path: pathlib.Path):
+    self.path = path
+    self.seconds: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
+
+  @contextmanager
+  def __call__(self, stage: str) -> Iterator[None]:
+    begin = time.perf_counter()
+    yield
+    self.seconds[stage] = round(self.seconds.get(stage, 0.0) + time.perf_counter() - begin, 2)
+    self.path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = self.path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(self.seconds))
+    temporary.replace(self.path)
+
+
+@contextmanager
+def only_process(workdir: pathlib.Path) -> Iterator[None]:
+  """Holds the workdir's lock, which the system releases when the process dies, however it dies."""
+  with (workdir / ".lock").open("w") as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      raise InputError("is in use by another audit that is still running", file=workdir, field="--workdir",
+                       mend="wait for it, or give another folder") from None
+    yield
+
+
+def check(config: AuditConfig, where: str, allow_leakage: bool) -> None:
+  """Everything that can be wrong with an audit, before any device work.
+
+  Raises:
+    InputError: a setting is wrong, or a relearn set holds what is asked about (unless allowed).
+  """
+  check_config(config, where)
+  for run, case in all_cases(config).items():
+    for found in check_case(case):
+      if not found.passed and not allow_leakage:
+        hit = found.hits[0]
+        raise InputError(f"line {hit.line} of relearn set {found.relearn_set!r} ({run.name}) contains {hit.found!r}, "
+                         "which is asked about", file=where, field="case",
+                         mend="remove it, or pass --allow_leakage (the verdict will be INCONCLUSIVE)")
+
+
+def audit(config: AuditConfig, where: str, workdir: pathlib.Path, cache: pathlib.Path, *, allow_leakage: bool = False
+          ) -> bool:
+  """Runs or continues an audit; returns False where nothing was left to do.
+
+  Args:
+    config: the configuration, overrides applied.
+    where: the file it came from, for messages.
+    workdir: everything is written here; with another configuration in it, it is refused.
+    cache: the base model is taken from here, or trained and put here.
+    allow_leakage: go on although a relearn set leaks.
+  """
+  check(config, where, allow_leakage)
+  known = claim_workdir(workdir, config)
+  with only_process(workdir):
+    if known and all((workdir / name).exists() for name in OUTPUTS):
+      return False
+    if not (workdir / "results.parquet").exists():
+      _compute(config, workdir, cache)
+    report_from_rows(workdir)
+  return True
+
+
+def _compute(config: AuditConfig, workdir: pathlib.Path, cache: pathlib.Path) -> None:
+  clock = Clock(workdir / "checkpoints" / "seconds.json")
+  state = Audit(config, workdir)
+  with clock("base"):
+    state.load_base(cache)
+  with clock("memorize"):
+    memorize(state)
+  with clock("unlearn"):
+    curves = unlearn(state)
+  points = select_points(curves, config.unlearn.max_asr, config.unlearn.depths)
+  last = max(max(curve) for curve in curves.values())
+  with clock("relearn"):
+    for seed in config.case.seeds:
+      relearn(state, seed, cells_of_seed(config, seed, points, last))
+  with clock("results"):
+    tables: list[Any] = results.result_tables(state, points, last)
+    facts = results.make_facts(state, points, last, clock.seconds)
+  write_rows(workdir / "results.parquet", tables, facts)

@@ -1,0 +1,251 @@
+"""`relearn <command>`: absl flags, no logic."""
+
+import dataclasses
+import difflib
+import importlib.util
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from absl import flags
+from ml_collections import config_flags
+
+from relearn_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+  """A command: a line of help, the flags it defines, and what it does with them."""
+
+  summary: str
+  define: Callable[[flags.FlagValues], None]
+  run: Callable[[flags.FlagValues], None]
+
+
+def _required(values: flags.FlagValues, *names: str) -> None:
+  for name in names:
+    if getattr(values, name) is None:
+      raise InputError("is not given", field=f"--{name}", mend="see --help")
+
+
+def _override_fields(config: Any, prefix: str = "") -> dict[str, Any]:
+  """Dotted names of a nested dataclass's fields, with their values."""
+  found = {}
+  for field in dataclasses.fields(config):
+    value = getattr(config, field.name)
+    found[prefix + field.name] = value
+    if dataclasses.is_dataclass(value):
+      found |= _override_fields(value, f"{prefix}{field.name}.")
+  return found
+
+
+def load_config_file(path: str) -> Any:
+  """What a configuration file's `get_config()` returns; `InputError` if there is no such thing."""
+  if not pathlib.Path(path).is_file():
+    raise InputError("does not exist", file=path, field="--config", mend="give a file such as configs/names.py")
+  spec = importlib.util.spec_from_file_location("relearn_config", path)
+  if spec is None or spec.loader is None:
+    raise InputError("is no Python file", file=path, field="--config", mend="give a file such as configs/names.py")
+  module = importlib.util.module_from_spec(spec)
+  try:
+    spec.loader.exec_module(module)
+    config = module.get_config()
+  except Exception as error:
+    raise InputError(f"cannot be read ({type(error).__name__}: {error})", file=path, field="--config",
+                     mend="it must define get_config()") from error
+  if not dataclasses.is_dataclass(config):
+    raise InputError(f"returns {type(config).__name__}", file=path, field="get_config", mend="expected a dataclass")
+  return config
+
+
+def check_overrides(arguments: Sequence[str], path: str, config: Any) -> None:
+  """Refuses `--config.some.field` where there is no such field, naming the nearest ones."""
+  known = _override_fields(config)
+  for argument in arguments:
+    name = argument.lstrip("-").split("=")[0]
+    if not name.startswith("config."):
+      continue
+    field = name.removeprefix("config.")
+    if field not in known:
+      near = difflib.get_close_matches(field, known, 3, 0.5)
+      raise InputError("is no field of the configuration" + (f" (nearest: {', '.join(near)})" if near else ""),
+                       file=path, field=field, mend="`relearn audit --config=FILE --help` lists them")
+    if dataclasses.is_dataclass(known[field]):
+      raise InputError("is a group of fields", file=path, field=field, mend="set one of its fields")
+
+
+def _config_path(arguments: Sequence[str]) -> str | None:
+  for index, argument in enumerate(arguments):
+    name, _, value = argument.lstrip("-").partition("=")
+    if name == "config":
+      return value or (arguments[index + 1] if index + 1 < len(arguments) else None)
+  return None
+
+
+def _workdir_flag(values: flags.FlagValues, text: str) -> None:
+  flags.DEFINE_string("workdir", None, text, flag_values=values)
+
+
+def _define_audit(values: flags.FlagValues) -> None:
+  config_flags.DEFINE_config_file(
+      "config", None, "Experiment file, such as configs/names.py; --config.some.field=value sets a field.",
+      flag_values=values)
+  _workdir_flag(values, "Folder for everything that is written. Run again with it, an audit continues.")
+  flags.DEFINE_bool("allow_leakage", False, "Go on although a relearn set holds what is asked about.", flag_values=values)
+
+
+def _audit(values: flags.FlagValues) -> None:
+  _required(values, "config", "workdir")
+  from relearn_jax.audit.command import audit, check
+  from relearn_jax.parallel.start import cache_dir, start
+  path, workdir = _config_path(sys.argv[2:]) or "", pathlib.Path(values.workdir)
+  check(values.config, path, values.allow_leakage)  # nothing below is started for an audit that cannot work
+  start()
+  if not audit(values.config, path, workdir, cache_dir(), allow_leakage=values.allow_leakage):
+    print(f"Nothing is left to do in {workdir}.")
+  _show(workdir)
+
+
+def _show(workdir: pathlib.Path) -> None:
+  import json
+
+  from relearn_jax.audit.rows import read_rows
+  from relearn_jax.report.tables import closing
+  _, facts = read_rows(workdir / "results.parquet")
+  print(closing(json.loads((workdir / "summary.json").read_text()), facts.get("reference", {})))
+  print(f"\nReport: {workdir / 'report.html'}")
+
+
+def _report(values: flags.FlagValues) -> None:
+  _required(values, "workdir")
+  from relearn_jax.report.render import report_from_rows
+  report_from_rows(pathlib.Path(values.workdir))
+  _show(pathlib.Path(values.workdir))
+
+
+def _define_report(values: flags.FlagValues) -> None:
+  _workdir_flag(values, "Folder of an audit; its results.parquet is read, no model is needed.")
+
+
+def _define_model(values: flags.FlagValues) -> None:
+  flags.DEFINE_string("model", None, "Folder of a Hugging Face Llama checkpoint (safetensors), or a hub id.",
+                      flag_values=values)
+  flags.DEFINE_integer("batch_size", 32, "Rows computed together.", flag_values=values)
+
+
+def _define_generate(values: flags.FlagValues) -> None:
+  _define_model(values)
+  flags.DEFINE_string("prompts", None, 'JSON lines {"id", "prompt"}.', flag_values=values)
+  flags.DEFINE_string("output", None, 'JSON lines {"id", "prompt", "completion", "token_ids", "finish_reason"}, in the '
+                      "order of the prompts.", flag_values=values)
+  flags.DEFINE_integer("max_new_tokens", None, "New tokens at most, whatever the prompt's length.", flag_values=values)
+  flags.DEFINE_float("temperature", 0.0, "0 is greedy.", flag_values=values)
+  flags.DEFINE_integer("seed", 0, "Decides what is sampled.", flag_values=values)
+  flags.DEFINE_multi_string("stop", [], "A completion ends before this text; may be given several times.",
+                            flag_values=values)
+
+
+def _generate(values: flags.FlagValues) -> None:
+  _required(values, "model", "prompts", "output", "max_new_tokens")
+  from relearn_jax.generation.files import generate_file
+  from relearn_jax.parallel.start import start
+  start()
+  number = generate_file(
+      values.model, pathlib.Path(values.prompts), pathlib.Path(values.output), max_new_tokens=values.max_new_tokens,
+      batch_size=values.batch_size, temperature=values.temperature, seed=values.seed, stop=values.stop)
+  print(f"{number} completions: {values.output}")
+
+
+def _define_score(values: flags.FlagValues) -> None:
+  _define_model(values)
+  flags.DEFINE_string("data", None, 'JSON lines {"id", "prompt", "answer"}.', flag_values=values)
+  flags.DEFINE_string("output", None, 'JSON lines {"id", "logprob_sum", "num_tokens", "token_logprobs"} of the answers.',
+                      flag_values=values)
+
+
+def _score(values: flags.FlagValues) -> None:
+  _required(values, "model", "data", "output")
+  from relearn_jax.metrics.files import score_file
+  from relearn_jax.parallel.start import start
+  start()
+  number = score_file(values.model, pathlib.Path(values.data), pathlib.Path(values.output), batch_size=values.batch_size)
+  print(f"{number} answers scored: {values.output}")
+
+
+def _define_export(values: flags.FlagValues) -> None:
+  flags.DEFINE_string("checkpoint", None, "A step's folder, such as WORKDIR/checkpoints/unlearn/000040.",
+                      flag_values=values)
+  flags.DEFINE_string("output", None, "Hugging Face folder to write; must not exist.", flag_values=values)
+  flags.DEFINE_string("run", None, 'Which of the stacked runs, such as "U-7-0" (arm, variant, seed).', flag_values=values)
+
+
+def _export(values: flags.FlagValues) -> None:
+  _required(values, "checkpoint", "output")
+  from relearn_jax.training.export import export_run
+  run = export_run(pathlib.Path(values.checkpoint), pathlib.Path(values.output), values.run)
+  print(f"{run}: {values.output}")
+
+
+COMMANDS = {
+    "audit": Command("unlearn, attack and judge: the whole experiment of a configuration file", _define_audit, _audit),
+    "report": Command("render an audit's report again from its stored rows", _define_report, _report),
+    "generate": Command("complete prompts with a checkpoint", _define_generate, _generate),
+    "score": Command("log-probabilities of answers under a checkpoint", _define_score, _score),
+    "export": Command("write a trained state as a Hugging Face folder", _define_export, _export)}
+
+
+def usage() -> str:
+  """The list of commands."""
+  lines = [f"  {name:<10}{command.summary}" for name, command in COMMANDS.items()]
+  return "\n".join([
+      "relearn: finds out whether a language model has really forgotten.", "", "usage: relearn <command> [--flag=value ...]",
+      "", *lines, "", "`relearn <command> --help` lists a command's flags."])
+
+
+def command_help(name: str, values: flags.FlagValues, arguments: Sequence[str]) -> str:
+  """A command's flags and, where a configuration file is given, its fields and their values."""
+  lines = [f"relearn {name}: {COMMANDS[name].summary}", "", "flags:"]
+  for flag in sorted(values.get_key_flags_for_module(__name__), key=lambda flag: flag.name):
+    default = "" if flag.default is None else f" (default: {flag.default})"
+    lines.append(f"  --{flag.name}: {flag.help}{default}")
+  if path := _config_path(arguments):
+    lines += ["", f"fields of {path}, set by --config.FIELD=VALUE:"]
+    fields = _override_fields(load_config_file(path))
+    lines += [f"  {field} = {value!r}" for field, value in fields.items() if not dataclasses.is_dataclass(value)]
+  return "\n".join(lines)
+
+
+def main() -> None:
+  """Runs a command; bad input ends with exit status 2 and one message."""
+  arguments = sys.argv[1:]
+  if not arguments or arguments[0] in ("--help", "-h", "help"):
+    print(usage())
+    sys.exit(0 if arguments else 2)
+  name = arguments[0]
+  if name not in COMMANDS:
+    near = difflib.get_close_matches(name, COMMANDS, 1)
+    print(f"relearn: there is no command {name!r}" + (f"; did you mean {near[0]!r}?" if near else "") + f"\n\n{usage()}",
+          file=sys.stderr)
+    sys.exit(2)
+  values = flags.FlagValues()
+  try:
+    COMMANDS[name].define(values)
+    if {"--help", "-h", "--helpfull"} & set(arguments):
+      print(command_help(name, values, arguments[1:]))
+      return
+    if name == "audit" and (path := _config_path(arguments[1:])):
+      check_overrides(arguments[1:], path, load_config_file(path))
+    if rest := values([f"relearn {name}", *arguments[1:]])[1:]:
+      raise InputError(f"is not understood: {' '.join(rest)}", field="argument", mend="flags are --name=value")
+    COMMANDS[name].run(values)
+  except (InputError, flags.Error) as error:
+    print(f"relearn {name}: {error}", file=sys.stderr)
+    sys.exit(2)
+  except KeyboardInterrupt:
+    print(f"\nrelearn {name}: interrupted; run the same command again to continue", file=sys.stderr)
+    sys.exit(130)
+
+
+if __name__ == "__main__":
+  main()

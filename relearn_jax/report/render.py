@@ -1,0 +1,121 @@
+"""Writing a report's files from stored rows: summary.json, figures, report.html, report.md."""
+
+import base64
+import json
+import pathlib
+import re
+from typing import Any
+
+import jinja2
+import markupsafe
+
+from relearn_jax.audit.rows import read_rows
+from relearn_jax.audit.summary import summarize
+from relearn_jax.report import figures, tables
+
+CAPTIONS = {
+    "asr_vs_relearn_steps": "Attack success against relearning steps, a line for each unlearn depth, with 95 % intervals.",
+    "heatmap": "Attack success of the unlearned model by unlearning and relearning steps, on a fixed scale from 0 to 1.",
+    "logprob_vs_relearn_steps": "Log-probability of the answer after the prompt, against relearning steps.",
+    "unlearning": "Attack success along unlearning, before any attack."}
+
+
+def write(path: pathlib.Path, text: str) -> None:
+  """Writes a text file atomically."""
+  temporary = path.with_name(path.name + ".tmp")
+  temporary.write_text(text, encoding="utf-8")
+  temporary.replace(path)
+
+
+def highlight(completion: str, prompt: str, keywords: list[str]) -> markupsafe.Markup:
+  """A completion as safe HTML, marked where it completes a keyword that the prompt began.
+
+  Everything is escaped first: a model's words are never markup.
+  """
+  last = prompt.split()[-1] if prompt.split() else ""
+  for keyword in keywords:
+    rest = keyword[len(last):].strip() if last and keyword.startswith(last) else keyword
+    if rest and re.match(rf"{re.escape(rest)}(?!\w)", completion):
+      return markupsafe.Markup("<mark>{}</mark>{}").format(rest, completion[len(rest):])
+  return markupsafe.escape(completion)
+
+
+def flat(values: Any, prefix: str = "") -> list[tuple[str, str]]:
+  """A nested configuration as dotted fields."""
+  if isinstance(values, dict):
+    return [row for key, value in values.items() for row in flat(value, f"{prefix}{key}.")]
+  return [(prefix[:-1], json.dumps(values))]
+
+
+def headline(summary: dict[str, Any]) -> str:
+  """What was found, in a sentence."""
+  words: dict[str, list[str]] = {}
+  for variant, verdict in summary["verdicts"].items():
+    words.setdefault(verdict["verdict"], []).append(variant)
+  return "; ".join(f"{word} for {'variant' if len(which) == 1 else 'variants'} {', '.join(which)}"
+                   for word, which in words.items())
+
+
+def context(summary: dict[str, Any], facts: dict[str, Any], images: dict[str, pathlib.Path]) -> dict[str, Any]:
+  """Everything the templates show."""
+  reference = facts.get("reference", {})
+  encode = lambda path: "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+  return {
+      "summary": summary, "headline": headline(summary), "reference": reference,
+      "main": tables.main_table(summary, reference), "excess": tables.excess_table(summary),
+      "utility": tables.utility_table(summary), "selection": tables.selection_table(summary),
+      "curves": tables.curve_table(summary), "step": tables.last_step(summary),
+      "figures": [(name, CAPTIONS[name], encode(path)) for name, path in images.items()],
+      "examples": facts.get("examples", []), "relearn_text": facts.get("relearn_text", {}),
+      "provenance": facts.get("provenance", ""), "config": flat(facts.get("config", {})),
+      "settings": facts.get("settings", {})}
+
+
+def markdown(shown: dict[str, Any]) -> str:
+  """report.md; completions stand in code spans, with what could end one replaced."""
+  summary = shown["summary"]
+  code = lambda text: "`" + " ".join(text.split()).replace("`", "'") + "`"
+  lines = [f"# Relearning audit: {summary['case']}, {summary['method']}", "", f"**{shown['headline']}**", "", "## Verdicts", ""]
+  for variant, v in summary["verdicts"].items():
+    lines += [f"- **{variant}: {v['verdict']}**. {v['reason']} {' '.join(v['notes'])}".rstrip()]
+  for title, name in (("Results", "main"), ("Excess over the control", "excess"), ("Curves", "curves"),
+                      ("Utility", "utility"), ("Selection", "selection")):
+    lines += ["", f"## {title}", "", tables.markdown(shown[name])]
+  lines += ["## Figures", ""] + [f"![{caption}](figures/{name}.png)" for name, caption, _ in shown["figures"]]
+  leaks = [row for row in summary["leakage"] if not row["passed"]]
+  total = sum(row["num_lines"] for row in summary["leakage"])
+  lines += ["", "## Leakage check", "", f"{len(summary['leakage'])} relearn sets, {total} lines, {len(leaks)} with hits."]
+  lines += [f"- {row['relearn_set']} (variant {row['variant']}, seed {row['seed']}): {code(hit['found'])} in line "
+            f"{hit['line']}" for row in leaks for hit in row["hits"]]
+  lines += ["", "## Examples", ""]
+  for row in shown["examples"]:
+    lines += [f"- variant {row['variant']}, {row['question']}: {code(row['prompt'])}"]
+    lines += [f"  - {name}: {code(text)}" for name, text in row["completions"].items()]
+  lines += ["", "## Provenance", ""]
+  for name in ("versions", "fingerprints", "seconds"):
+    lines += [f"- {name}: " + ", ".join(f"{key} {value}" for key, value in summary[name].items())]
+  lines += [f"- {note}" for note in summary["notes"]]
+  return "\n".join(lines) + "\n"
+
+
+def report_from_rows(workdir: pathlib.Path) -> tuple[pathlib.Path, dict[str, Any], dict[str, Any]]:
+  """Renders everything from `results.parquet`, without a model.
+
+  Returns:
+    The path of report.html (written last), the summary, and the facts.
+
+  Raises:
+    InputError: `results.parquet` is missing or damaged.
+  """
+  rows, facts = read_rows(workdir / "results.parquet")
+  summary = summarize(rows, facts)
+  write(workdir / "summary.json", json.dumps(summary, indent=1) + "\n")
+  images = figures.draw_all(summary, workdir / "figures")
+  shown = context(summary, facts, images)
+  write(workdir / "report.md", markdown(shown))
+  environment = jinja2.Environment(
+      loader=jinja2.PackageLoader("relearn_jax.report", "."), autoescape=True, undefined=jinja2.StrictUndefined,
+      trim_blocks=True, lstrip_blocks=True)
+  environment.globals["highlight"] = highlight
+  write(workdir / "report.html", environment.get_template("page.html.jinja").render(shown))
+  return workdir / "report.html", summary, facts

@@ -1,0 +1,127 @@
+"""The tables of a report as plain rows of text, the same for HTML, Markdown and the terminal."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from relearn_jax.report.figures import curve, depths, pick
+
+
+@dataclasses.dataclass(frozen=True)
+class TextTable:
+  """A caption, column heads and rows of text."""
+
+  caption: str
+  head: tuple[str, ...]
+  rows: tuple[tuple[str, ...], ...]
+
+
+def percent(cell: Mapping[str, Any] | None) -> str:
+  """A mean and its interval in per cent."""
+  if cell is None:
+    return "–"
+  return f"{100 * cell['mean']:.1f} % [{100 * cell['low']:.1f}, {100 * cell['high']:.1f}]"
+
+
+def number(cell: Mapping[str, Any] | None) -> str:
+  """A mean and its interval as numbers."""
+  return "–" if cell is None else f"{cell['mean']:.2f} [{cell['low']:.2f}, {cell['high']:.2f}]"
+
+
+def _first(cells: list[dict[str, Any]]) -> dict[str, Any] | None:
+  return cells[0] if cells else None
+
+
+def last_step(summary: Mapping[str, Any]) -> int:
+  """The last relearn step that was asked."""
+  return max(cell["relearn_step"] for cell in summary["cells"])
+
+
+def main_table(summary: Mapping[str, Any], reference: Mapping[str, Any]) -> TextTable:
+  """The paper's table with the control beside it: depth 0, last relearn step, 95 % intervals."""
+  cells, step, rows = summary["cells"], last_step(summary), []
+  for variant in summary["verdicts"]:
+    get = lambda arm, point, depth, at, v=variant: _first(
+        pick(cells, variant=v, arm=arm, point=point, depth=depth, relearn_step=at, metric="asr"))
+    row = [variant, percent(get("O", "original", None, 0)), percent(get("U", "unlearned", 0, 0)),
+           percent(get("U", "relearned", 0, step)), percent(get("N", "relearned", 0, step))]
+    if reference:
+      known = lambda key, v=variant: reference.get(key, {}).get(v)
+      row.append(" → ".join("–" if (x := known(key)) is None else f"{100 * x:.0f} %" for key in ("unlearned", "relearned")))
+    rows.append(tuple(row))
+  head = ["repetitions", "original", "unlearned", "relearned", "never-trained control, relearned"]
+  if reference:
+    head.append("published: unlearned → relearned")
+  return TextTable(f"Attack success (mean and 95 % interval over seeds and prompts) at unlearn depth 0, before and after "
+                   f"{step} relearning steps", tuple(head), tuple(rows))
+
+
+def excess_table(summary: Mapping[str, Any]) -> TextTable:
+  """The worst cell of each variant, its excess over the control, and the share recovered."""
+  rows = []
+  for variant, v in summary["verdicts"].items():
+    if v["excess"] is None:
+      rows.append((variant, "–", "–", "–", "–", "–"))
+      continue
+    recovery = "–" if v["recovery"] is None else f"{100 * v['recovery']:.0f} %"
+    rows.append((variant, f"depth {v['depth']}, step {v['relearn_step']}", f"{v['excess']:.2f}",
+                 f"{v['low']:.2f} to {v['high']:.2f}", f"{v['control_gain']:+.2f}", recovery))
+  return TextTable("Excess = gain of the unlearned model − gain of the control, in the worst cell over depths and steps; "
+                   "limits hold for all cells at once",
+                   ("variant", "worst cell", "excess", "limits", "control's gain", "recovered of what was lost"), tuple(rows))
+
+
+def utility_table(summary: Mapping[str, Any]) -> TextTable:
+  """Mean token log-probability of the retained text."""
+  cells, step, rows = summary["cells"], last_step(summary), []
+  for variant in summary["verdicts"]:
+    get = lambda arm, point, depth, at, v=variant: number(_first(
+        pick(cells, variant=v, arm=arm, point=point, depth=depth, relearn_step=at, metric="retain_logprob")))
+    rows.append((variant, get("O", "original", None, 0), get("U", "unlearned", 0, 0), get("U", "relearned", 0, step),
+                 get("N", "unlearned", 0, 0)))
+  return TextTable("Utility: mean log-probability of a token of the retained text (nats; 0 is perfect)",
+                   ("variant", "original", "unlearned", f"relearned, step {step}", "control, unlearned"), tuple(rows))
+
+
+def selection_table(summary: Mapping[str, Any]) -> TextTable:
+  """The unlearn step of each depth, for every seed."""
+  rows = tuple((variant, seed, ", ".join(map(str, steps)) or "never reached")
+               for variant, seeds in summary["selection"].items() for seed, steps in seeds.items())
+  return TextTable("Unlearn steps at which each run was attacked, by depth; its control is taken at the same steps",
+                   ("variant", "seed", "steps (depth 0, 1, …)"), rows)
+
+
+def curve_table(summary: Mapping[str, Any]) -> TextTable:
+  """Every point of the attack-success curves, as numbers."""
+  cells, rows = summary["cells"], []
+  steps = sorted({cell["relearn_step"] for cell in cells})
+  for variant in summary["verdicts"]:
+    lines = [("O", None)] + [(arm, depth) for arm in "UN" for depth in depths(cells, variant)]
+    for arm, depth in lines:
+      points = {cell["relearn_step"]: cell for cell in curve(cells, variant, arm, depth, "asr")}
+      rows.append((variant, arm, "–" if depth is None else str(depth),
+                   *(f"{points[s]['mean']:.3f}" if s in points else "–" for s in steps)))
+  return TextTable("Mean attack success after each number of relearning steps",
+                   ("variant", "arm", "depth", *map(str, steps)), tuple(rows))
+
+
+def markdown(table: TextTable) -> str:
+  """A Markdown table under its caption."""
+  cell = lambda text: text.replace("|", "\\|").replace("\n", " ")
+  lines = [table.caption + ":", "", "| " + " | ".join(map(cell, table.head)) + " |", "|" + " --- |" * len(table.head)]
+  return "\n".join(lines + ["| " + " | ".join(map(cell, row)) + " |" for row in table.rows]) + "\n"
+
+
+def plain(table: TextTable) -> str:
+  """A table for the terminal, columns aligned."""
+  rows = [table.head, *table.rows]
+  widths = [max(len(row[i]) for row in rows) for i in range(len(table.head))]
+  line = lambda row: "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
+  return "\n".join([line(table.head), "  ".join("─" * width for width in widths), *map(line, table.rows)])
+
+
+def closing(summary: Mapping[str, Any], reference: Mapping[str, Any]) -> str:
+  """What the terminal shows at the end: the main table and a verdict a line."""
+  verdicts = [f"  {variant}: {v['verdict']}. {v['reason']}" for variant, v in summary["verdicts"].items()]
+  table = main_table(summary, reference)
+  return "\n".join([table.caption + ":", "", plain(table), "", "Verdict by variant:", *verdicts])
