@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 from typing import Any
 
 from relearn_jax.errors import InputError
@@ -45,27 +46,38 @@ class ModelConfig:
 class _Reader:
   """Takes typed fields out of a parsed `config.json`, naming file and field when one is wrong."""
 
-  def __init__(self, values: dict[str, Any], path: str):
-    self.values, self.path = values, path
+  def __init__(self, values: dict[str, Any], path: str, prefix: str = ""):
+    self.values, self.path, self.prefix = values, path, prefix
 
   def fail(self, field: str, problem: str, mend: str) -> InputError:
-    return InputError(problem, file=self.path, field=field, mend=mend)
+    return InputError(problem, file=self.path, field=self.prefix + field, mend=mend)
 
   def get(self, field: str, kind: type, default: Any = dataclasses.MISSING) -> Any:
-    value = self.values.get(field)
+    value: Any = self.values.get(field)
     if value is None:
       if default is dataclasses.MISSING:
         near = difflib.get_close_matches(field, self.values, 1)
         hint = f" (there is `{near[0]}`)" if near else ""
-        raise self.fail(field, f"is missing{hint}", f"state the model's {field}")
+        problem = "is null" if field in self.values else f"is missing{hint}"
+        raise self.fail(field, problem, f"state the model's {field}")
       return default
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
       value = float(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
       raise self.fail(field, f"is {value!r}", f"expected {kind.__name__}")
-    if kind in (int, float) and field not in ("bos_token_id",) and value <= 0:
+    number: Any = value
+    # json reads NaN and Infinity too.
+    if kind in (int, float) and field != "bos_token_id" and not (number > 0 and math.isfinite(number)):
       raise self.fail(field, f"is {value!r}", "expected a positive number")
     return value
+
+  def ids(self, field: str) -> tuple[int, ...]:
+    """Token ids, written as one id, as a list of them or as null."""
+    value = self.values.get(field)
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
+      raise self.fail(field, f"is {value!r}", "expected a token id, a list of token ids or null")
+    return tuple(ids)
 
 
 def _rope(read: _Reader) -> tuple[float, RopeScaling | None]:
@@ -75,18 +87,22 @@ def _rope(read: _Reader) -> tuple[float, RopeScaling | None]:
   rope = read.values.get(field) or {}
   if not isinstance(rope, dict):
     raise read.fail(field, f"is {rope!r}", "expected an object or null")
-  inner = _Reader(rope, read.path)
+  inner = _Reader(rope, read.path, f"{field}.")
   theta = inner.get("rope_theta", float, read.get("rope_theta", float, 10000.0))
   kind = rope.get("rope_type", rope.get("type", "default"))
+  if inner.get("partial_rotary_factor", float, 1.0) != 1.0:
+    raise inner.fail("partial_rotary_factor", f"is {rope['partial_rotary_factor']!r}, which is not supported",
+                     "expected 1.0")
   if kind == "default":
     return theta, None
   if kind != "llama3":
-    raise read.fail(f"{field}.rope_type", f"is {kind!r}, which is not supported",
-                    "use a checkpoint with rope_type 'default' or 'llama3'")
+    raise inner.fail("rope_type", f"is {kind!r}, which is not supported",
+                     "use a checkpoint with rope_type 'default' or 'llama3'")
+  low, high = inner.get("low_freq_factor", float), inner.get("high_freq_factor", float)
+  if low >= high:
+    raise inner.fail("low_freq_factor", f"is {low}", f"expected less than high_freq_factor={high}")
   return theta, RopeScaling(
-      factor=inner.get("factor", float),
-      low_freq_factor=inner.get("low_freq_factor", float),
-      high_freq_factor=inner.get("high_freq_factor", float),
+      factor=inner.get("factor", float), low_freq_factor=low, high_freq_factor=high,
       original_max_positions=inner.get("original_max_position_embeddings", int))
 
 
@@ -108,14 +124,18 @@ def parse_config(values: dict[str, Any], path: str) -> ModelConfig:
   for field, expected in (("hidden_act", "silu"), ("attention_bias", False), ("mlp_bias", False)):
     if values.get(field, expected) != expected:
       raise read.fail(field, f"is {values[field]!r}, which is not supported", f"expected {expected!r}")
+  if values.get("quantization_config"):
+    raise read.fail("quantization_config", "is set, but quantized weights are not supported",
+                    "use the checkpoint in float32, float16 or bfloat16")
   hidden, heads = read.get("hidden_size", int), read.get("num_attention_heads", int)
   kv_heads = read.get("num_key_value_heads", int, heads)
   if heads % kv_heads:
     raise read.fail("num_key_value_heads", f"is {kv_heads}", f"expected a divisor of num_attention_heads={heads}")
+  if values.get("head_dim") is None and hidden % heads:
+    raise read.fail("hidden_size", f"is {hidden}", f"expected a multiple of num_attention_heads={heads}, or a head_dim")
   head_dim = read.get("head_dim", int, hidden // heads)
   if head_dim % 2:
     raise read.fail("head_dim", f"is {head_dim}", "expected an even number (rotary embedding turns pairs)")
-  eos = values.get("eos_token_id")
   theta, scaling = _rope(read)
   return ModelConfig(
       architecture="llama",
@@ -132,4 +152,4 @@ def parse_config(values: dict[str, Any], path: str) -> ModelConfig:
       rope_scaling=scaling,
       tie_embeddings=read.get("tie_word_embeddings", bool, False),
       bos_id=read.get("bos_token_id", int, None),
-      eos_ids=tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,))
+      eos_ids=read.ids("eos_token_id"))

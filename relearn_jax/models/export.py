@@ -1,5 +1,6 @@
 """Checkpoints out: a Hugging Face folder that transformers loads."""
 
+import collections
 import json
 import os
 import pathlib
@@ -8,16 +9,18 @@ from typing import Any
 
 import jax
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from relearn_jax.errors import InputError
-from relearn_jax.models.checkpoint import INDEX
+from relearn_jax.models.checkpoint import INDEX, SINGLE
 from relearn_jax.models.config import ModelConfig
 from relearn_jax.models.model import Model, Params, flatten
 
 SHARD_BYTES = 5 * 1024**3
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json",
-                   "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja", "generation_config.json")
+                   "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja")
+GENERATION = "generation_config.json"
 
 
 def to_hf_config(config: ModelConfig) -> dict[str, Any]:
@@ -59,56 +62,63 @@ def export(params: Params, model: Model, destination: pathlib.Path, *, source: p
     params: parameters of one run.
     model: its architecture.
     destination: a folder that does not exist yet, or is empty.
-    source: a Hugging Face folder whose tokenizer files are copied.
-    tokenizer: a tokenizer to save instead.
-    dtype: of the tensors in the file; the parameters' own by default.
+    source: a Hugging Face folder whose generation config and tokenizer files are copied.
+    tokenizer: a tokenizer to save instead of the source's.
+    dtype: of the tensors in the file; by default each keeps its own, and config.json states the
+      one that most parameters have.
 
   Raises:
     InputError: the destination holds something, or cannot be written.
   """
   if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
     raise InputError("exists and is not empty", file=destination, field="--output", mend="give a new folder")
-  temporary = destination.with_name(f"{destination.name}.tmp{os.getpid()}")
+  temporary = destination.absolute().with_name(f"{destination.absolute().name}.tmp{os.getpid()}")
   try:
     temporary.mkdir(parents=True)
-  except OSError as error:
-    raise InputError(f"cannot be written ({error.strerror})", file=destination, field="--output",
-                     mend="give a folder that you may write to") from None
-  try:
     stored = _save_weights(params, model, temporary, dtype)
     config = to_hf_config(model.config) | {"dtype": stored}
     (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     if tokenizer is not None:
       tokenizer.save_pretrained(temporary)
-    for name in TOKENIZER_FILES if source is not None and tokenizer is None else ():
-      if (source / name).exists():  # type: ignore[operator]
-        shutil.copyfile(source / name, temporary / name)  # type: ignore[operator]
+    if source is not None:
+      for name in (GENERATION, *(TOKENIZER_FILES if tokenizer is None else ())):
+        if (source / name).exists():
+          shutil.copyfile(source / name, temporary / name)
+    for file in temporary.glob("*.safetensors"):
+      shutil.copymode(temporary / "config.json", file)  # safetensors leaves them readable by their owner alone
     if destination.exists():
       destination.rmdir()
     os.replace(temporary, destination)
+  except (OSError, SafetensorError) as error:
+    raise InputError(f"cannot be written ({getattr(error, 'strerror', None) or error})", file=destination,
+                     field="--output", mend="give a folder on a disk that you may write to and that has room") from None
   finally:
     shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _save_weights(params: Params, model: Model, folder: pathlib.Path, dtype: Any) -> str:
-  """Streams the tensors into shards; returns the name of their dtype."""
-  rows, shards, size = hf_tensors(params, model), [[]], 0  # type: ignore[var-annotated]
-  dtype = np.dtype(dtype or jax.tree.leaves(params)[0].dtype)
-  for name, value in rows:
-    num_bytes = int(np.prod(jax.eval_shape(value).shape)) * dtype.itemsize
-    if size and size + num_bytes > SHARD_BYTES:
+  """Streams the tensors into shards; returns the name of the dtype of most parameters."""
+  shards: list[list[tuple[str, Any, np.dtype]]] = [[]]
+  size, elements = 0, collections.Counter[str]()
+  for name, value in hf_tensors(params, model):
+    shape = jax.eval_shape(value)
+    stored = np.dtype(shape.dtype if dtype is None else dtype)
+    elements[stored.name] += shape.size
+    if size and size + shape.size * stored.itemsize > SHARD_BYTES:
       shards.append([])
       size = 0
-    shards[-1].append((name, value))
-    size += num_bytes
-  total, weight_map = 0, {}
+    shards[-1].append((name, value, stored))
+    size += shape.size * stored.itemsize
+  total = 0
+  weight_map: dict[str, str] = {}
   for number, shard in enumerate(shards, 1):
-    file = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-    arrays = {name: np.ascontiguousarray(np.asarray(value()).astype(dtype)) for name, value in shard}
+    file = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+    arrays = {name: np.ascontiguousarray(np.asarray(value()).astype(stored, copy=False))
+              for name, value, stored in shard}
     total += sum(array.nbytes for array in arrays.values())
     weight_map |= dict.fromkeys(arrays, file)
     save_file(arrays, folder / file, metadata={"format": "pt"})
   if len(shards) > 1:
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
-  return dtype.name
+  return elements.most_common(1)[0][0]

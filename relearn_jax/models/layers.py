@@ -6,7 +6,7 @@ F features, N query heads, K key-value heads, H head size.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -47,7 +47,7 @@ class Linear(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch F"]:
-    init = nn.with_logical_partitioning(nn.initializers.normal(0.02), self.axes)
+    init: Any = nn.with_logical_partitioning(nn.initializers.normal(0.02), self.axes)
     weight = self.param("weight", init, (self.features, x.shape[-1]), jnp.float32)
     return jnp.einsum("...d,fd->...f", x, weight.astype(x.dtype))
 
@@ -59,7 +59,7 @@ class RMSNorm(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
-    init = nn.with_logical_partitioning(nn.initializers.ones, ("norm",))
+    init: Any = nn.with_logical_partitioning(nn.initializers.ones, ("norm",))
     weight = self.param("weight", init, (x.shape[-1],), jnp.float32)
     x32 = x.astype(jnp.float32)
     x32 = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.eps)
@@ -68,8 +68,10 @@ class RMSNorm(nn.Module):
 
 def rope_frequencies(config: ModelConfig) -> np.ndarray:
   """Angles per position, `[head_dim / 2]` radians, with Llama 3's scaling where configured."""
-  half = np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim
-  freqs = config.rope_theta ** -half
+  # Rounded to fp32 step by step as transformers does: an angle's error is the frequency's times the
+  # position, so at long positions one last bit shows in the logits.
+  half = np.arange(0, config.head_dim, 2).astype(np.float32) / np.float32(config.head_dim)
+  freqs = np.float32(1) / np.float32(config.rope_theta) ** half
   scaling = config.rope_scaling
   if scaling is not None:
     turns = scaling.original_max_positions * freqs / (2 * math.pi)

@@ -1,5 +1,7 @@
 """Llama: pre-norm blocks of grouped-query attention and a gated MLP, scanned over layers."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -31,7 +33,7 @@ class Embedding(nn.Module):
 
   @nn.compact
   def __call__(self) -> Float[Array, "V D"]:
-    init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("vocab", "embed"))
+    init: Any = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("vocab", "embed"))
     return self.param("weight", init, (self.config.vocab_size, self.config.hidden_size), jnp.float32)
 
 

@@ -54,8 +54,8 @@ class Model:
     return nn.meta.unbox(self.module.init(key, tokens, None, context)["params"])
 
   def abstract(self) -> Params:
-    """Shapes and dtypes of the parameters, without computing them."""
-    return jax.eval_shape(self.init, jax.random.key(0))
+    """Shapes and dtypes of the parameters, without computing them and without touching a device."""
+    return jax.eval_shape(lambda: self.init(jax.random.key(0)))  # a key made outside would start the backend
 
   def hidden(self, params: Params, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
     """Final hidden states of right-padded rows; padding never reaches a real position."""
@@ -65,7 +65,8 @@ class Model:
     """As `hidden`, with the keys and values `[layers, B, T, K, H]` to start a cache."""
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     context = Context(*rope_tables(self.config, positions), None, 0)
-    return self.module.apply({"params": params}, tokens, None, context)
+    out: Any = self.module.apply({"params": params}, tokens, None, context)
+    return out
 
   def extend(self, params: Params, tokens: Int[Array, "B T"], positions: Int[Array, "B T"], cache: LayerCache,
              mask: Bool[Array, "B T S"], step: Int[Array, ""] | int) -> tuple[Float[Array, "B T D"], LayerCache]:
@@ -80,7 +81,8 @@ class Model:
       step: slot of the first of the new tokens.
     """
     context = Context(*rope_tables(self.config, positions), mask, step)
-    hidden, (k, v) = self.module.apply({"params": params}, tokens, cache, context)
+    out: Any = self.module.apply({"params": params}, tokens, cache, context)
+    hidden, (k, v) = out
     return hidden, cache._replace(new_k=k, new_v=v)
 
   def head(self, params: Params) -> Float[Array, "V D"]:
