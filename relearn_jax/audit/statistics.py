@@ -92,7 +92,7 @@ class Worst:
   high: float
 
 
-def worst_cell(tables: np.ndarray, weights: np.ndarray, alpha: float) -> Worst:
+def worst_cell(tables: np.ndarray, weights: np.ndarray, alpha: float, num_clusters: int) -> Worst:
   """Max-statistic bootstrap over cells.
 
   With e the estimates and e* a draw, c is the (1 - alpha) quantile of max over cells of (e* - e): no
@@ -103,11 +103,13 @@ def worst_cell(tables: np.ndarray, weights: np.ndarray, alpha: float) -> Worst:
     tables: values `[cells, seeds, questions]`.
     weights: from `bootstrap_weights`.
     alpha: error of each bound.
+    num_clusters: clusters of questions. The upper bound stays at least 1 - alpha^(1 / num_clusters)
+      above the estimate, the exact bound for no hit at all, where a bootstrap would claim certainty.
   """
   flat = tables.reshape(len(tables), -1)
   estimate = flat.mean(1)
   deviation = weights @ flat.T - estimate
   above = float(np.quantile(deviation.max(1), 1 - alpha))
-  below = float(np.quantile((-deviation).max(1), 1 - alpha))
+  below = max(float(np.quantile((-deviation).max(1), 1 - alpha)), 1.0 - alpha ** (1.0 / num_clusters))
   index = int(estimate.argmax())
   return Worst(index, float(estimate[index]), float(estimate[index]) - above, float(estimate.max()) + below)

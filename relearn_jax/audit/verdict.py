@@ -135,7 +135,7 @@ def judge(tables: Tables, variant: str, all_seeds: Sequence[int], leakage: Seque
 
   ids = np.array([(clusters or {}).get(q, q) for q in questions])
   weights = bootstrap_weights(len(seeds), ids, settings.draws, settings.seed)
-  worst = worst_cell(excess, weights, settings.alpha)
+  worst = worst_cell(excess, weights, settings.alpha, len(set(ids)))
   depth, step = cells[worst.index]
   mean = lambda arm, point, d, s: float(tables[variant, arm, point, d, s, "asr"].only(seeds).mean())
   before, after = mean("U", "unlearned", depth, 0), mean("U", "relearned", depth, step)

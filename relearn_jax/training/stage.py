@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import shutil
 import sys
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -104,6 +105,7 @@ def run_stage(stage: Stage, model: Model, start: Callable[[], Params], mesh: Mes
         checkpoints.save_tree(checkpoints.step_path(resume, step), state, len(stage.runs), about)
         checkpoints.keep_only(resume, step)
         saved = time.monotonic()
+  shutil.rmtree(resume, ignore_errors=True)  # the stage's results are kept; nothing goes on from here
 
 
 def count_tokens(batches: Collection[TokenRows]) -> tuple[int, int]:
