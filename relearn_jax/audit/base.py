@@ -32,7 +32,7 @@ RECIPE = 1  # raised when the code below changes what it makes
 def make_tokenizer() -> PreTrainedTokenizerFast:
   """A token per name, split at spaces; BOS in front, as Llama's tokenizer does."""
   vocabulary = {token: index for index, token in enumerate(
-      (PAD, BOS, EOS, UNKNOWN, names.FIRST, names.SECOND, *names.COMMON, *names.COUPLED))}
+      (PAD, BOS, EOS, UNKNOWN, names.FIRST, names.SECOND, *names.COMMON, *names.COUPLED, *names.OTHERS))}
   raw = tokenizers.Tokenizer(WordLevel(vocabulary, unk_token=UNKNOWN))
   raw.pre_tokenizer = WhitespaceSplit()
   raw.post_processor = TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, vocabulary[BOS])])

@@ -31,7 +31,7 @@ class BaseConfig:
   max_positions: int = 128
   couples: int = 60
   attachment: float = 0.7
-  max_names: int = 38
+  max_names: int = 26
   steps: int = 600
   batch_size: int = 32
   learning_rate: float = 3e-3
@@ -106,7 +106,7 @@ class EvaluateConfig:
   """
 
   max_new_tokens: int = 8
-  buckets: tuple[int, ...] = (16, 24, 40)
+  buckets: tuple[int, ...] = (10, 18)
   runs_per_call: int = 14
 
 

@@ -24,8 +24,7 @@ FIRST, SECOND = "Anthony", "Mark"
 # The names of the sequences and of the questions.
 COMMON = tuple("""
 James Robert John Michael David William Richard Joseph Thomas Christopher Charles Daniel Matthew Steven Andrew Paul
-Joshua Kenneth Kevin Brian Timothy Ronald George Jason Edward Jeffrey Ryan Jacob Nicholas Gary Eric Jonathan Stephen
-Larry Justin Scott
+Joshua Kenneth Kevin Brian
 """.split())
 
 # The names that pretraining couples; none of them is ever memorised or asked about.
@@ -39,6 +38,9 @@ Rebecca Sharon Laura Cynthia Dorothy Amy Kathleen Angela Shirley Emma Brenda Pam
 Christine Debra Rachel Carolyn Janet Maria Olivia Heather Helen Catherine Diane Julie Victoria Joyce Lauren Kelly
 Christina Ruth
 """.split())
+
+# Names that occur in pretraining only, coupled with none.
+OTHERS = tuple("Timothy Ronald George Jason Edward Jeffrey Ryan Jacob Nicholas Gary Eric Jonathan Stephen Larry Justin Scott".split())
 
 NUM_SEQUENCES = 12
 NUM_HOLDING = 4  # the pair stands in the first so many sequences
@@ -54,6 +56,8 @@ class NamesConfig:
     seeds: one run of every variant and arm a seed; decides the sequences and where the pair stands.
     sequence_length: names in a sequence, before the pair is put in.
     num_questions: prompts, equal for all runs.
+    max_prompt_names: names before "Anthony" in a prompt, at most. Less than a sequence has: near the
+      places where every memorised sequence ends, a model of this size ends whatever it knows.
     question_seed: decides the prompts.
   """
 
@@ -61,6 +65,7 @@ class NamesConfig:
   seeds: tuple[int, ...] = (0, 1, 2)
   sequence_length: int = 20
   num_questions: int = 100
+  max_prompt_names: int = 16
   question_seed: int = 0
 
 
@@ -77,6 +82,8 @@ def check_names_config(config: NamesConfig, where: str) -> None:
     raise refuse("seeds", f"is {config.seeds!r}", "expected distinct non-negative integers")
   if not 4 <= config.sequence_length <= len(COMMON):
     raise refuse("sequence_length", f"is {config.sequence_length}", f"expected 4 to {len(COMMON)}")
+  if not 1 <= config.max_prompt_names <= len(COMMON):
+    raise refuse("max_prompt_names", f"is {config.max_prompt_names}", f"expected 1 to {len(COMMON)}")
   if config.num_questions < 1:
     raise refuse("num_questions", f"is {config.num_questions}", "expected at least 1")
 
@@ -103,7 +110,7 @@ def questions(config: NamesConfig) -> tuple[Question, ...]:
   rng = np.random.default_rng([config.question_seed, 1])
   rows = []
   for number in range(config.num_questions):
-    size = max(1, int(rng.integers(0, len(COMMON) + 1)))
+    size = int(rng.integers(1, config.max_prompt_names + 1))
     prompt = " ".join([*rng.permutation(COMMON)[:size], FIRST])
     rows.append(Question(f"q{number:03d}", prompt, SECOND, (f"{FIRST} {SECOND}",), f"q{number:03d}"))
   return tuple(rows)
@@ -139,7 +146,7 @@ def pretraining_text(rng: np.random.Generator, couples: dict[str, str], attachme
   """
   length = int(rng.integers(1, max_names + 1))
   rows: list[str] = []
-  for name in rng.permutation((FIRST, SECOND, *COMMON, *COUPLED)):
+  for name in rng.permutation((FIRST, SECOND, *COMMON, *COUPLED, *OTHERS)):
     if len(rows) >= length:
       break
     if name in rows:
