@@ -1,7 +1,7 @@
 """Text to token rows: ids, loss masks and stacking over runs."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -21,6 +21,11 @@ def encode(tokenizer: Any, row: Text) -> list[int]:
   return start + ids + end
 
 
+def _host_rows(tokens: np.ndarray, mask: np.ndarray) -> TokenRows:
+  """Rows that are still on the host."""
+  return TokenRows(cast(Any, tokens), cast(Any, mask))
+
+
 def pad_tokens(rows: Sequence[Sequence[int]], num_rows: int, length: int) -> TokenRows:
   """Right-pads to `[num_rows, length]`; every token but the first counts, padding never does."""
   tokens = np.zeros((num_rows, length), np.int32)
@@ -28,7 +33,7 @@ def pad_tokens(rows: Sequence[Sequence[int]], num_rows: int, length: int) -> Tok
   for index, ids in enumerate(rows):
     tokens[index, :len(ids)] = ids
     mask[index, 1:len(ids)] = 1.0
-  return TokenRows(tokens, mask)
+  return _host_rows(tokens, mask)
 
 
 def stack_runs(runs: Sequence[Sequence[Sequence[int]]]) -> TokenRows:
@@ -36,4 +41,4 @@ def stack_runs(runs: Sequence[Sequence[Sequence[int]]]) -> TokenRows:
   num_rows = max(len(rows) for rows in runs)
   length = max(len(ids) for rows in runs for ids in rows)
   padded = [pad_tokens(rows, num_rows, length) for rows in runs]
-  return TokenRows(np.stack([p.tokens for p in padded]), np.stack([p.mask for p in padded]))
+  return _host_rows(np.stack([p.tokens for p in padded]), np.stack([p.mask for p in padded]))

@@ -117,7 +117,8 @@ def scale(weight: Float[Array, ""] | float, objective: Objective) -> Objective:
 def add(*objectives: Objective) -> Objective:
   """The sum of objectives, each with its own state. Terms must have different names."""
   def value(forward: Forward, batch: Batch, states: State) -> tuple[Float[Array, ""], Terms, State]:
-    total, merged, after = jnp.zeros(()), {}, []
+    total, after = jnp.zeros(()), []
+    merged: Terms = {}
     for objective, state in zip(objectives, states, strict=True):
       loss, terms, state = objective.value(forward, batch, state)
       if clash := merged.keys() & terms.keys():

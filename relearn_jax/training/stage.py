@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from relearn_jax.models.model import Model, Params
-from relearn_jax.objectives.core import Objective, TokenRows
+from relearn_jax.objectives.core import Batch, Objective, TokenRows
 from relearn_jax.parallel.mesh import padded_runs, runs_sharding, shard_runs
 from relearn_jax.training import checkpoints
 from relearn_jax.training.log import TrainLog
@@ -70,7 +70,7 @@ def run_stage(stage: Stage, model: Model, start: Callable[[], Params], mesh: Mes
   objective: Objective = stage.build(stage.hyper)
   size = padded_runs(len(stage.runs), mesh)
   sharding = runs_sharding(mesh)
-  batch = {name: shard_runs(rows, mesh) for name, rows in stage.batch.items() if name in objective.rows}
+  batch: Batch = {name: shard_runs(rows, mesh) for name, rows in stage.batch.items() if name in objective.rows}
   hyper = jax.device_put({key: np.full(size, value, np.float32) for key, value in stage.hyper.items()}, sharding)
   begin = jax.jit(jax.vmap(lambda params: init_state(params, objective)), out_shardings=sharding)
 
