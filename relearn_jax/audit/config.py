@@ -44,7 +44,7 @@ class MemorizeConfig:
   """How the sequences are learned: AdamW, every step on all of them."""
 
   steps: int = 200
-  learning_rate: float = 1e-3
+  learning_rate: float = 5e-4
   weight_decay: float = 0.0
 
 
@@ -52,7 +52,7 @@ class MemorizeConfig:
 class MethodConfig:
   """Learning rate and hyper-parameters of one unlearning method; it reads those that it takes."""
 
-  learning_rate: float = 5e-5
+  learning_rate: float = 1e-4
   weight_decay: float = 0.0
   retain_weight: float = 1.0
   beta: float = 0.1
