@@ -97,10 +97,9 @@ def _define_audit(values: flags.FlagValues) -> None:
 
 def _audit(values: flags.FlagValues) -> None:
   _required(values, "config", "workdir")
-  from relearn_jax.audit.command import audit, check
+  from relearn_jax.audit.command import audit
   from relearn_jax.parallel.start import cache_dir, start
   path, workdir = _config_path(sys.argv[2:]) or "", pathlib.Path(values.workdir)
-  check(values.config, path, values.allow_leakage)  # nothing below is started for an audit that cannot work
   start()
   if not audit(values.config, path, workdir, cache_dir(), allow_leakage=values.allow_leakage):
     print(f"Nothing is left to do in {workdir}.")
