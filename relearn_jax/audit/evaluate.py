@@ -1,6 +1,7 @@
 """Asking stacked models the questions: greedy answers, log-probabilities, utility on retained text."""
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,7 +17,7 @@ from relearn_jax.generation.decode import decode, prefill, score_answers
 from relearn_jax.metrics.keyword import contains_keyword
 from relearn_jax.models.model import Model, Params
 from relearn_jax.objectives.core import TokenRows, reduce_tokens
-from relearn_jax.parallel.mesh import padded_runs, replicated, runs_sharding, shard_runs, to_host
+from relearn_jax.parallel.mesh import map_runs, padded_runs, replicated, runs_sharding, shard_runs, to_host
 from relearn_jax.training.step import model_outputs
 
 
@@ -71,21 +72,23 @@ class Interviewer:
 
     slots = max(max_new_tokens - 1, self.answers.shape[1] - 1, 1)
 
-    def ask(params: Params, tokens: jax.Array, lengths: jax.Array, answers: jax.Array, answer_lengths: jax.Array
-            ) -> tuple[jax.Array, jax.Array]:
-      prompted = jax.vmap(lambda p: prefill(model, p, tokens, lengths, slots))(params)
+    def ask(params: Params, inputs: tuple[jax.Array, ...], stacked: bool) -> tuple[jax.Array, jax.Array]:
+      tokens, lengths, answers, answer_lengths = inputs
+      over_runs = jax.vmap if stacked else lambda function: function
+      prompted = over_runs(lambda p: prefill(model, p, tokens, lengths, slots))(params)
       generated = decode(model, params, prompted, max_new_tokens=max_new_tokens, eos_ids=model.config.eos_ids,
-                         stacked=True)
-      logprobs = jax.vmap(lambda p, q: score_answers(model, p, q, answers, answer_lengths))(params, prompted)
+                         stacked=stacked)
+      logprobs = over_runs(lambda p, q: score_answers(model, p, q, answers, answer_lengths))(params, prompted)
       return generated.tokens, jnp.sum(logprobs, -1)
 
-    def utility(params: Params, rows: TokenRows) -> jax.Array:
+    def utility(run: tuple[Params, TokenRows], _: object) -> jax.Array:
+      params, rows = run
       logprobs = model_outputs(model, params, rows).logprobs
       count = jnp.sum(rows.mask, -1)
       return jnp.where(count > 0, reduce_tokens(logprobs, rows.mask, "sequence_sum") / jnp.maximum(count, 1), jnp.nan)
 
-    self.ask = jax.jit(ask, out_shardings=runs_sharding(mesh))
-    self.utility = jax.jit(jax.vmap(utility), out_shardings=runs_sharding(mesh))
+    self.ask = jax.jit(map_runs(functools.partial(ask, stacked=False), mesh, functools.partial(ask, stacked=True)))
+    self.utility = jax.jit(map_runs(utility, mesh))
     spread = lambda x: jax.device_put(x, replicated(mesh))
     self.inputs = [tuple(map(spread, (b.tokens, b.lengths, *self._answers(b)))) for b in self.batches]
 
@@ -111,8 +114,9 @@ class Interviewer:
   def _block(self, params: Params, retain: TokenRows, runs: range) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     index = np.resize(np.arange(runs.start, runs.stop), self.block)  # a short last block repeats its runs
     some = jax.tree.map(lambda leaf: jax.device_put(leaf[index], runs_sharding(self.mesh)), params)
-    kept = self.utility(some, shard_runs(TokenRows(retain.tokens[index], retain.mask[index]), self.mesh))
-    answered = [self.ask(some, *inputs) for inputs in self.inputs]  # dispatched before any is waited for
+    rows = shard_runs(TokenRows(retain.tokens[index], retain.mask[index]), self.mesh)
+    kept = self.utility((some, rows), ())
+    answered = [self.ask(some, inputs) for inputs in self.inputs]  # dispatched before any is waited for
     tokens = np.zeros((len(runs), len(self.questions), self.max_new_tokens), np.int32)
     logprob = np.zeros((len(runs), len(self.questions)), np.float32)
     for batch, (new_tokens, new_logprob) in zip(self.batches, answered, strict=True):

@@ -1,86 +1,184 @@
-"""JSON lines in and out, with errors that name the line."""
+"""JSON lines in and out: every bad row is named by file, line and field before anything is computed."""
 
+import codecs
+import difflib
 import json
 import os
 import pathlib
+import stat
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from relearn_jax.errors import InputError
 
+Kind = type | tuple[type, ...]
 
-def read_jsonl(path: pathlib.Path, fields: Mapping[str, type | tuple[type, ...]]) -> list[dict[str, Any]]:
-  """Reads rows, each a JSON object with at least the given fields; blank lines are skipped.
+
+class Row(dict[str, Any]):
+  """A JSON object that knows its line.
+
+  Attributes:
+    line: its line in the file, counted from 1.
+  """
+
+  def __init__(self, values: Mapping[str, Any], line: int):
+    super().__init__(values)
+    self.line = line
+
+
+def read_jsonl(path: pathlib.Path, fields: Mapping[str, Kind]) -> list[Row]:
+  """Rows of a JSON lines file, in order; blank lines are passed over, other fields are kept unchecked.
 
   Args:
-    path: the file, UTF-8.
-    fields: name -> type of the fields that every row must have. Values of `id` must differ.
-
-  Returns:
-    The rows, each with its line number (from 1) under "line".
+    path: the file, UTF-8 (with or without a byte order mark).
+    fields: field -> its type or types, for the fields that every row must have. An `id` may be a string or
+      an integer whatever is said here, and no two rows may have the same.
 
   Raises:
-    InputError: naming the file, the line and the field.
+    InputError: with file, line, field and mend: the file is missing, unreadable or without rows; a line
+      is no UTF-8, no JSON or no object; a field is missing, given twice, of another type, or holds
+      half a surrogate pair, which no tokenizer and no UTF-8 file takes.
   """
-  mend = "expected one JSON object a line, with " + ", ".join(f'"{name}"' for name in fields)
   try:
-    text = path.read_text(encoding="utf-8")
+    content = path.read_bytes()
   except FileNotFoundError:
-    raise InputError("does not exist", file=path, mend=mend) from None
-  except UnicodeDecodeError as error:
-    raise InputError(f"is not UTF-8 (byte {error.start})", file=path, mend="save it as UTF-8") from None
+    raise InputError("does not exist", file=path, mend="give a file of JSON lines" + _near(path)) from None
   except OSError as error:
-    raise InputError(f"cannot be read ({error.strerror})", file=path, mend="give a readable file") from None
-  rows: list[dict[str, Any]] = []
-  seen: dict[Any, int] = {}
-  for number, line in enumerate(text.split("\n"), 1):  # not splitlines: U+2028 may stand inside a string
+    mend = "give a file of JSON lines that you may read"
+    raise InputError(f"cannot be read ({error.strerror})", file=path, mend=mend) from None
+  rows: list[Row] = []
+  seen: dict[tuple[type, Any], int] = {}
+  # Lines end at "\n" alone: JSON strings may hold U+2028 and other ends of line that str.splitlines knows.
+  for number, line in enumerate(content.removeprefix(codecs.BOM_UTF8).split(b"\n"), 1):
     if not line.strip():
       continue
-    try:
-      row = json.loads(line)
-    except json.JSONDecodeError as error:
-      raise InputError(f"is no JSON ({error.msg} at column {error.colno})", file=path, line=number, mend=mend) from None
-    if not isinstance(row, dict):
-      raise InputError(f"is a JSON {type(row).__name__}, not an object", file=path, line=number, mend=mend)
-    for name, kind in fields.items():
-      if name not in row:
-        raise InputError("is missing", file=path, line=number, field=name, mend=mend)
-      if not isinstance(row[name], kind) or isinstance(row[name], bool):
-        wanted = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
-        raise InputError(f"is a {type(row[name]).__name__}", file=path, line=number, field=name, mend=f"expected {wanted}")
+    row = Row(_parse(line, path, number, fields), number)
+    for field, kind in fields.items():
+      _check(row, field, kind, path)
     if "id" in fields:
-      if row["id"] in seen:
-        raise InputError(f"{row['id']!r} stands in line {seen[row['id']]} too", file=path, line=number, field="id",
-                         mend="give each row an id of its own")
-      seen[row["id"]] = number
-    rows.append({**row, "line": number})
+      key = (type(row["id"]), row["id"])
+      if key in seen:
+        raise InputError(f"{row['id']!r} stands in line {seen[key]} too", file=path, line=number, field="id",
+                         mend="give every row an id of its own")
+      seen[key] = number
+    rows.append(row)
   if not rows:
-    raise InputError("has no rows", file=path, mend=mend)
+    raise InputError("has no rows", file=path, mend=f"expected lines such as {_example(fields)}")
   return rows
 
 
-def check_writable(path: pathlib.Path) -> None:
-  """Refuses an output that could not be written at the end of a long job."""
+def _near(path: pathlib.Path) -> str:
+  siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+  near = difflib.get_close_matches(path.name, siblings, 1)
+  return f" (there is {path.parent / near[0]})" if near else ""
+
+
+def _example(fields: Mapping[str, Kind]) -> str:
+  return "{" + ", ".join(f'"{field}": ...' for field in fields) + "}"
+
+
+def _parse(line: bytes, path: pathlib.Path, number: int, fields: Mapping[str, Kind]) -> dict[str, Any]:
+  mend = f"expected a line such as {_example(fields)}"
+
+  def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for field, value in pairs:
+      if field in values:  # json would keep the last one in silence
+        raise InputError("is given twice", file=path, line=number, field=field, mend="remove one of the two")
+      values[field] = value
+    return values
+
   try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.is_dir():
-      raise IsADirectoryError(21, "it is a folder")
-    probe = _temporary(path)
+    text = line.decode("utf-8")
+  except UnicodeDecodeError as error:
+    raise InputError(f"is not UTF-8 (byte {error.start + 1} of the line)", file=path, line=number,
+                     mend="save the file as UTF-8") from None
+  try:
+    values = json.loads(text, object_pairs_hook=once)
+  except InputError:
+    raise
+  except json.JSONDecodeError as error:
+    raise InputError(f"is no JSON ({error.msg}, column {error.colno})", file=path, line=number, mend=mend) from None
+  except (ValueError, RecursionError) as error:  # a number of too many digits; too deep a nesting
+    raise InputError(f"is no JSON ({error})", file=path, line=number, mend=mend) from None
+  if not isinstance(values, dict):
+    raise InputError(f"is a JSON {type(values).__name__}, not an object", file=path, line=number, mend=mend)
+  return values
+
+
+def _check(row: Row, field: str, kind: Kind, path: pathlib.Path) -> None:
+  kinds = (str, int) if field == "id" else kind if isinstance(kind, tuple) else (kind,)
+  expected = " or ".join(k.__name__ for k in kinds)
+  if field not in row:
+    near = difflib.get_close_matches(field, row, 1)
+    hint = f" (there is `{near[0]}`)" if near else ""
+    raise InputError(f"is missing{hint}", file=path, line=row.line, field=field, mend=f"give it, as {expected}")
+  value = row[field]
+  # Python takes True for an integer; JSON's 1 is a number as good as 1.0.
+  fits = bool in kinds if isinstance(value, bool) else isinstance(value, (*kinds, int) if float in kinds else kinds)
+  if not fits:
+    raise InputError(f"is {json.dumps(value)[:60]}", file=path, line=row.line, field=field, mend=f"expected {expected}")
+  if isinstance(value, str):
+    try:
+      value.encode("utf-8")
+    except UnicodeEncodeError as error:
+      raise InputError(f"holds half a surrogate pair ({value[error.start]!a})", file=path, line=row.line, field=field,
+                       mend="write the character itself, or both halves") from None
+
+
+def _unwritable(path: pathlib.Path, reason: OSError | str) -> InputError:
+  why = reason if isinstance(reason, str) else reason.strerror or str(reason)
+  if isinstance(reason, FileExistsError):  # of mkdir
+    why = "a file stands where its folder should be"
+  return InputError(f"cannot be written ({why})", file=path, field="--output",
+                    mend="give a file in a folder that you may write to")
+
+
+def check_writable(path: pathlib.Path) -> None:
+  """Makes the folder of an output file and tries it, so that no work is lost at its end.
+
+  Raises:
+    InputError: the path is no file, or its folder cannot be made or written to; field `--output`.
+  """
+  probe = _temporary(path)
+  try:
+    if path.exists() and not stat.S_ISREG(path.stat().st_mode):
+      raise _unwritable(path, "it is a folder" if path.is_dir() else "it is no regular file")
+    probe.parent.mkdir(parents=True, exist_ok=True)
     probe.touch()
-    probe.unlink()
   except OSError as error:
-    raise InputError(f"cannot be written ({error.strerror})", file=path, field="--output",
-                     mend="give a file that you may write to") from None
+    raise _unwritable(path, error) from None
+  finally:
+    _remove(probe)
 
 
 def write_jsonl(path: pathlib.Path, rows: Iterable[Mapping[str, Any]]) -> None:
-  """Writes rows, all of them or none."""
-  check_writable(path)
+  """Writes rows as UTF-8 JSON lines; the file appears complete or not at all, its folder is made.
+
+  Raises:
+    InputError: it cannot be written; field `--output`.
+  """
   temporary = _temporary(path)
-  with temporary.open("w", encoding="utf-8") as file:
-    file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-  os.replace(temporary, path)
+  try:
+    temporary.parent.mkdir(parents=True, exist_ok=True)
+    with temporary.open("w", encoding="utf-8", newline="\n") as file:
+      for row in rows:
+        file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+    os.replace(temporary, os.path.realpath(path))
+  except OSError as error:
+    raise _unwritable(path, error) from None
+  finally:
+    _remove(temporary)
 
 
 def _temporary(path: pathlib.Path) -> pathlib.Path:
-  return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+  # Beside the file itself, not beside a link to it: a rename works within one disk only.
+  target = pathlib.Path(os.path.realpath(path))
+  return target.with_name(f".{target.name[:200]}.tmp{os.getpid()}")
+
+
+def _remove(path: pathlib.Path) -> None:
+  try:
+    path.unlink(missing_ok=True)
+  except OSError:  # its folder is none, or is not ours: nothing was written either
+    pass

@@ -1,138 +1,155 @@
-"""`relearn generate`: prompts in a file, completions in another."""
+"""A file of prompts to a file of completions."""
 
+import functools
 import math
 import pathlib
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
+import tqdm
+from jaxtyping import Array, Bool, Float, Int, Key
 
-from relearn_jax.data.batches import RowBatch, bucketize
-from relearn_jax.data.jsonl import check_writable, read_jsonl, write_jsonl
+from relearn_jax.data.batches import bucketize
+from relearn_jax.data.jsonl import Row, check_writable, read_jsonl, write_jsonl
 from relearn_jax.errors import InputError
 from relearn_jax.generation.decode import Generated, decode, prefill
-from relearn_jax.models.checkpoint import Checked, check_checkpoint, load_params, load_tokenizer, resolve
+from relearn_jax.generation.prompts import check_batch_size, check_output, end_ids, open_checkpoint, row_ids
+from relearn_jax.models.checkpoint import load_params
 from relearn_jax.models.model import Model, Params
 
-
-def open_model(name: str) -> tuple[Checked, Any]:
-  """Finds a checkpoint and its tokenizer and checks both, without a device."""
-  checked = check_checkpoint(resolve(name))
-  return checked, load_tokenizer(checked.path, checked.config)
-
-
-def prompt_ids(tokenizer: Any, text: str, eos_ids: Sequence[int]) -> list[int]:
-  """Tokens of a prompt as transformers makes them, less an EOS that the template puts at its end."""
-  ids = list(tokenizer(text)["input_ids"])
-  while ids and ids[-1] in {*eos_ids, tokenizer.eos_token_id}:
-    ids.pop()
-  return ids
-
-
-def need_at_least_one(**values: int) -> None:
-  """Refuses flags that must be positive."""
-  for name, value in values.items():
-    if value < 1:
-      raise InputError(f"is {value}", field=f"--{name}", mend="expected at least 1")
-
-
-def cut(completion: str, stop: Sequence[str]) -> str | None:
-  """The part before the first stop string, or None where none occurs."""
-  places = [place for text in stop if (place := completion.find(text)) >= 0]
-  return completion[:min(places)] if places else None
-
-
-def finish(tokenizer: Any, prompt: Sequence[int], new: Sequence[int], eos_ids: Sequence[int], stop: Sequence[str]
-           ) -> dict[str, Any]:
-  """Completion, ids and finish reason of one row.
-
-  The text is what the new tokens add to the decoded prompt, so that spaces at the seam are right.
-  With a stop string, the ids are the shortest prefix whose text contains it.
-  """
-  start = tokenizer.decode(prompt, skip_special_tokens=True)
-
-  def text(count: int) -> str:
-    whole = tokenizer.decode([*prompt, *new[:count]], skip_special_tokens=True)
-    return whole[len(start):] if whole.startswith(start) else tokenizer.decode(new[:count], skip_special_tokens=True)
-
-  completion = text(len(new))
-  if (before := cut(completion, stop)) is not None:
-    count = next(n for n in range(1, len(new) + 1) if cut(text(n), stop) is not None)
-    return {"completion": before, "token_ids": list(new[:count]), "finish_reason": "stop"}
-  ended = bool(new) and new[-1] in eos_ids
-  return {"completion": completion, "token_ids": list(new), "finish_reason": "stop" if ended else "length"}
+FIELDS = {"id": str, "prompt": str}
 
 
 def generate_file(model_name: str, prompts: pathlib.Path, output: pathlib.Path, *, max_new_tokens: int,
                   batch_size: int = 32, temperature: float = 0.0, seed: int = 0, stop: Sequence[str] = ()) -> int:
-  """Completes the prompts of a file; returns how many.
+  """Completes the prompts of a JSON lines file.
 
-  A row's completion depends on its prompt, its place in the file and the seed, not on the batch.
+  A row's completion depends on its prompt, and if sampled on its place in the file and the seed, but on
+  no other row and not on the batch size. Prompts are given as they are: no chat template is applied.
 
   Args:
-    model_name: local Hugging Face folder or hub id.
+    model_name: folder or hub id of a checkpoint.
     prompts: rows `{"id", "prompt"}`.
-    output: rows `{"id", "prompt", "completion", "token_ids", "finish_reason"}`, in input order;
-      `token_ids` are the new tokens, an EOS included; the reason is "stop" (EOS or a stop string) or "length".
+    output: rows `{"id", "prompt", "completion", "token_ids", "finish_reason"}` in the prompts' order.
+      `completion` is the text after the prompt, without special tokens; `token_ids` are the new tokens,
+      an EOS that ended them included; `finish_reason` is "stop" (an EOS or a stop string) or "length".
     max_new_tokens: new tokens at most, whatever the prompt's length.
     batch_size: rows computed together.
     temperature: 0 is greedy.
     seed: decides what is sampled.
-    stop: a completion ends before the first of these.
+    stop: a completion ends before the first of these to be complete, and `token_ids` with the token that
+      completes it. They are looked for after decoding, so they shorten the text, not the time.
+
+  Returns:
+    The number of rows.
 
   Raises:
-    InputError: anything that is wrong with the model, the rows or the arguments, before any device work.
+    InputError: anything that is wrong with the arguments, the checkpoint, the prompts or the output; all
+      of it but weights that give no finite numbers is found before a device is used.
   """
-  need_at_least_one(max_new_tokens=max_new_tokens, batch_size=batch_size)
-  if not (math.isfinite(temperature) and temperature >= 0):
-    raise InputError(f"is {temperature}", field="--temperature", mend="expected a finite number of at least 0")
-  if "" in stop:
-    raise InputError("is empty", field="--stop", mend="give the text that ends a completion")
-  rows = read_jsonl(prompts, {"id": (str, int), "prompt": str})
-  checked, tokenizer = open_model(model_name)
-  config = checked.config
-  ids = [prompt_ids(tokenizer, row["prompt"], config.eos_ids) for row in rows]
-  for row, tokens in zip(rows, ids, strict=True):
-    if not tokens:
-      raise InputError("has no tokens", file=prompts, line=row["line"], field="prompt", mend="give some text")
-    if len(tokens) + max_new_tokens > config.max_positions:
-      raise InputError(
-          f"has {len(tokens)} tokens, which with {max_new_tokens} new ones exceeds the model's context of "
-          f"{config.max_positions}", file=prompts, line=row["line"], field="prompt",
-          mend="shorten it, or lower --max_new_tokens")
+  _check_arguments(max_new_tokens, batch_size, temperature, seed, stop)
+  rows = read_jsonl(prompts, FIELDS)
+  checked, tokenizer = open_checkpoint(model_name)
+  eos_ids = end_ids(checked)
+  prompt_ids = [_prompt_ids(tokenizer, row, prompts, checked.config.max_positions, max_new_tokens) for row in rows]
+  check_output(prompts, output)
   check_writable(output)
 
-  model = Model(config)
+  model = Model(checked.config)
   params = load_params(checked, model)
-
-  @jax.jit
-  def run(params: Params, tokens: jax.Array, lengths: jax.Array, keys: jax.Array | None) -> Generated:
-    prompted = prefill(model, params, tokens, lengths, max(max_new_tokens - 1, 1))
-    return decode(model, params, prompted, max_new_tokens=max_new_tokens, eos_ids=config.eos_ids,
-                  temperature=temperature, keys=keys)
-
-  results: list[dict[str, Any]] = [{}] * len(rows)
-  with tqdm(total=len(rows), desc="generate", unit="prompt", disable=not sys.stderr.isatty()) as bar:
-    for batch in bucketize(ids, batch_size=min(batch_size, len(rows))):
-      done = run(params, jnp.asarray(batch.tokens), jnp.asarray(batch.lengths), _keys(seed, batch, temperature))
-      new_tokens, counts = np.asarray(done.tokens), np.asarray(done.num_tokens)
-      for slot, index in enumerate(batch.indices):
-        new = [int(token) for token in new_tokens[slot, :counts[slot]]]
-        results[index] = {"id": rows[index]["id"], "prompt": rows[index]["prompt"],
-                          **finish(tokenizer, ids[index], new, config.eos_ids, stop)}
+  keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(len(rows)))
+  finished: dict[int, dict[str, Any]] = {}
+  # A smaller file needs no larger batch, and every bucket has one shape.
+  batches = bucketize(prompt_ids, batch_size=min(batch_size, len(rows)))
+  # `disable=None`: the bar is drawn on terminals only. Full precision: by default accelerators multiply
+  # fp32 in fewer bits, and near-ties between tokens would fall differently than elsewhere.
+  progress = tqdm.tqdm(total=len(rows), desc="generate", unit="row", disable=None)
+  with progress as bar, jax.default_matmul_precision("highest"):
+    for batch in batches:
+      row_keys = keys[np.resize(batch.indices, len(batch.tokens))] if temperature else None
+      generated, sound = jax.device_get(_generate(
+          params, batch.tokens, batch.lengths, temperature, row_keys, model=model, max_new_tokens=max_new_tokens,
+          eos_ids=eos_ids))
+      for slot, index in enumerate(batch.indices.tolist()):
+        if not sound[slot]:
+          raise InputError(f"gives no finite numbers for {prompts}:{rows[index].line}", file=checked.path,
+                           field="--model", mend="give a checkpoint whose weights are finite")
+        new_ids = generated.tokens[slot, :generated.num_tokens[slot]].tolist()
+        finished[index] = _finish(tokenizer, prompt_ids[index], new_ids, bool(generated.finished[slot]), stop)
       bar.update(len(batch.indices))
-  write_jsonl(output, results)
+  write_jsonl(output, ({"id": row["id"], "prompt": row["prompt"], **finished[index]}
+                       for index, row in enumerate(rows)))
   return len(rows)
 
 
-def _keys(seed: int, batch: RowBatch, temperature: float) -> jax.Array | None:
-  """A key for each row of a batch, from its place in the file; none where nothing is sampled."""
-  if temperature == 0:
-    return None
-  index = np.zeros(len(batch.lengths), np.int32)
-  index[:len(batch.indices)] = batch.indices
-  return jax.vmap(lambda row: jax.random.fold_in(jax.random.key(seed), row))(jnp.asarray(index))
+def _check_arguments(max_new_tokens: int, batch_size: int, temperature: float, seed: int, stop: Sequence[str]) -> None:
+  if max_new_tokens < 1:
+    raise InputError(f"is {max_new_tokens}", field="--max_new_tokens", mend="expected at least 1")
+  check_batch_size(batch_size)
+  if not (math.isfinite(temperature) and temperature >= 0):
+    raise InputError(f"is {temperature}", field="--temperature", mend="expected 0 (greedy) or a positive number")
+  if not 0 <= seed < 2**32:  # a larger one is cut to 32 bits in silence
+    raise InputError(f"is {seed}", field="--seed", mend="expected 0 to 4294967295")
+  if "" in stop:
+    raise InputError("is empty", field="--stop", mend="give text, or leave the flag out")
+
+
+def _prompt_ids(tokenizer: Any, row: Row, file: pathlib.Path, max_positions: int, max_new_tokens: int) -> list[int]:
+  ids = row_ids(tokenizer, row["prompt"], file, row, "prompt")
+  if not ids:
+    raise InputError("gives no token", file=file, line=row.line, field="prompt",
+                     mend="give text: the checkpoint's tokenizer puts no token in front of an empty prompt")
+  if len(ids) + max_new_tokens > max_positions:
+    raise InputError(f"has {len(ids)} tokens, and with {max_new_tokens} new ones more than the model's "
+                     f"{max_positions} positions", file=file, line=row.line, field="prompt",
+                     mend="shorten it, or lower --max_new_tokens")
+  return ids
+
+
+@functools.partial(jax.jit, static_argnames=("model", "max_new_tokens", "eos_ids"))
+def _generate(params: Params, tokens: Int[Array, "B P"], lengths: Int[Array, " B"], temperature: Float[Array, ""],
+              keys: Key[Array, " B"] | None, *, model: Model, max_new_tokens: int, eos_ids: tuple[int, ...]
+              ) -> tuple[Generated, Bool[Array, " B"]]:
+  """Completions, and whether the state after each prompt is finite (an argmax over NaN still is a token)."""
+  prompted = prefill(model, params, tokens, lengths, max(1, max_new_tokens - 1))
+  generated = decode(model, params, prompted, max_new_tokens=max_new_tokens, eos_ids=eos_ids,
+                     temperature=temperature, keys=keys)
+  return generated, jnp.all(jnp.isfinite(prompted.last_hidden), -1)
+
+
+def completion_text(tokenizer: Any, prompt: Sequence[int], new: Sequence[int]) -> str:
+  """What new tokens add to a prompt's text, special tokens left out.
+
+  The whole is decoded and the prompt's text taken off: decoded alone, some tokenizers strip the space
+  in front of the first word. Where the prompt's text is no prefix of the whole (it ended within a
+  character), the new tokens are decoded alone.
+  """
+  decode_ids = lambda ids: tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+  before, whole = decode_ids(list(prompt)), decode_ids([*prompt, *new])
+  return whole[len(before):] if whole.startswith(before) else decode_ids(list(new))
+
+
+def find_stop(text: str, stop: Sequence[str]) -> tuple[int, int] | None:
+  """Where the first stop string to be complete begins and ends in a text; of two, the longer one."""
+  found = [(begin + len(string), begin) for string in stop if (begin := text.find(string)) >= 0]
+  return min(found)[::-1] if found else None
+
+
+def _finish(tokenizer: Any, prompt: Sequence[int], new: list[int], ended: bool, stop: Sequence[str]
+            ) -> dict[str, Any]:
+  """The fields that a completion adds to its row."""
+  # Without the EOS, which a tokenizer need not know as a special token.
+  words = new[:-1] if ended else new
+  text = completion_text(tokenizer, prompt, words)
+  span = find_stop(text, stop)
+  if span is None:
+    return {"completion": text, "token_ids": new, "finish_reason": "stop" if ended else "length"}
+  few, enough = 0, len(words)  # once the stop string is complete it stays, so that halving finds its token
+  while enough - few > 1:
+    middle = (few + enough) // 2
+    complete = find_stop(completion_text(tokenizer, prompt, words[:middle]), stop) is not None
+    few, enough = (few, middle) if complete else (middle, enough)
+  return {"completion": text[:span[0]], "token_ids": words[:enough], "finish_reason": "stop"}

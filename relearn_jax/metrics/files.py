@@ -1,82 +1,99 @@
-"""`relearn score`: answers in a file, their log-probabilities in another."""
+"""A file of prompts and answers to a file of log-probabilities."""
 
+import functools
+import math
 import pathlib
-import sys
-from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
+import tqdm
+from jaxtyping import Array, Float, Int
 
 from relearn_jax.data.batches import bucketize
-from relearn_jax.data.jsonl import check_writable, read_jsonl, write_jsonl
+from relearn_jax.data.jsonl import Row, check_writable, read_jsonl, write_jsonl
 from relearn_jax.errors import InputError
-from relearn_jax.generation.files import need_at_least_one, open_model, prompt_ids
+from relearn_jax.generation.prompts import check_batch_size, check_output, open_checkpoint, row_ids
 from relearn_jax.metrics.likelihood import token_logprobs
 from relearn_jax.models.checkpoint import load_params
 from relearn_jax.models.model import Model, Params
 
-
-def split_tokens(tokenizer: Any, prompt: str, answer: str, eos_ids: Sequence[int]) -> tuple[list[int], int]:
-  """Tokens of prompt and answer as one text, and where the answer's tokens begin.
-
-  The answer begins at the first token that differs from the prompt tokenized alone; where a token
-  spans the seam, it counts as the answer's. No EOS is added.
-  """
-  alone, whole = prompt_ids(tokenizer, prompt, eos_ids), prompt_ids(tokenizer, prompt + answer, eos_ids)
-  start = next((i for i, (a, b) in enumerate(zip(alone, whole, strict=False)) if a != b), min(len(alone), len(whole)))
-  return whole, start
+FIELDS = {"id": str, "prompt": str, "answer": str}
 
 
 def score_file(model_name: str, data: pathlib.Path, output: pathlib.Path, *, batch_size: int = 32) -> int:
-  """Scores the answers of a file; returns how many.
+  """Scores the answers of a JSON lines file under a checkpoint, by natural logarithms in fp32.
+
+  Which tokens are the answer's: prompt and answer are joined as they are and tokenized as one text, and
+  the answer's tokens are those after the prompt's own. Where the tokenizer merges the end of the prompt
+  with the start of the answer, they are those from the first on that differs from the prompt's own. A
+  space between the two belongs into the answer or the prompt. No EOS is added to the answer.
 
   Args:
-    model_name: local Hugging Face folder or hub id.
+    model_name: folder or hub id of a checkpoint.
     data: rows `{"id", "prompt", "answer"}`.
-    output: rows `{"id", "logprob_sum", "num_tokens", "token_logprobs"}` in input order: natural
-      logarithms in fp32, of the answer's tokens only (see `split_tokens`).
-    batch_size: rows computed together.
+    output: rows `{"id", "logprob_sum", "num_tokens", "token_logprobs"}` in the same order.
+    batch_size: rows computed together; no row's numbers depend on the others.
+
+  Returns:
+    The number of rows.
 
   Raises:
-    InputError: anything that is wrong with the model, the rows or the arguments, before any device work.
+    InputError: anything that is wrong with the arguments, the checkpoint, the rows or the output; all of
+      it but weights that give no finite numbers is found before a device is used.
   """
-  need_at_least_one(batch_size=batch_size)
-  rows = read_jsonl(data, {"id": (str, int), "prompt": str, "answer": str})
-  checked, tokenizer = open_model(model_name)
-  config = checked.config
-  split = [split_tokens(tokenizer, row["prompt"], row["answer"], config.eos_ids) for row in rows]
-  for row, (tokens, start) in zip(rows, split, strict=True):
-    where = {"file": data, "line": row["line"]}
-    if start >= len(tokens):
-      raise InputError("has no tokens", field="answer", mend="give the text to score", **where)
-    if start == 0:
-      raise InputError("has no tokens, so the answer's first token has nothing before it", field="prompt",
-                       mend="give a prompt", **where)
-    if len(tokens) > config.max_positions:
-      raise InputError(f"has with the answer {len(tokens)} tokens, more than the model's context of "
-                       f"{config.max_positions}", field="prompt", mend="shorten it", **where)
+  check_batch_size(batch_size)
+  rows = read_jsonl(data, FIELDS)
+  checked, tokenizer = open_checkpoint(model_name)
+  parts = [_split_ids(tokenizer, row, data, checked.config.max_positions) for row in rows]
+  check_output(data, output)
   check_writable(output)
 
-  model = Model(config)
+  model = Model(checked.config)
   params = load_params(checked, model)
-
-  @jax.jit
-  def run(params: Params, tokens: jax.Array) -> jax.Array:
-    hidden = model.hidden(params, tokens)
-    return token_logprobs(hidden[:, :-1], model.head(params), tokens[:, 1:])
-
-  results: list[dict[str, Any]] = [{}] * len(rows)
-  with tqdm(total=len(rows), desc="score", unit="answer", disable=not sys.stderr.isatty()) as bar:
-    for batch in bucketize([tokens for tokens, _ in split], batch_size=min(batch_size, len(rows))):
-      logprobs = np.asarray(run(params, jnp.asarray(batch.tokens)))
-      for slot, index in enumerate(batch.indices):
-        tokens, start = split[index]
-        values = logprobs[slot, start - 1:len(tokens) - 1]
-        results[index] = {"id": rows[index]["id"], "logprob_sum": float(values.sum(dtype=np.float64)),
-                          "num_tokens": len(values), "token_logprobs": [float(value) for value in values]}
+  scores: dict[int, list[float]] = {}
+  batches = bucketize([ids for ids, _ in parts], batch_size=min(batch_size, len(rows)))
+  # `disable=None`: the bar is drawn on terminals only. Full precision: by default accelerators multiply
+  # fp32 in fewer bits, which shows in the third decimal.
+  progress = tqdm.tqdm(total=len(rows), desc="score", unit="row", disable=None)
+  with progress as bar, jax.default_matmul_precision("highest"):
+    for batch in batches:
+      logprobs = np.asarray(_score(params, batch.tokens, model=model))
+      for slot, index in enumerate(batch.indices.tolist()):
+        ids, start = parts[index]
+        scores[index] = logprobs[slot, start - 1:len(ids) - 1].tolist()
+        if not all(map(math.isfinite, scores[index])):
+          raise InputError(f"gives no finite numbers for {data}:{rows[index].line}", file=checked.path,
+                           field="--model", mend="give a checkpoint whose weights are finite")
       bar.update(len(batch.indices))
-  write_jsonl(output, results)
+  write_jsonl(output, ({"id": row["id"], "logprob_sum": math.fsum(scores[index]), "num_tokens": len(scores[index]),
+                        "token_logprobs": scores[index]} for index, row in enumerate(rows)))
   return len(rows)
+
+
+def _split_ids(tokenizer: Any, row: Row, file: pathlib.Path, max_positions: int) -> tuple[list[int], int]:
+  """Ids of prompt and answer, and where the answer's begin."""
+  fail = lambda problem, field, mend: InputError(problem, file=file, line=row.line, field=field, mend=mend)
+  if not row["answer"]:
+    raise fail("is empty", "answer", "give the text to score")
+  prompt = row_ids(tokenizer, row["prompt"], file, row, "prompt")
+  ids = row_ids(tokenizer, row["prompt"] + row["answer"], file, row, "answer")
+  same = (mine == whole for mine, whole in zip(prompt, ids, strict=False))
+  start = next((place for place, equal in enumerate(same) if not equal), min(len(prompt), len(ids)))
+  if start == len(ids):
+    raise fail("adds no token to the prompt", "answer", "give text that the checkpoint's tokenizer keeps")
+  if start == 0:
+    raise fail("leaves no token in front of the answer", "prompt",
+               "give a prompt: the checkpoint's tokenizer puts no token in front of it")
+  if len(ids) > max_positions:
+    raise fail(f"ends at token {len(ids)}, counted with the prompt, beyond the model's {max_positions} positions",
+               "answer", "shorten it or its prompt")
+  return ids, start
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _score(params: Params, tokens: Int[Array, "B T"], *, model: Model) -> Float[Array, "B T-1"]:
+  """Log-probability of every token but the first."""
+  hidden, head = model.hidden(params, tokens), model.head(params)
+  # Row by row: the logits of a whole batch would be its largest array by far.
+  return jax.lax.map(lambda row: token_logprobs(row[0], head, row[1]), (hidden[:, :-1], tokens[:, 1:]))

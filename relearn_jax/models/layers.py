@@ -95,6 +95,27 @@ def apply_rope(x: Float[Array, "B T heads H"], context: Context) -> Float[Array,
   return jnp.concatenate(turned, axis=-1).astype(x.dtype)
 
 
+def attend(q: Float[Array, "B T N H"], k: Float[Array, "B S K H"], v: Float[Array, "B S K H"],
+           mask: Bool[Array, "B T S"]) -> Float[Array, "B T N H"]:
+  """Softmax attention, in fp32 between the two products; N / K query heads share a key-value head.
+
+  Args:
+    q: queries.
+    k: keys.
+    v: values.
+    mask: true where a query may look; a query that may look nowhere sees the mean of all values.
+  """
+  grouped = q.reshape(*q.shape[:2], k.shape[2], -1, q.shape[-1])
+  scores = jnp.einsum("btkgh,bskh->bkgts", grouped, k, preferred_element_type=jnp.float32)
+  scores = jnp.where(mask[:, None, None], scores * (1.0 / math.sqrt(q.shape[-1])), jnp.finfo(jnp.float32).min)
+  weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
+  # Times the reciprocal, not divided: XLA makes that change in some programs and not in others,
+  # which would let a result's last bit depend on the number of devices.
+  weights = weights * (1.0 / jnp.sum(weights, axis=-1, keepdims=True))
+  out = jnp.einsum("bkgts,bskh->btkgh", weights.astype(v.dtype), v)
+  return out.reshape(q.shape)
+
+
 class Attention(nn.Module):
   """Multi-head or grouped-query attention with rotary positions; softmax in fp32."""
 
@@ -110,14 +131,12 @@ class Attention(nn.Module):
     k = apply_rope(heads("k", c.num_kv_heads), context)
     v = heads("v", c.num_kv_heads)
     if cache is None:
-      out = jax.nn.dot_product_attention(q, k, v, is_causal=True)
+      out = attend(q, k, v, jnp.tri(q.shape[1], dtype=bool)[None])
     else:
       write = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), context.step, 1)
       k, v = write(cache.new_k, k), write(cache.new_v, v)
       assert context.mask is not None
-      out = jax.nn.dot_product_attention(
-          q, jnp.concatenate([cache.prompt_k, k], 1), jnp.concatenate([cache.prompt_v, v], 1),
-          mask=context.mask[:, None])
+      out = attend(q, jnp.concatenate([cache.prompt_k, k], 1), jnp.concatenate([cache.prompt_v, v], 1), context.mask)
     out = Linear(c.hidden_size, ("embed", "heads"), name="o")(out.reshape(*x.shape[:2], -1))
     return out, (k, v)
 

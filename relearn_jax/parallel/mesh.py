@@ -5,6 +5,7 @@ run never crosses a device, so its numbers do not depend on how many devices the
 padded to a multiple of the devices by repeating the first ones; the copies are dropped on return.
 """
 
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
@@ -48,6 +49,30 @@ def pad_runs(tree: Tree, size: int) -> Tree:
 def shard_runs(tree: Tree, mesh: Mesh) -> Tree:
   """Pads the runs and lays them out over the devices; every process passes the whole arrays."""
   return jax.device_put(pad_runs(tree, padded_runs(jax.tree.leaves(tree)[0].shape[0], mesh)), runs_sharding(mesh))
+
+
+def map_runs(function: Callable[[Any, Any], Any], mesh: Mesh, stacked: Callable[[Any, Any], Any] | None = None
+             ) -> Callable[[Any, Any], Any]:
+  """Applies a function of one run to every run; to be called under `jax.jit`.
+
+  Each device works through its own runs: all at once on accelerators, one after the other on CPU,
+  where that is faster, needs the memory of one run, and compiles to the same arithmetic for a run
+  however many there are, so that results are equal to the bit on any number of devices.
+
+  Args:
+    function: (one run's tree, what all runs share) -> tree.
+    mesh: where the runs lie.
+    stacked: what accelerators call instead of `jax.vmap(function)`, on `[runs, ...]` of a device.
+
+  Returns:
+    (tree of `[runs, ...]`, padded and sharded; shared tree) -> tree of `[runs, ...]`.
+  """
+  def device(trees: Any, shared: Any) -> Any:
+    if mesh.devices.flat[0].platform == "cpu":
+      return jax.lax.map(lambda tree: function(tree, shared), trees)
+    return (stacked or jax.vmap(function, in_axes=(0, None)))(trees, shared)
+  return jax.shard_map(device, mesh=mesh, in_specs=(PartitionSpec(RUNS), PartitionSpec()),
+                       out_specs=PartitionSpec(RUNS), check_vma=False)
 
 
 def to_host(tree: Tree, num_runs: int | None = None) -> Tree:

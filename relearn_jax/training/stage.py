@@ -77,14 +77,14 @@ def run_stage(stage: Stage, model: Model, start: Callable[[], Params], mesh: Mes
   resume = folder / "resume"
   first = max(checkpoints.saved_steps(resume), default=0)
   params = start()
-  batch = add_references(model, params, batch, objective.needs)  # the reference is the model at step 0
+  batch = add_references(model, params, batch, objective.needs, mesh)  # the reference is the model at step 0
   state = begin(params)
   del params
   if first:
     one_run = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), state)
     state = shard_runs(checkpoints.load_tree(checkpoints.step_path(resume, first), one_run, len(stage.runs)), mesh)
   log.truncate(stage.name, first)
-  step_fn = make_step(model, stage.build)
+  step_fn = make_step(model, stage.build, mesh)
   real, padded = count_tokens([stage.batch[name] for name in sorted(objective.rows)])
 
   saved = time.monotonic()

@@ -5,18 +5,21 @@ them, so U, N and O take the same step by construction. Learning rates and loss 
 one executable serves every cell of a shape.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from relearn_jax.metrics.likelihood import token_logprobs
 from relearn_jax.models.model import Model, Params
 from relearn_jax.objectives.core import Batch, Need, Objective, Outputs, TokenRows
 from relearn_jax.objectives.methods import Hyper
+from relearn_jax.parallel.mesh import map_runs
 
 Build = Callable[[Hyper], Objective]
 
@@ -82,14 +85,17 @@ def train_step(model: Model, build: Build, state: TrainState, batch: Batch, hype
           StepLog(loss, terms, optax.tree.norm(grads)))
 
 
-def make_step(model: Model, build: Build) -> Callable[[TrainState, Batch, Hyper], tuple[TrainState, StepLog]]:
+def make_step(model: Model, build: Build, mesh: Mesh
+              ) -> Callable[[TrainState, Batch, Hyper], tuple[TrainState, StepLog]]:
   """The jitted step over stacked runs; the state passed in is donated."""
+  mapped = map_runs(lambda run, _: train_step(model, build, *run), mesh)
+
   def step(state: TrainState, batch: Batch, hyper: Hyper) -> tuple[TrainState, StepLog]:
-    return jax.vmap(lambda s, b, h: train_step(model, build, s, b, h))(state, batch, hyper)
+    return mapped((state, batch, hyper), ())
   return jax.jit(step, donate_argnums=0)
 
 
-def add_references(model: Model, params: Params, batch: Batch, needs: frozenset[Need]) -> Batch:
+def add_references(model: Model, params: Params, batch: Batch, needs: frozenset[Need], mesh: Mesh) -> Batch:
   """Computes what an objective wants of the reference model, once, and puts it beside the rows.
 
   Args:
@@ -97,9 +103,10 @@ def add_references(model: Model, params: Params, batch: Batch, needs: frozenset[
     params: the reference's parameters, stacked `[runs, ...]`; they may be donated afterwards.
     batch: data set name -> stacked rows.
     needs: the objective's declaration.
+    mesh: where the runs lie.
   """
-  def one(params: Params, rows: TokenRows, kinds: tuple[str, ...]) -> Mapping[str, Array]:
-    outputs = model_outputs(model, params, rows)
+  def one(kinds: tuple[str, ...], run: tuple[Params, TokenRows], _: object) -> Mapping[str, Array]:
+    outputs = model_outputs(model, *run)
     found: dict[str, Array] = {}
     if "logprobs" in kinds:
       found["logprobs"] = outputs.logprobs
@@ -110,6 +117,6 @@ def add_references(model: Model, params: Params, batch: Batch, needs: frozenset[
   after = dict(batch)
   for name in sorted({need.rows for need in needs}):
     kinds = tuple(sorted(need.kind for need in needs if need.rows == name))
-    compute = jax.jit(jax.vmap(lambda p, r, kinds=kinds: one(p, r, kinds)))
-    after[name] = batch[name]._replace(reference=compute(params, batch[name]))
+    compute = jax.jit(map_runs(functools.partial(one, kinds), mesh))
+    after[name] = batch[name]._replace(reference=compute((params, batch[name]), ()))
   return after
