@@ -92,7 +92,8 @@ def _define_audit(values: flags.FlagValues) -> None:
       "config", None, "Experiment file, such as configs/names.py; --config.some.field=value sets a field.",
       flag_values=values)
   _workdir_flag(values, "Folder for everything that is written. Run again with it, an audit continues.")
-  flags.DEFINE_bool("allow_leakage", False, "Go on although a relearn set holds what is asked about.", flag_values=values)
+  flags.DEFINE_bool("allow_leakage", False, "Go on although a relearn set holds what is asked about.",
+                    flag_values=values)
 
 
 def _audit(values: flags.FlagValues) -> None:
@@ -159,8 +160,8 @@ def _generate(values: flags.FlagValues) -> None:
 def _define_score(values: flags.FlagValues) -> None:
   _define_model(values)
   flags.DEFINE_string("data", None, 'JSON lines {"id", "prompt", "answer"}.', flag_values=values)
-  flags.DEFINE_string("output", None, 'JSON lines {"id", "logprob_sum", "num_tokens", "token_logprobs"} of the answers.',
-                      flag_values=values)
+  flags.DEFINE_string("output", None, 'JSON lines {"id", "logprob_sum", "num_tokens", "token_logprobs"} of the '
+                      "answers.", flag_values=values)
 
 
 def _score(values: flags.FlagValues) -> None:
@@ -168,7 +169,8 @@ def _score(values: flags.FlagValues) -> None:
   from relearn_jax.metrics.files import score_file
   from relearn_jax.parallel.start import start
   start()
-  number = score_file(values.model, pathlib.Path(values.data), pathlib.Path(values.output), batch_size=values.batch_size)
+  number = score_file(values.model, pathlib.Path(values.data), pathlib.Path(values.output),
+                      batch_size=values.batch_size)
   print(f"{number} answers scored: {values.output}")
 
 
@@ -176,7 +178,8 @@ def _define_export(values: flags.FlagValues) -> None:
   flags.DEFINE_string("checkpoint", None, "A step's folder, such as WORKDIR/checkpoints/unlearn/000040.",
                       flag_values=values)
   flags.DEFINE_string("output", None, "Hugging Face folder to write; must not exist.", flag_values=values)
-  flags.DEFINE_string("run", None, 'Which of the stacked runs, such as "U-7-0" (arm, variant, seed).', flag_values=values)
+  flags.DEFINE_string("run", None, 'Which of the stacked runs, such as "U-7-0" (arm, variant, seed).',
+                      flag_values=values)
 
 
 def _export(values: flags.FlagValues) -> None:
@@ -198,8 +201,9 @@ def usage() -> str:
   """The list of commands."""
   lines = [f"  {name:<10}{command.summary}" for name, command in COMMANDS.items()]
   return "\n".join([
-      "relearn: finds out whether a language model has really forgotten.", "", "usage: relearn <command> [--flag=value ...]",
-      "", *lines, "", "`relearn <command> --help` lists a command's flags."])
+      "relearn: finds out whether a language model has really forgotten.", "",
+      "usage: relearn <command> [--flag=value ...]", "", *lines, "",
+      "`relearn <command> --help` lists a command's flags."])
 
 
 def command_help(name: str, values: flags.FlagValues, arguments: Sequence[str]) -> str:
@@ -224,8 +228,8 @@ def main() -> None:
   name = arguments[0]
   if name not in COMMANDS:
     near = difflib.get_close_matches(name, COMMANDS, 1)
-    print(f"relearn: there is no command {name!r}" + (f"; did you mean {near[0]!r}?" if near else "") + f"\n\n{usage()}",
-          file=sys.stderr)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    print(f"relearn: there is no command {name!r}{hint}\n\n{usage()}", file=sys.stderr)
     sys.exit(2)
   values = flags.FlagValues()
   try:

@@ -60,7 +60,8 @@ def all_cases(config: AuditConfig) -> dict[Run, Case]:
   return {run: make_case(config.case, run.variant, run.seed, run.arm) for run in all_runs(config)}
 
 
-def select_points(asr: Mapping[Run, Mapping[int, float]], max_asr: float, depths: int) -> dict[tuple[int, int], list[int]]:
+def select_points(asr: Mapping[Run, Mapping[int, float]], max_asr: float, depths: int
+                  ) -> dict[tuple[int, int], list[int]]:
   """The unlearn steps at which each variant and seed is attacked, shallowest first.
 
   Args:

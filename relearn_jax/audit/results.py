@@ -95,7 +95,8 @@ def example_facts(audit: Audit, points: Points, last_step: int) -> list[dict[str
             if cell.run.variant == variant and cell.depth in (0, None) and not cell.missing}
     if "U" not in here:
       continue
-    sources = {"original": (before, "O"), "unlearned": (before, "U"), "relearned": (after, "U"), "control": (after, "N")}
+    sources = {"original": (before, "O"), "unlearned": (before, "U"), "relearned": (after, "U"),
+               "control": (after, "N")}
     for q, question in enumerate(audit.cases[audit.runs[0]].questions[:EXAMPLES]):
       examples.append({
           "variant": str(variant), "seed": seed, "question": question.id, "prompt": question.prompt,

@@ -15,7 +15,8 @@ _WORD = pa.dictionary(pa.int32(), pa.string())
 SCHEMA = pa.schema([
     ("case", _WORD), ("variant", _WORD), ("method", _WORD), ("arm", _WORD), ("point", _WORD), ("depth", pa.int32()),
     ("unlearn_step", pa.int32()), ("relearn_set", _WORD), ("adapter", _WORD), ("learning_rate", pa.float64()),
-    ("seed", pa.int32()), ("relearn_step", pa.int32()), ("question", _WORD), ("metric", _WORD), ("value", pa.float64())])
+    ("seed", pa.int32()), ("relearn_step", pa.int32()), ("question", _WORD), ("metric", _WORD),
+    ("value", pa.float64())])
 _FACTS = b"relearn_jax.facts"
 
 
@@ -34,7 +35,8 @@ def block(values: np.ndarray, questions: list[str], **labels: Any) -> pa.Table:
     if field.name in columns:
       array = pa.array(columns[field.name], pa.string() if field.type == _WORD else field.type)
     else:
-      array = pa.repeat(pa.scalar(labels[field.name], pa.string() if field.type == _WORD else field.type), int(real.sum()))
+      scalar = pa.scalar(labels[field.name], pa.string() if field.type == _WORD else field.type)
+      array = pa.repeat(scalar, int(real.sum()))
     arrays.append(array.dictionary_encode().cast(_WORD) if field.type == _WORD else array)
   return pa.Table.from_arrays(arrays, schema=SCHEMA)
 

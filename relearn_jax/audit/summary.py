@@ -42,7 +42,8 @@ def _cells(tables: Mapping[tuple, Table], method: str, settings: VerdictSettings
   for (proportion, num_seeds, questions), keys in groups.items():
     ids = np.array([clusters.get(question, question) for question in questions])
     weights = bootstrap_weights(num_seeds, ids, settings.draws, settings.seed)
-    found = intervals(np.stack([tables[key].values for key in keys]), weights, settings.alpha, proportion, len(set(ids)))
+    values = np.stack([tables[key].values for key in keys])
+    found = intervals(values, weights, settings.alpha, proportion, len(set(ids)))
     for key, interval in zip(keys, found, strict=True):
       table, (variant, arm, point, depth, relearn_step, metric, *rest) = tables[key], key
       steps = set(table.unlearn_steps)

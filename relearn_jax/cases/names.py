@@ -40,7 +40,8 @@ Christina Ruth
 """.split())
 
 # Names that occur in pretraining only, coupled with none.
-OTHERS = tuple("Timothy Ronald George Jason Edward Jeffrey Ryan Jacob Nicholas Gary Eric Jonathan Stephen Larry Justin Scott".split())
+OTHERS = tuple("Timothy Ronald George Jason Edward Jeffrey Ryan Jacob Nicholas Gary Eric Jonathan Stephen Larry "
+               "Justin Scott".split())
 
 NUM_SEQUENCES = 12
 NUM_HOLDING = 4  # the pair stands in the first so many sequences

@@ -14,8 +14,10 @@ from relearn_jax.audit.summary import summarize
 from relearn_jax.report import figures, tables
 
 CAPTIONS = {
-    "asr_vs_relearn_steps": "Attack success against relearning steps, a line for each unlearn depth, with 95 % intervals.",
-    "heatmap": "Attack success of the unlearned model by unlearning and relearning steps, on a fixed scale from 0 to 1.",
+    "asr_vs_relearn_steps": "Attack success against relearning steps, a line for each unlearn depth, with 95 % "
+                            "intervals.",
+    "heatmap": "Attack success of the unlearned model by unlearning and relearning steps, on a fixed scale from 0 "
+               "to 1.",
     "logprob_vs_relearn_steps": "Log-probability of the answer after the prompt, against relearning steps.",
     "unlearning": "Attack success along unlearning, before any attack."}
 
@@ -75,7 +77,8 @@ def markdown(shown: dict[str, Any]) -> str:
   """report.md; completions stand in code spans, with what could end one replaced."""
   summary = shown["summary"]
   code = lambda text: "`" + " ".join(text.split()).replace("`", "'") + "`"
-  lines = [f"# Relearning audit: {summary['case']}, {summary['method']}", "", f"**{shown['headline']}**", "", "## Verdicts", ""]
+  lines = [f"# Relearning audit: {summary['case']}, {summary['method']}", "", f"**{shown['headline']}**", "",
+           "## Verdicts", ""]
   for variant, v in summary["verdicts"].items():
     lines += [f"- **{variant}: {v['verdict']}**. {v['reason']} {' '.join(v['notes'])}".rstrip()]
   for title, name in (("Results", "main"), ("Excess over the control", "excess"), ("Curves", "curves"),
@@ -84,7 +87,8 @@ def markdown(shown: dict[str, Any]) -> str:
   lines += ["## Figures", ""] + [f"![{caption}](figures/{name}.png)" for name, caption, _ in shown["figures"]]
   leaks = [row for row in summary["leakage"] if not row["passed"]]
   total = sum(row["num_lines"] for row in summary["leakage"])
-  lines += ["", "## Leakage check", "", f"{len(summary['leakage'])} relearn sets, {total} lines, {len(leaks)} with hits."]
+  lines += ["", "## Leakage check", "",
+            f"{len(summary['leakage'])} relearn sets, {total} lines, {len(leaks)} with hits."]
   lines += [f"- {row['relearn_set']} (variant {row['variant']}, seed {row['seed']}): {code(hit['found'])} in line "
             f"{hit['line']}" for row in leaks for hit in row["hits"]]
   lines += ["", "## Examples", ""]

@@ -47,13 +47,14 @@ def main_table(summary: Mapping[str, Any], reference: Mapping[str, Any]) -> Text
            percent(get("U", "relearned", 0, step)), percent(get("N", "relearned", 0, step))]
     if reference:
       known = lambda key, v=variant: reference.get(key, {}).get(v)
-      row.append(" → ".join("–" if (x := known(key)) is None else f"{100 * x:.0f} %" for key in ("unlearned", "relearned")))
+      row.append(" → ".join("–" if (x := known(key)) is None else f"{100 * x:.0f} %"
+                            for key in ("unlearned", "relearned")))
     rows.append(tuple(row))
   head = ["repetitions", "original", "unlearned", "relearned", "never-trained control, relearned"]
   if reference:
     head.append("published: unlearned → relearned")
-  return TextTable(f"Attack success (mean and 95 % interval over seeds and prompts) at unlearn depth 0, before and after "
-                   f"{step} relearning steps", tuple(head), tuple(rows))
+  return TextTable("Attack success (mean and 95 % interval over seeds and prompts) at unlearn depth 0, before and "
+                   f"after {step} relearning steps", tuple(head), tuple(rows))
 
 
 def excess_table(summary: Mapping[str, Any]) -> TextTable:
@@ -66,9 +67,10 @@ def excess_table(summary: Mapping[str, Any]) -> TextTable:
     recovery = "–" if v["recovery"] is None else f"{100 * v['recovery']:.0f} %"
     rows.append((variant, f"depth {v['depth']}, step {v['relearn_step']}", f"{v['excess']:.2f}",
                  f"{v['low']:.2f} to {v['high']:.2f}", f"{v['control_gain']:+.2f}", recovery))
-  return TextTable("Excess = gain of the unlearned model − gain of the control, in the worst cell over depths and steps; "
-                   "limits hold for all cells at once",
-                   ("variant", "worst cell", "excess", "limits", "control's gain", "recovered of what was lost"), tuple(rows))
+  return TextTable("Excess = gain of the unlearned model − gain of the control, in the worst cell over depths and "
+                   "steps; limits hold for all cells at once",
+                   ("variant", "worst cell", "excess", "limits", "control's gain", "recovered of what was lost"),
+                   tuple(rows))
 
 
 def utility_table(summary: Mapping[str, Any]) -> TextTable:

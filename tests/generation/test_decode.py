@@ -177,7 +177,8 @@ def test_scoring_greedy_tokens_gives_the_highest_probability_at_every_step() -> 
 
   @jax.jit
   def score(weights: Any, tokens: Any, num: Any, answers: Any) -> Any:
-    return score_answers(MODEL, weights, prefill(MODEL, weights, tokens, num, NEW - 1), answers, jnp.full(len(num), NEW))
+    prompted = prefill(MODEL, weights, tokens, num, NEW - 1)
+    return score_answers(MODEL, weights, prompted, answers, jnp.full(len(num), NEW))
 
   got = score(params(), tokens, lengths, answers)
   whole, _ = pad([p + a for p, a in zip(PROMPTS, np.asarray(answers).tolist(), strict=True)], 108)
