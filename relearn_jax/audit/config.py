@@ -34,7 +34,7 @@ class BaseConfig:
   max_names: int = 26
   steps: int = 600
   batch_size: int = 32
-  learning_rate: float = 3e-3
+  learning_rate: float = 1e-3
   warmup_steps: int = 30
   seed: int = 0
 
@@ -52,7 +52,7 @@ class MemorizeConfig:
 class MethodConfig:
   """Learning rate and hyper-parameters of one unlearning method; it reads those that it takes."""
 
-  learning_rate: float = 1e-4
+  learning_rate: float = 5e-5
   weight_decay: float = 0.0
   retain_weight: float = 1.0
   beta: float = 0.1

@@ -136,6 +136,10 @@ def judge(tables: Tables, variant: str, all_seeds: Sequence[int], leakage: Seque
   ids = np.array([(clusters or {}).get(q, q) for q in questions])
   weights = bootstrap_weights(len(seeds), ids, settings.draws, settings.seed)
   worst = worst_cell(excess, weights, settings.alpha, len(set(ids)))
+  # No model can gain more than is left to gain: a bootstrap over few seeds does not know.
+  gone = [tables.get((variant, "N", "unlearned", d, 0, "asr")) for d, _ in cells]
+  most = 1.0 + max(float(table.only(seeds).mean()) for table in gone if table is not None)
+  worst = dataclasses.replace(worst, low=max(worst.low, -most), high=min(worst.high, most))
   depth, step = cells[worst.index]
   mean = lambda arm, point, d, s: float(tables[variant, arm, point, d, s, "asr"].only(seeds).mean())
   before, after = mean("U", "unlearned", depth, 0), mean("U", "relearned", depth, step)
