@@ -109,11 +109,13 @@ def _audit(values: flags.FlagValues) -> None:
 
 def _show(workdir: pathlib.Path) -> None:
   import json
+  import shutil
 
   from relearn_jax.audit.rows import read_rows
   from relearn_jax.report.tables import closing
   _, facts = read_rows(workdir / "results.parquet")
-  print(closing(json.loads((workdir / "summary.json").read_text()), facts.get("reference", {})))
+  width = max(60, min(shutil.get_terminal_size((120, 24)).columns, 120))
+  print(closing(json.loads((workdir / "summary.json").read_text()), facts.get("reference", {}), width))
   print(f"\nReport: {workdir / 'report.html'}")
 
 

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import pathlib
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -102,6 +103,8 @@ def _compute(config: AuditConfig, workdir: pathlib.Path, cache: pathlib.Path) ->
   with clock("relearn"):
     for seed in config.case.seeds:
       relearn(state, seed, cells_of_seed(config, seed, points, last))
+  for left in state.checkpoints.glob("*/resume"):  # of a stage that was killed after its last result
+    shutil.rmtree(left)
   with clock("results"):
     tables: list[Any] = results.result_tables(state, points, last)
     facts = results.make_facts(state, points, last, clock.seconds)

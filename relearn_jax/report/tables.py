@@ -1,6 +1,7 @@
 """The tables of a report as plain rows of text, the same for HTML, Markdown and the terminal."""
 
 import dataclasses
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -122,8 +123,16 @@ def plain(table: TextTable) -> str:
   return "\n".join([line(table.head), "  ".join("─" * width for width in widths), *map(line, table.rows)])
 
 
-def closing(summary: Mapping[str, Any], reference: Mapping[str, Any]) -> str:
-  """What the terminal shows at the end: the main table and a verdict a line."""
-  verdicts = [f"  {variant}: {v['verdict']}. {v['reason']}" for variant, v in summary["verdicts"].items()]
+def closing(summary: Mapping[str, Any], reference: Mapping[str, Any], width: int) -> str:
+  """What the terminal shows at the end: the main table and the verdicts, in lines of at most `width`.
+
+  Args:
+    summary: of the audit.
+    reference: published figures to show beside ours, where there are any.
+    width: columns; a table that is wider is left to the terminal.
+  """
+  wrap = lambda text, indent="": textwrap.fill(text, width, subsequent_indent=indent)
+  verdicts = [wrap(f"  {variant}: {v['verdict']}. {v['reason']}", " " * 5) for variant, v in
+              summary["verdicts"].items()]
   table = main_table(summary, reference)
-  return "\n".join([table.caption + ":", "", plain(table), "", "Verdict by variant:", *verdicts])
+  return "\n".join([wrap(table.caption + ":"), "", plain(table), "", "Verdict by variant:", *verdicts])

@@ -1,0 +1,45 @@
+"""The `relearn` command as a user runs it: a process of its own."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+CONFIG = ROOT / "configs" / "names.py"
+
+# An audit of seconds: two variants, two seeds, a base that knows little.
+TINY = ["--config.case.variants=(7, 1)", "--config.case.seeds=(0, 1)", "--config.case.num_questions=12",
+        "--config.base.steps=40", "--config.base.hidden_size=32", "--config.base.intermediate_size=64",
+        "--config.base.num_layers=2", "--config.base.num_heads=2", "--config.base.num_kv_heads=2",
+        "--config.memorize.steps=30", "--config.memorize.learning_rate=0.003", "--config.unlearn.max_steps=20",
+        "--config.methods.ga.learning_rate=0.001", "--config.relearn.keep_steps=(1, 2, 5)",
+        "--config.verdict.draws=500", "--config.checkpoint_seconds=0"]
+
+
+def environment(cache: pathlib.Path, **more: str) -> dict[str, str]:
+  """A user's environment, with this run's cache."""
+  plain = {key: value for key, value in os.environ.items() if key not in ("XLA_FLAGS", "JAX_PLATFORMS")}
+  return plain | {"RELEARN_CACHE": str(cache), "JAX_NUM_CPU_DEVICES": "2"} | more
+
+
+def argv(*arguments: Any) -> list[str]:
+  """The command line."""
+  return [sys.executable, "-m", "relearn_jax.cli", *map(str, arguments)]
+
+
+def relearn(cache: pathlib.Path, *arguments: Any, status: int = 0, **more: str) -> subprocess.CompletedProcess[str]:
+  """Runs a command to its end and asserts its exit status."""
+  done = subprocess.run(argv(*arguments), capture_output=True, text=True, env=environment(cache, **more), timeout=600)
+  assert done.returncode == status, done.stdout + done.stderr
+  assert "Traceback" not in done.stderr, done.stderr
+  return done
+
+
+def summary(workdir: pathlib.Path) -> dict[str, Any]:
+  """summary.json without what two equal audits differ in: seconds, and how many devices there were."""
+  values = json.loads((workdir / "summary.json").read_text())
+  del values["seconds"], values["versions"]["devices"]
+  return values
