@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from relearn_jax.audit.verdict import VerdictSettings
-from relearn_jax.cases.names import COUPLED, NamesConfig, check_names_config
+from relearn_jax.cases.names import COUPLED, NamesConfig, check_names_config, repetitions
 from relearn_jax.errors import InputError
 from relearn_jax.objectives.methods import check_hyper, get_method
 
@@ -189,9 +189,10 @@ def check_config(config: AuditConfig, where: str) -> None:
     for field in fields:
       value = getattr(holder, field)
       need(0 < value < float("inf"), f"{section}.{field}", value, "expected a positive number")
-  for section in ("memorize", "relearn"):
-    need(getattr(config, section).weight_decay >= 0, f"{section}.weight_decay",
-         getattr(config, section).weight_decay, "expected a number of at least 0")
+  for section, holder in (("memorize", config.memorize), ("relearn", config.relearn),
+                          (f"methods.{config.method}", config.method_config)):
+    need(0 <= holder.weight_decay < float("inf"), f"{section}.weight_decay", holder.weight_decay,
+         "expected a number of at least 0")
 
   base, steps = config.base, config.relearn.keep_steps
   need(base.hidden_size % (2 * base.num_heads) == 0, "base.hidden_size", base.hidden_size,
@@ -207,6 +208,18 @@ def check_config(config: AuditConfig, where: str) -> None:
   buckets = config.evaluate.buckets
   need(bool(buckets) and list(buckets) == sorted(set(buckets)) and buckets[0] > 0, "evaluate.buckets", buckets,
        "expected ascending lengths in tokens")
+  case = config.case
+  longest = max(config.base.max_names + 2, case.sequence_length + 2 * max(repetitions(max(case.variants))) + 2,
+                case.max_prompt_names + 2 + config.evaluate.max_new_tokens)
+  need(base.max_positions >= longest, "base.max_positions", base.max_positions,
+       f"expected at least {longest}, the tokens of the longest sequence, or of the longest prompt with its new tokens")
+  verdict = config.verdict
+  need(0 < verdict.alpha < 1, "verdict.alpha", verdict.alpha, "expected a probability between 0 and 1")
+  need(verdict.draws >= 1, "verdict.draws", verdict.draws, "expected at least 1")
+  need(verdict.seed >= 0, "verdict.seed", verdict.seed, "expected a number of at least 0")
+  need(verdict.min_questions >= 1, "verdict.min_questions", verdict.min_questions, "expected at least 1")
+  for field in ("delta", "min_original", "min_retain_ratio"):
+    need(0 <= getattr(verdict, field) <= 1, f"verdict.{field}", getattr(verdict, field), "expected 0 to 1")
   need(config.checkpoint_seconds >= 0, "checkpoint_seconds", config.checkpoint_seconds, "expected seconds, at least 0")
 
 

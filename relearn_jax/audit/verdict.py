@@ -29,7 +29,6 @@ class VerdictSettings:
     seed: of the bootstrap.
     min_original: attack success below which the original hardly knew, so that "erased" says nothing.
     min_questions: fewer cannot support ERASED: the exact limit for 0 of 30 is already 0.12.
-    max_unlearned: attack success at most which a model counts as unlearned (the paper's is 0 %).
     min_retain_ratio: token probability on retained text, relative to the original's, below which
       utility has collapsed: a model that says nothing sensible has not been shown to have forgotten.
   """
@@ -40,7 +39,6 @@ class VerdictSettings:
   seed: int = 0
   min_original: float = 0.5
   min_questions: int = 30
-  max_unlearned: float = 0.01
   min_retain_ratio: float = 0.1
 
 

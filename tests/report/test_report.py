@@ -1,0 +1,141 @@
+"""The report: everything from rows, in one file, with a model's words never taken for markup."""
+
+import base64
+import json
+import pathlib
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+from relearn_jax.audit.rows import read_rows, write_rows
+from relearn_jax.errors import InputError
+from relearn_jax.report.render import highlight, report_from_rows
+from relearn_jax.report.tables import closing
+
+from ..audit.synthetic import CHECKED, parts
+
+EVIL = '<script>alert("x")</script> <img src=http://x.example/a.png onerror=alert(1)> `code` {{ 7 * 7 }} | a'
+FACTS: dict[str, Any] = {
+    "leakage": [*CHECKED, CHECKED[0] | {"variant": "1"}], "settings": {"draws": 500}, "seconds": {"base": 1.5},
+    "versions": {"jax": "0"}, "fingerprints": {"base": "ab" * 32}, "notes": ["A note & more."],
+    "examples": [{
+        "variant": "7", "seed": 0, "question": "q000", "prompt": EVIL + " Anthony", "keywords": ["Anthony Mark"],
+        "completions": {"original": "Mark " + EVIL, "unlearned": EVIL, "relearned": "Mark", "control": "Markus"}}],
+    "relearn_text": {"7": [EVIL]}, "provenance": EVIL, "config": {"method": "ga", "case": {"seeds": [0, 1, 2]}},
+    "reference": {"text": "A paper", "unlearned": {"7": 0.0}, "relearned": {"7": 1.0}}}
+
+
+class Page(HTMLParser):
+  """Collects tags with attributes, and text."""
+
+  def __init__(self, text: str):
+    super().__init__()
+    self.tags: list[tuple[str, dict[str, str | None]]] = []
+    self.text = ""
+    self.feed(text)
+
+  def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+    self.tags.append((tag, dict(attrs)))
+
+  def handle_data(self, data: str) -> None:
+    self.text += data
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+  folder = tmp_path_factory.mktemp("report")
+  write_rows(folder / "results.parquet", [*parts("7", depths=2), *parts("1", original=0.1, relearned=0.05, depths=2)],
+             FACTS)
+  report_from_rows(folder)
+  return folder
+
+
+@pytest.fixture(scope="module")
+def page(workdir: pathlib.Path) -> Page:
+  return Page((workdir / "report.html").read_text())
+
+
+def test_the_page_needs_no_network_and_runs_nothing(page: Page) -> None:
+  assert not {"script", "iframe", "link", "object", "base"} & {tag for tag, _ in page.tags}
+  sources = [value for _, attributes in page.tags for name, value in attributes.items() if name in ("src", "href")]
+  assert len(sources) == 4 and all(value and value.startswith("data:image/png;base64,") for value in sources)
+  assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
+  policy = next(a["content"] for tag, a in page.tags if tag == "meta" and "http-equiv" in a)
+  assert policy is not None and "default-src 'none'" in policy
+
+
+def test_what_a_model_generated_is_shown_as_text(page: Page, workdir: pathlib.Path) -> None:
+  assert page.text.count('<script>alert("x")</script>') >= 4  # prompt, completions, relearn text, provenance
+  assert "{{ 7 * 7 }}" in page.text
+  assert [tag for tag, _ in page.tags].count("img") == 4  # the figures
+  marked = re.findall("<mark>(.*?)</mark>", (workdir / "report.html").read_text())
+  assert marked == ["Mark", "Mark"]  # not in "Markus"
+
+
+def test_the_markdown_keeps_code_in_code(workdir: pathlib.Path) -> None:
+  text = (workdir / "report.md").read_text()
+  outside = re.sub("`[^`\n]*`", "", text)
+  assert "<script>" in text and "<script>" not in outside and "onerror" not in outside
+  assert all(path in text for path in ("figures/heatmap.png", "figures/asr_vs_relearn_steps.png"))
+
+
+def test_the_page_shows_what_a_reader_needs(page: Page) -> None:
+  for words in ("OBFUSCATED", "INCONCLUSIVE", "Leakage", "A note & more.", "ab" * 32, "case.seeds", "90.0 %", "A paper",
+                "never-trained control", "Passed.", "Excess"):
+    assert words in page.text, words
+
+
+def test_rendering_again_gives_the_same_bytes(workdir: pathlib.Path) -> None:
+  names = ("summary.json", "report.html", "report.md", "figures/heatmap.png")
+  before = {name: (workdir / name).read_bytes() for name in names}
+  report_from_rows(workdir)
+  assert before == {name: (workdir / name).read_bytes() for name in names}
+  encoded = base64.b64encode(before["figures/heatmap.png"]).decode()
+  assert encoded in before["report.html"].decode()
+
+
+def test_rendering_needs_no_jax(workdir: pathlib.Path) -> None:
+  code = ("import sys, pathlib; sys.modules['jax'] = None; from relearn_jax.report.render import report_from_rows; "
+          "report_from_rows(pathlib.Path(sys.argv[1]))")
+  subprocess.run([sys.executable, "-c", code, str(workdir)], check=True)
+
+
+def test_rows_round_trip(workdir: pathlib.Path, tmp_path: pathlib.Path) -> None:
+  rows, facts = read_rows(workdir / "results.parquet")
+  assert facts == FACTS
+  tables = pa.Table.from_pandas(rows, preserve_index=False)
+  assert tables.num_rows == len(rows) and set(rows["variant"]) == {"7", "1"}
+  assert rows[rows["point"] == "original"]["depth"].isna().all()
+
+
+def test_bad_results_are_named(tmp_path: pathlib.Path) -> None:
+  file = tmp_path / "results.parquet"
+  with pytest.raises(InputError, match="does not exist.*relearn audit"):
+    report_from_rows(tmp_path)
+  file.write_bytes(b"PAR1 no PAR1")
+  with pytest.raises(InputError, match="cannot be read"):
+    report_from_rows(tmp_path)
+  pd.DataFrame({"x": [1]}).to_parquet(file)
+  with pytest.raises(InputError, match="`case` is missing"):
+    report_from_rows(tmp_path)
+  assert [path.name for path in tmp_path.iterdir()] == ["results.parquet"]
+
+
+def test_highlights() -> None:
+  assert highlight("Mark x", "a Anthony", ["Anthony Mark"]) == "<mark>Mark</mark> x"
+  assert highlight("<b>", "a Anthony", ["Anthony Mark"]) == "&lt;b&gt;"
+  assert highlight("x", "", [""]) == "x"
+
+
+@pytest.mark.parametrize("width", [60, 100])
+def test_the_closing_words_fit_the_terminal(workdir: pathlib.Path, width: int) -> None:
+  summary = json.loads((workdir / "summary.json").read_text())
+  text = closing(summary, {}, width)
+  assert all(len(line) <= width for line in text.partition("Verdict by variant:")[2].splitlines())
+  assert "7: OBFUSCATED." in text and "100.0 % [" in text

@@ -1,0 +1,137 @@
+"""What training leaves behind: log rows, checkpoints, and a stage that goes on after a stop."""
+
+import json
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from relearn_jax.errors import InputError
+from relearn_jax.models.model import fingerprint
+from relearn_jax.objectives.losses import nll
+from relearn_jax.parallel.mesh import repeat_runs, runs_mesh, to_host
+from relearn_jax.training import checkpoints
+from relearn_jax.training.export import export_run, model_of
+from relearn_jax.training.log import TrainLog
+from relearn_jax.training.stage import Stage, count_tokens, run_stage
+from relearn_jax.training.step import StepLog, TrainState
+
+from ..small import CONFIG, params
+from .test_step import DATA
+
+ROWS = jax.tree.map(lambda leaf: np.repeat(leaf[None], 3, 0), DATA["forget"])
+
+
+def log_of(loss: float) -> StepLog:
+  return StepLog(jnp.array([loss, 3.0, 99.0]), {"nll": jnp.array([1.0, 2.0, 99.0])}, jnp.array([0.5, 1.5, 99.0]))
+
+
+def test_log_rows_leave_padding_runs_out(tmp_path: pathlib.Path) -> None:
+  log = TrainLog(tmp_path / "log.jsonl")
+  with log.stage("memorize", 2, 1e-3, 70, 96) as rows:
+    rows.add(1, log_of(1.0))
+    rows.add(2, log_of(float("nan")), learning_rate=5e-4)
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 1  # the last one waits for the next step
+  first, second = map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines())
+  assert first | {"seconds": 0} == {
+      "stage": "memorize", "step": 1, "loss": 2.0, "losses": [1.0, 3.0], "terms": {"nll": 1.5}, "grad_norm": 1.0,
+      "learning_rate": 1e-3, "tokens": 70, "padded_tokens": 96, "seconds": 0}
+  assert second["loss"] is None and second["losses"] == [None, 3.0]
+
+
+def test_a_log_is_cut_where_its_stage_goes_on(tmp_path: pathlib.Path) -> None:
+  path = tmp_path / "log.jsonl"
+  rows = [{"stage": "a", "step": 1}, {"stage": "a", "step": 2}, {"stage": "b", "step": 1}, {"stage": "b", "step": 2}]
+  path.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"stage": "b", "st')
+  TrainLog(path).truncate("b", 1)
+  assert [json.loads(line) for line in path.read_text().splitlines()] == rows[:3]
+  TrainLog(tmp_path / "none.jsonl").truncate("a", 0)
+
+
+def test_tokens_are_counted_without_padding() -> None:
+  real, padded = count_tokens([ROWS])
+  # Of each row the counted tokens and the first one, which is read but not predicted.
+  assert (real, padded) == (3 * sum(int(row.sum()) + 1 for row in DATA["forget"].mask), 3 * 3 * 16)
+
+
+def test_checkpoints_are_complete_or_absent(tmp_path: pathlib.Path) -> None:
+  stacked = repeat_runs(params(), 4, runs_mesh())
+  about = checkpoints.description(CONFIG, ["a", "b", "c"], "unlearn", 5)
+  path = checkpoints.step_path(tmp_path / "unlearn", 5)
+  checkpoints.save_tree(path, stacked, 3, about)
+  assert checkpoints.saved_steps(tmp_path / "unlearn") == [5] and checkpoints.saved_steps(tmp_path / "none") == []
+  loaded = checkpoints.load_tree(path, params(), 3)
+  assert fingerprint(loaded) == fingerprint(to_host(stacked, 3))
+  assert checkpoints.describe(path) == about and model_of(checkpoints.describe(path)).config == CONFIG
+  (tmp_path / "unlearn" / "000010").mkdir()  # what a crash may leave
+  (tmp_path / "unlearn" / "notes").mkdir()
+  assert checkpoints.saved_steps(tmp_path / "unlearn") == [5]
+  with pytest.raises(InputError, match="is not a complete checkpoint"):
+    checkpoints.describe(tmp_path / "unlearn" / "000010")
+  with pytest.raises(InputError, match="the checkpoint holds a, b, c"):
+    export_run(path, tmp_path / "out", "d")
+
+
+def test_a_stage_that_was_stopped_ends_as_if_it_never_was(tmp_path: pathlib.Path) -> None:
+  """Stopped after step 4, resumed from the state kept there: the same weights, each step logged once."""
+  from .test_step import model_and_params
+  model, weights = model_and_params()
+  mesh = runs_mesh()
+  stage = Stage("relearn", ["a", "b", "c"], lambda _: nll("forget"), {"forget": ROWS},
+                {"learning_rate": 1e-3, "weight_decay": 0.0}, keep=(2, 4, 6))
+
+  class Stop(Exception):
+    pass
+
+  def run(folder: pathlib.Path, stop: int | None) -> tuple[list[int], Any]:
+    seen, last = [], []
+
+    def on_keep(step: int, state: TrainState) -> bool:
+      seen.append(step)
+      if step == stop:
+        raise Stop
+      last[:] = [to_host(state.params, 3)]
+      return False
+    log = TrainLog(folder / "log.jsonl")
+    start = lambda: repeat_runs(weights, 3, mesh)
+    try:
+      run_stage(stage, model, start, mesh, folder / "relearn", log, on_keep=on_keep, save_every=0)
+    except Stop:
+      pass
+    return seen, last[0]
+
+  for name in ("whole", "stopped"):
+    (tmp_path / name).mkdir()
+  seen, whole = run(tmp_path / "whole", None)
+  assert seen == [2, 4, 6]
+  assert run(tmp_path / "stopped", 4)[0] == [2, 4]
+  assert checkpoints.saved_steps(tmp_path / "stopped" / "relearn" / "resume") == [2]
+  seen, resumed = run(tmp_path / "stopped", None)
+  assert seen == [4, 6] and fingerprint(resumed) == fingerprint(whole)
+  assert not (tmp_path / "stopped" / "relearn" / "resume").exists()
+  logs = [[json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+          for name in ("whole", "stopped")]
+  assert [[(row["step"], row["loss"]) for row in rows] for rows in logs][0] == [
+      (row["step"], row["loss"]) for row in logs[1]]
+  assert [row["step"] for row in logs[0]] == [1, 2, 3, 4, 5, 6]
+
+
+def test_on_keep_may_end_a_stage(tmp_path: pathlib.Path) -> None:
+  from .test_step import model_and_params
+  model, weights = model_and_params()
+  mesh = runs_mesh()
+  stage = Stage("unlearn", ["a"], lambda _: nll("forget"), {"forget": jax.tree.map(lambda leaf: leaf[:1], ROWS)},
+                {"learning_rate": 1e-3, "weight_decay": 0.0}, keep=(1, 2, 50))
+  seen: list[int] = []
+
+  def on_keep(step: int, _: TrainState) -> bool:
+    seen.append(step)
+    return step == 2
+  run_stage(stage, model, lambda: repeat_runs(weights, 1, mesh), mesh, tmp_path / "unlearn", TrainLog(tmp_path / "log"),
+            on_keep=on_keep, save_every=1e9)
+  assert seen == [1, 2] and len((tmp_path / "log").read_text().splitlines()) == 2
+
+
