@@ -42,7 +42,8 @@ def save_tree(path: pathlib.Path, tree: Any, num_runs: int, about: dict[str, Any
 
 def is_saved(path: pathlib.Path) -> bool:
   """Whether a complete checkpoint is at `path`."""
-  return path.is_dir() and ocp.is_orbax_checkpoint(path.absolute())
+  # The metadata is looked for by name: Orbax takes an empty folder for a checkpoint.
+  return (path / "_CHECKPOINT_METADATA").is_file() and ocp.is_orbax_checkpoint(path.absolute())
 
 
 def saved_steps(stage: pathlib.Path) -> list[int]:
