@@ -6,7 +6,6 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -22,8 +21,7 @@ from relearn_jax.cases import names
 from relearn_jax.models.config import ModelConfig
 from relearn_jax.models.export import export
 from relearn_jax.models.model import Model
-from relearn_jax.training.pretrain import pretrain
-from relearn_jax.training.step import StepLog
+from relearn_jax.training.pretrain import OnStep, pretrain
 
 PAD, BOS, EOS, UNKNOWN = "<pad>", "<s>", "</s>", "<unk>"
 RECIPE = 1  # raised when the code below changes what it makes
@@ -73,8 +71,7 @@ def content_key(config: BaseConfig, batches: list[np.ndarray]) -> str:
   return digest.hexdigest()[:16]
 
 
-def cached_base(config: BaseConfig, cache: pathlib.Path,
-                on_step: Callable[[int, StepLog], None] = lambda step, log: None) -> pathlib.Path:
+def cached_base(config: BaseConfig, cache: pathlib.Path, on_step: OnStep = lambda *_: None) -> pathlib.Path:
   """The base as a Hugging Face folder in `cache`, trained now if it is not there yet."""
   tokenizer = make_tokenizer()
   batches = pretraining_batches(config, tokenizer)

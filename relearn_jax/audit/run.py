@@ -4,6 +4,7 @@ Every stage leaves files behind that say it is done: `checkpoints/` holds weight
 `checkpoints/scores/` what the models answered. The results are a pure function of those.
 """
 
+import contextlib
 import pathlib
 from collections.abc import Callable, Sequence
 
@@ -23,9 +24,10 @@ from relearn_jax.objectives.core import TokenRows
 from relearn_jax.objectives.losses import nll
 from relearn_jax.objectives.methods import get_method
 from relearn_jax.parallel.mesh import repeat_runs, runs_mesh, shard_runs
+from relearn_jax.progress import progress
 from relearn_jax.training import checkpoints
 from relearn_jax.training.log import TrainLog
-from relearn_jax.training.stage import OnKeep, Stage, progress, run_stage
+from relearn_jax.training.stage import OnKeep, Stage, run_stage
 from relearn_jax.training.step import StepLog, TrainState
 
 
@@ -46,11 +48,13 @@ class Audit:
     config, folder = self.config.base, self.checkpoints / "base"
     if not folder.exists():
       self.log.truncate("pretrain", 0)
-      tokens = config.steps * config.batch_size
-      with (self.log.stage("pretrain", 1, config.learning_rate, 0, tokens) as rows,
-            progress(config.steps, "pretrain") as bar):
-        def on_step(step: int, report: StepLog) -> None:
-          rows.add(step, report)
+      with self.log.stage("pretrain", 1) as rows, contextlib.ExitStack() as bars:
+        bar = None
+
+        def on_step(step: int, report: StepLog, learning_rate: float, batch: np.ndarray) -> None:
+          nonlocal bar
+          bar = bar or bars.enter_context(progress(config.steps, "pretrain"))  # none for a base from the cache
+          rows.add(step, report, learning_rate, int(np.count_nonzero(batch)), batch.size)
           bar.update(1)
         cached = base.cached_base(config, cache, on_step)
       self.checkpoints.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tqdm
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from relearn_jax.data.batches import bucketize
@@ -19,6 +18,7 @@ from relearn_jax.generation.decode import Generated, decode, prefill
 from relearn_jax.generation.prompts import check_batch_size, check_output, end_ids, open_checkpoint, row_ids
 from relearn_jax.models.checkpoint import load_params
 from relearn_jax.models.model import Model, Params
+from relearn_jax.progress import progress
 
 FIELDS = {"id": str, "prompt": str}
 
@@ -64,10 +64,9 @@ def generate_file(model_name: str, prompts: pathlib.Path, output: pathlib.Path, 
   finished: dict[int, dict[str, Any]] = {}
   # A smaller file needs no larger batch, and every bucket has one shape.
   batches = bucketize(prompt_ids, batch_size=min(batch_size, len(rows)))
-  # `disable=None`: the bar is drawn on terminals only. Full precision: by default accelerators multiply
-  # fp32 in fewer bits, and near-ties between tokens would fall differently than elsewhere.
-  progress = tqdm.tqdm(total=len(rows), desc="generate", unit="row", disable=None)
-  with progress as bar, jax.default_matmul_precision("highest"):
+  # Full precision: by default accelerators multiply fp32 in fewer bits, and near-ties between tokens
+  # would fall differently than elsewhere.
+  with progress(len(rows), "generate", "row") as bar, jax.default_matmul_precision("highest"):
     for batch in batches:
       row_keys = keys[np.resize(batch.indices, len(batch.tokens))] if temperature else None
       generated, sound = jax.device_get(_generate(

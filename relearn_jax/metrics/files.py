@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import tqdm
 from jaxtyping import Array, Float, Int
 
 from relearn_jax.data.batches import bucketize
@@ -17,6 +16,7 @@ from relearn_jax.generation.prompts import check_batch_size, check_output, open_
 from relearn_jax.metrics.likelihood import token_logprobs
 from relearn_jax.models.checkpoint import load_params
 from relearn_jax.models.model import Model, Params
+from relearn_jax.progress import progress
 
 FIELDS = {"id": str, "prompt": str, "answer": str}
 
@@ -53,10 +53,8 @@ def score_file(model_name: str, data: pathlib.Path, output: pathlib.Path, *, bat
   params = load_params(checked, model)
   scores: dict[int, list[float]] = {}
   batches = bucketize([ids for ids, _ in parts], batch_size=min(batch_size, len(rows)))
-  # `disable=None`: the bar is drawn on terminals only. Full precision: by default accelerators multiply
-  # fp32 in fewer bits, which shows in the third decimal.
-  progress = tqdm.tqdm(total=len(rows), desc="score", unit="row", disable=None)
-  with progress as bar, jax.default_matmul_precision("highest"):
+  # Full precision: by default accelerators multiply fp32 in fewer bits, which shows in the third decimal.
+  with progress(len(rows), "score", "row") as bar, jax.default_matmul_precision("highest"):
     for batch in batches:
       logprobs = np.asarray(_score(params, batch.tokens, model=model))
       for slot, index in enumerate(batch.indices.tolist()):

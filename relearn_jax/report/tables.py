@@ -51,9 +51,9 @@ def main_table(summary: Mapping[str, Any], reference: Mapping[str, Any]) -> Text
       row.append(" → ".join("–" if (x := known(key)) is None else f"{100 * x:.0f} %"
                             for key in ("unlearned", "relearned")))
     rows.append(tuple(row))
-  head = ["repetitions", "original", "unlearned", "relearned", "never-trained control, relearned"]
+  head = ["repetitions", "original", "unlearned", "relearned", "never-trained control"]
   if reference:
-    head.append("published: unlearned → relearned")
+    head.append("published")
   return TextTable("Attack success (mean and 95 % interval over seeds and prompts) at unlearn depth 0, before and "
                    f"after {step} relearning steps", tuple(head), tuple(rows))
 

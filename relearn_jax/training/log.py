@@ -5,6 +5,7 @@ import os
 import pathlib
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -37,19 +38,17 @@ class TrainLog:
     temporary.write_text("".join(kept))
     os.replace(temporary, self.path)
 
-  def stage(self, name: str, num_runs: int, learning_rate: float, tokens: int, padded_tokens: int) -> "StageLog":
-    """A writer for one stage, whose batch has so many real and padded tokens in all runs."""
-    return StageLog(self.path, name, num_runs, learning_rate, tokens, padded_tokens)
+  def stage(self, name: str, num_runs: int) -> "StageLog":
+    """A writer for one stage of so many runs."""
+    return StageLog(self.path, name, num_runs)
 
 
 class StageLog:
   """Writes the rows of one stage; use as a context manager, so that the last row is flushed."""
 
-  def __init__(self, path: pathlib.Path, stage: str, num_runs: int, learning_rate: float, tokens: int,
-               padded_tokens: int):
+  def __init__(self, path: pathlib.Path, stage: str, num_runs: int):
     self.path, self.stage, self.num_runs = path, stage, num_runs
-    self.learning_rate, self.tokens, self.padded_tokens = learning_rate, tokens, padded_tokens
-    self.pending: tuple[int, StepLog] | None = None
+    self.pending: tuple[StepLog, dict[str, Any]] | None = None
 
   def __enter__(self) -> "StageLog":
     self.file = self.path.open("a")
@@ -60,27 +59,33 @@ class StageLog:
     self.flush()
     self.file.close()
 
-  def add(self, step: int, log: StepLog, learning_rate: float | None = None) -> None:
-    """Records step `step`; what is written now is the step before it."""
+  def add(self, step: int, log: StepLog, learning_rate: float, tokens: int, padded_tokens: int) -> None:
+    """Records a step; what is written now is the step before it.
+
+    Args:
+      step: counted from 1.
+      log: what it reported; runs beyond the stage's are padding and left out.
+      learning_rate: at this step.
+      tokens: real tokens of its batch, in all runs.
+      padded_tokens: all tokens of its batch.
+    """
     self.flush()
-    if learning_rate is not None:
-      self.learning_rate = learning_rate
-    self.pending = (step, log)
+    self.pending = log, {"stage": self.stage, "step": step, "learning_rate": learning_rate, "tokens": tokens,
+                         "padded_tokens": padded_tokens}
 
   def flush(self) -> None:
     """Writes the pending row, if any."""
     if self.pending is None:
       return
-    step, log = self.pending
+    log, known = self.pending
     self.pending = None
-    losses = np.asarray(log.loss).reshape(-1)[:self.num_runs]
+    runs = lambda values: np.asarray(values).reshape(-1)[:self.num_runs]
+    losses = runs(log.loss)
     now = time.perf_counter()
     row = {
-        "stage": self.stage, "step": step, "loss": _mean(losses), "losses": [_round(x) for x in losses],
-        "terms": {name: _mean(np.asarray(x).reshape(-1)[:self.num_runs]) for name, x in sorted(log.terms.items())},
-        "grad_norm": _mean(np.asarray(log.grad_norm).reshape(-1)[:self.num_runs]),
-        "learning_rate": self.learning_rate, "tokens": self.tokens, "padded_tokens": self.padded_tokens,
-        "seconds": round(now - self.last, 4)}
+        "stage": known["stage"], "step": known["step"], "loss": _mean(losses), "losses": [_round(x) for x in losses],
+        "terms": {name: _mean(runs(x)) for name, x in sorted(log.terms.items())},
+        "grad_norm": _mean(runs(log.grad_norm)), **known, "seconds": round(now - self.last, 4)}
     self.last = now
     self.file.write(json.dumps(row) + "\n")
     self.file.flush()

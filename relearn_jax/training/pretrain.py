@@ -12,9 +12,12 @@ from relearn_jax.objectives.core import TokenRows
 from relearn_jax.objectives.losses import nll
 from relearn_jax.training.step import StepLog, TrainState, init_state, train_step
 
+# Called after each step, counted from 1, with (step, its log, its learning rate, its batch).
+OnStep = Callable[[int, StepLog, float, np.ndarray], None]
+
 
 def pretrain(model: Model, batches: Sequence[np.ndarray], *, learning_rate: float, warmup_steps: int, seed: int,
-             weight_decay: float = 1e-4, on_step: Callable[[int, StepLog], None] = lambda step, log: None) -> Params:
+             weight_decay: float = 1e-4, on_step: OnStep = lambda *_: None) -> Params:
   """AdamW with linear warmup and cosine decay to zero, a step a batch.
 
   Args:
@@ -24,7 +27,7 @@ def pretrain(model: Model, batches: Sequence[np.ndarray], *, learning_rate: floa
     warmup_steps: steps from zero to the peak.
     seed: decides the initial weights.
     weight_decay: of AdamW; optax's default.
-    on_step: called after each step, counted from 1, with its log.
+    on_step: see `OnStep`.
   """
   schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, warmup_steps, len(batches))
   objective = nll("text")
@@ -36,7 +39,8 @@ def pretrain(model: Model, batches: Sequence[np.ndarray], *, learning_rate: floa
     return train_step(model, lambda _: objective, state, {"text": TokenRows(tokens, mask)}, hyper)
 
   state = jax.jit(lambda key: init_state(model.init(key), objective))(jax.random.key(seed))
+  rates = np.asarray(jax.vmap(schedule)(jnp.arange(len(batches))))
   for number, tokens in enumerate(batches, 1):
     state, log = step(state, jnp.asarray(tokens))
-    on_step(number, log)
+    on_step(number, log, float(rates[number - 1]), tokens)
   return jax.block_until_ready(state.params)

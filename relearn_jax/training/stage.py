@@ -3,18 +3,17 @@
 import dataclasses
 import pathlib
 import shutil
-import sys
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from tqdm import tqdm
 
 from relearn_jax.models.model import Model, Params
 from relearn_jax.objectives.core import Batch, Objective, TokenRows
 from relearn_jax.parallel.mesh import padded_runs, runs_sharding, shard_runs
+from relearn_jax.progress import progress
 from relearn_jax.training import checkpoints
 from relearn_jax.training.log import TrainLog
 from relearn_jax.training.step import Build, TrainState, add_references, init_state, make_step
@@ -42,11 +41,6 @@ class Stage:
   batch: Mapping[str, TokenRows]
   hyper: Mapping[str, float]
   keep: Sequence[int]
-
-
-def progress(total: int, name: str, unit: str = "step") -> tqdm:
-  """A progress bar on stderr; nothing where stderr is no terminal."""
-  return tqdm(total=total, desc=name, unit=unit, disable=not sys.stderr.isatty(), leave=True)
 
 
 def run_stage(stage: Stage, model: Model, start: Callable[[], Params], mesh: Mesh, folder: pathlib.Path,
@@ -88,16 +82,18 @@ def run_stage(stage: Stage, model: Model, start: Callable[[], Params], mesh: Mes
   real, padded = count_tokens([stage.batch[name] for name in sorted(objective.rows)])
 
   saved = time.monotonic()
-  with (log.stage(stage.name, len(stage.runs), stage.hyper["learning_rate"], real, padded) as rows,
+  with (log.stage(stage.name, len(stage.runs)) as rows,
         progress(stage.keep[-1], stage.name) as bar):
     bar.update(first)
     for step in range(first + 1, stage.keep[-1] + 1):
       state, report = step_fn(state, batch, hyper)
-      rows.add(step, report)
+      rows.add(step, report, stage.hyper["learning_rate"], real, padded)
       bar.update(1)
       if step not in stage.keep:
         continue
       if on_keep(step, state):
+        bar.total = step  # all that was to do
+        bar.refresh()
         break
       if time.monotonic() - saved > save_every and step != stage.keep[-1]:
         rows.flush()

@@ -93,7 +93,9 @@ def test_the_log_has_a_row_a_step(workdir: pathlib.Path) -> None:
     assert {"loss", "losses", "terms", "grad_norm", "learning_rate", "tokens", "padded_tokens", "seconds"} <= set(row)
   memorize = [row for row in rows if row["stage"] == "memorize"]
   assert memorize[-1]["loss"] < memorize[0]["loss"] and len(memorize[0]["losses"]) == 8
-  assert 0 < memorize[0]["tokens"] <= memorize[0]["padded_tokens"]
+  assert all(0 < row["tokens"] <= row["padded_tokens"] for row in rows)
+  rates = [row["learning_rate"] for row in rows if row["stage"] == "pretrain"]
+  assert rates[0] == 0 and max(rates) == pytest.approx(0.001) and rates[-1] < 1e-4  # warmup, then cosine
   assert [row for row in rows if row["stage"] == "unlearn"][-1]["terms"]["nll_forget"] > memorize[-1]["loss"]
 
 

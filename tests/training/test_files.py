@@ -31,15 +31,15 @@ def log_of(loss: float) -> StepLog:
 
 def test_log_rows_leave_padding_runs_out(tmp_path: pathlib.Path) -> None:
   log = TrainLog(tmp_path / "log.jsonl")
-  with log.stage("memorize", 2, 1e-3, 70, 96) as rows:
-    rows.add(1, log_of(1.0))
-    rows.add(2, log_of(float("nan")), learning_rate=5e-4)
+  with log.stage("memorize", 2) as rows:
+    rows.add(1, log_of(1.0), 1e-3, 70, 96)
+    rows.add(2, log_of(float("nan")), 5e-4, 70, 96)
     assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 1  # the last one waits for the next step
   first, second = map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines())
   assert first | {"seconds": 0} == {
       "stage": "memorize", "step": 1, "loss": 2.0, "losses": [1.0, 3.0], "terms": {"nll": 1.5}, "grad_norm": 1.0,
       "learning_rate": 1e-3, "tokens": 70, "padded_tokens": 96, "seconds": 0}
-  assert second["loss"] is None and second["losses"] == [None, 3.0]
+  assert second["loss"] is None and second["losses"] == [None, 3.0] and second["learning_rate"] == 5e-4
 
 
 def test_a_log_is_cut_where_its_stage_goes_on(tmp_path: pathlib.Path) -> None:
