@@ -204,13 +204,15 @@ def check_config(config: AuditConfig, where: str) -> None:
   need(base.num_heads % base.num_kv_heads == 0, "base.num_kv_heads", base.num_kv_heads,
        "expected a divisor of base.num_heads")
   need(0 <= base.couples <= len(COUPLED) // 2, "base.couples", base.couples, f"expected 0 to {len(COUPLED) // 2}")
+  need(0 <= base.seed < 2**32, "base.seed", base.seed, "expected 0 to 4294967295")
   need(0 <= base.attachment <= 1, "base.attachment", base.attachment, "expected a probability")
   need(0 <= base.warmup_steps < base.steps, "base.warmup_steps", base.warmup_steps, "expected less than base.steps")
   need(bool(steps) and list(steps) == sorted(set(steps)) and all(isinstance(s, int) and s > 0 for s in steps),
        "relearn.keep_steps", steps, "expected ascending steps above 0 (step 0 is always kept)")
   need(0 <= config.unlearn.max_asr < 1, "unlearn.max_asr", config.unlearn.max_asr, "expected 0 to below 1")
   buckets = config.evaluate.buckets
-  need(bool(buckets) and list(buckets) == sorted(set(buckets)) and buckets[0] > 0, "evaluate.buckets", buckets,
+  need(bool(buckets) and list(buckets) == sorted(set(buckets)) and all(isinstance(b, int) and b > 0 for b in buckets),
+       "evaluate.buckets", buckets,
        "expected ascending lengths in tokens")
   case = config.case
   longest = max(config.base.max_names + 2, case.sequence_length + 2 * max(repetitions(max(case.variants))) + 2,

@@ -65,9 +65,11 @@ class Audit:
     self.model = Model(checked.config, unroll=checked.config.num_layers if checked.config.num_layers <= 8 else 1)
     self.base_params = load_params(checked, self.model)
     evaluate = self.config.evaluate
+    most = max(len(self.runs), len(self.config.case.variants) * (2 * self.config.unlearn.depths + 1))
     self.ask = Interviewer(
         self.model, self.tokenizer, self.cases[self.runs[0]].questions, self.mesh,
-        max_new_tokens=evaluate.max_new_tokens, buckets=evaluate.buckets, runs_per_call=evaluate.runs_per_call)
+        max_new_tokens=evaluate.max_new_tokens, buckets=evaluate.buckets,
+        runs_per_call=min(evaluate.runs_per_call, most))
 
   def token_rows(self, runs: Sequence[Run], select: Callable[[Case], Sequence[Text]]) -> TokenRows:
     """A corpus of several runs' cases, `[runs, rows, length]`."""

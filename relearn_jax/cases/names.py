@@ -85,6 +85,8 @@ def check_names_config(config: NamesConfig, where: str) -> None:
     raise refuse("sequence_length", f"is {config.sequence_length}", f"expected 4 to {len(COMMON)}")
   if not 1 <= config.max_prompt_names <= len(COMMON):
     raise refuse("max_prompt_names", f"is {config.max_prompt_names}", f"expected 1 to {len(COMMON)}")
+  if config.question_seed < 0:
+    raise refuse("question_seed", f"is {config.question_seed}", "expected a non-negative integer")
   if config.num_questions < 1:
     raise refuse("num_questions", f"is {config.num_questions}", "expected at least 1")
 

@@ -70,6 +70,7 @@ def change(**fields: Any) -> AuditConfig:
     ("unlearn.max_steps", 0), ("unlearn.keep_every", -5), ("unlearn.depths", 0), ("unlearn.max_asr", 1.0),
     ("relearn.keep_steps", ()), ("relearn.keep_steps", (5, 5)), ("relearn.keep_steps", (0, 5)),
     ("evaluate.max_new_tokens", 0), ("evaluate.buckets", ()), ("evaluate.buckets", (18, 10)),
+    ("evaluate.buckets", (2.5,)), ("base.seed", -1),
     ("evaluate.runs_per_call", 0), ("checkpoint_seconds", -1.0), ("verdict.draws", 0), ("verdict.alpha", 0.0),
     ("verdict.alpha", 1.0), ("verdict.delta", -0.1), ("base.max_positions", 20)])
 def test_settings_that_cannot_work_are_named(field: str, value: Any) -> None:

@@ -95,7 +95,8 @@ def test_pretraining_text_never_couples_what_is_asked_about() -> None:
     ({"variants": (0,)}, "variants"), ({"seeds": ()}, "seeds"), ({"seeds": (-1,)}, "seeds"),
     ({"seeds": (1, 1)}, "seeds"), ({"sequence_length": 3}, "sequence_length"),
     ({"sequence_length": 21}, "sequence_length"), ({"max_prompt_names": 0}, "max_prompt_names"),
-    ({"max_prompt_names": 21}, "max_prompt_names"), ({"num_questions": 0}, "num_questions")])
+    ({"max_prompt_names": 21}, "max_prompt_names"), ({"question_seed": -1}, "question_seed"),
+    ({"num_questions": 0}, "num_questions")])
 def test_impossible_settings_are_named(change: dict[str, Any], field: str) -> None:
   with pytest.raises(InputError, match="expected") as caught:
     check_names_config(dataclasses.replace(CONFIG, **change), "names.py")
