@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Where the default recipe of configs/names.py comes from, and how far it depends on chance:
 # other learning rates of the base's pretraining, other bases, other data, other methods.
-# usage: benchmarks/recipe.sh FOLDER   needs `relearn` on the PATH; takes about 40 minutes on 2 cores
+# usage: benchmarks/recipe.sh FOLDER   needs `relearn` on the PATH; takes about 32 minutes on 2 cores
 set -euo pipefail
 folder="${1:?give a folder for the workdirs}"
 here="$(dirname "$0")"
