@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import importlib.util
+import os
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
@@ -223,6 +224,8 @@ def command_help(name: str, values: flags.FlagValues, arguments: Sequence[str]) 
 
 def main() -> None:
   """Runs a command; bad input ends with exit status 2 and one message."""
+  # transformers would advise to install torch, which nothing here needs.
+  os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
   arguments = sys.argv[1:]
   if not arguments or arguments[0] in ("--help", "-h", "help"):
     print(usage())
