@@ -85,7 +85,7 @@ class Interviewer:
       params, rows = run
       logprobs = model_outputs(model, params, rows).logprobs
       count = jnp.sum(rows.mask, -1)
-      return jnp.where(count > 0, reduce_tokens(logprobs, rows.mask, "sequence_sum") / jnp.maximum(count, 1), jnp.nan)
+      return jnp.where(count > 0, reduce_tokens(logprobs, rows, "sequence_sum") / jnp.maximum(count, 1), jnp.nan)
 
     self.ask = jax.jit(map_runs(functools.partial(ask, stacked=False), mesh, functools.partial(ask, stacked=True)))
     self.utility = jax.jit(map_runs(utility, mesh))

@@ -59,6 +59,10 @@ def extend(model: Model, params: Params, prompted: Prompted, tokens: Int[Array, 
   offsets = step + jnp.arange(tokens.shape[1])
   seen_prompt = jnp.arange(num_prompt)[None, None] < prompted.lengths[:, None, None]
   seen_new = jnp.arange(num_new)[None, None] <= offsets[None, :, None]
+  if (window := model.config.sliding_window) is not None and window < num_prompt + num_new:
+    behind = prompted.lengths[:, None] + offsets - window  # the last position that is out of sight
+    seen_prompt &= jnp.arange(num_prompt) > behind[..., None]
+    seen_new &= jnp.arange(num_new) > (offsets - window)[None, :, None]
   shape = (*tokens.shape, num_prompt), (*tokens.shape, num_new)
   mask = jnp.concatenate([jnp.broadcast_to(seen_prompt, shape[0]), jnp.broadcast_to(seen_new, shape[1])], -1)
   return model.extend(params, tokens, prompted.lengths[:, None] + offsets, prompted.cache, mask, step)

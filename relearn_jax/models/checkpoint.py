@@ -15,7 +15,8 @@ import safetensors
 from jax.sharding import Sharding, SingleDeviceSharding
 
 from relearn_jax.errors import InputError
-from relearn_jax.models.config import ModelConfig, parse_config
+from relearn_jax.models.architectures import parse_config
+from relearn_jax.models.config import ModelConfig
 from relearn_jax.models.model import Model, Params, flatten, unflatten
 
 SINGLE = "model.safetensors"

@@ -24,7 +24,10 @@ class RopeScaling:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-  """Sizes and constants of one decoder; hashable, so it can be a static argument of `jax.jit`."""
+  """Sizes and constants of one decoder; hashable, so it can be a static argument of `jax.jit`.
+
+  `architecture` is a key of `architectures.ARCHITECTURES`.
+  """
 
   architecture: str
   vocab_size: int
@@ -41,9 +44,11 @@ class ModelConfig:
   tie_embeddings: bool
   bos_id: int | None
   eos_ids: tuple[int, ...]
+  rotary_dim: int | None = None  # leading dimensions of a head that are turned; None: all of them
+  sliding_window: int | None = None  # a token sees so many tokens, itself included; None: all before it
 
 
-class _Reader:
+class Reader:
   """Takes typed fields out of a parsed `config.json`, naming file and field when one is wrong."""
 
   def __init__(self, values: dict[str, Any], path: str, prefix: str = ""):
@@ -80,65 +85,76 @@ class _Reader:
     return tuple(ids)
 
 
-def _rope(read: _Reader) -> tuple[float, RopeScaling | None]:
+def read_rope(read: Reader, *, partial: float = 1.0, scaled: bool = False
+              ) -> tuple[float, RopeScaling | None, float]:
+  """Base of the angles, their scaling, and the share of a head that is turned.
+
+  Args:
+    read: the configuration.
+    partial: the share where the file states none.
+    scaled: whether the architecture may scale its angles (by Llama 3's form).
+  """
   # transformers 5 writes one `rope_parameters`; older checkpoints have `rope_theta` beside a
   # `rope_scaling` that is null for the plain form.
   field = "rope_parameters" if read.values.get("rope_parameters") else "rope_scaling"
   rope = read.values.get(field) or {}
   if not isinstance(rope, dict):
     raise read.fail(field, f"is {rope!r}", "expected an object or null")
-  inner = _Reader(rope, read.path, f"{field}.")
+  inner = Reader(rope, read.path, f"{field}.")
   theta = inner.get("rope_theta", float, read.get("rope_theta", float, 10000.0))
+  share = inner.get("partial_rotary_factor", float, read.get("partial_rotary_factor", float, partial))
+  if share > 1 or (share != 1 and partial == 1):
+    raise inner.fail("partial_rotary_factor", f"is {share!r}, which is not supported",
+                     "expected 1.0" if partial == 1 else "expected at most 1.0")
   kind = rope.get("rope_type", rope.get("type", "default"))
-  if inner.get("partial_rotary_factor", float, 1.0) != 1.0:
-    raise inner.fail("partial_rotary_factor", f"is {rope['partial_rotary_factor']!r}, which is not supported",
-                     "expected 1.0")
   if kind == "default":
-    return theta, None
-  if kind != "llama3":
+    return theta, None, share
+  if kind != "llama3" or not scaled:
     raise inner.fail("rope_type", f"is {kind!r}, which is not supported",
-                     "use a checkpoint with rope_type 'default' or 'llama3'")
+                     "use a checkpoint with rope_type 'default'" + (" or 'llama3'" if scaled else ""))
   low, high = inner.get("low_freq_factor", float), inner.get("high_freq_factor", float)
   if low >= high:
     raise inner.fail("low_freq_factor", f"is {low}", f"expected less than high_freq_factor={high}")
   return theta, RopeScaling(
       factor=inner.get("factor", float), low_freq_factor=low, high_freq_factor=high,
-      original_max_positions=inner.get("original_max_position_embeddings", int))
+      original_max_positions=inner.get("original_max_position_embeddings", int)), share
 
 
-def parse_config(values: dict[str, Any], path: str) -> ModelConfig:
-  """Reads a Llama `config.json` (already parsed) into a `ModelConfig`.
+def read_decoder(read: Reader, architecture: str, *, fixed: dict[str, Any], norm_eps: tuple[str, float],
+                 max_positions: int, partial_rotary: float = 1.0, scaled_rope: bool = False) -> ModelConfig:
+  """The fields that all architectures state alike.
 
   Args:
-    values: the parsed JSON object.
-    path: where it was read, for messages.
+    read: the configuration.
+    architecture: as it stands in `ModelConfig`.
+    fixed: field -> the only value of it that is computed here (also what its absence means).
+    norm_eps: the field's name, and what its absence means.
+    max_positions: what its absence means.
+    partial_rotary: share of a head that is turned where the file states none; 1 allows no other.
+    scaled_rope: whether the angles may be scaled.
 
   Raises:
-    InputError: another architecture, a missing or ill-typed field, or a setting of the Llama
-      family that this implementation does not compute.
+    InputError: a missing or ill-typed field, or a setting that is not computed here.
   """
-  read = _Reader(values, path)
-  kind = read.get("model_type", str)
-  if kind != "llama":
-    raise read.fail("model_type", f"is {kind!r}, which is not supported", "use a Llama checkpoint (model_type 'llama')")
-  for field, expected in (("hidden_act", "silu"), ("attention_bias", False), ("mlp_bias", False)):
-    if values.get(field, expected) != expected:
-      raise read.fail(field, f"is {values[field]!r}, which is not supported", f"expected {expected!r}")
-  if values.get("quantization_config"):
+  for field, expected in fixed.items():
+    if read.values.get(field, expected) != expected:
+      raise read.fail(field, f"is {read.values[field]!r}, which is not supported", f"expected {expected!r}")
+  if read.values.get("quantization_config"):
     raise read.fail("quantization_config", "is set, but quantized weights are not supported",
                     "use the checkpoint in float32, float16 or bfloat16")
   hidden, heads = read.get("hidden_size", int), read.get("num_attention_heads", int)
   kv_heads = read.get("num_key_value_heads", int, heads)
   if heads % kv_heads:
     raise read.fail("num_key_value_heads", f"is {kv_heads}", f"expected a divisor of num_attention_heads={heads}")
-  if values.get("head_dim") is None and hidden % heads:
+  if read.values.get("head_dim") is None and hidden % heads:
     raise read.fail("hidden_size", f"is {hidden}", f"expected a multiple of num_attention_heads={heads}, or a head_dim")
   head_dim = read.get("head_dim", int, hidden // heads)
-  if head_dim % 2:
+  theta, scaling, share = read_rope(read, partial=partial_rotary, scaled=scaled_rope)
+  rotary = int(head_dim * share)
+  if rotary % 2 or not rotary:
     raise read.fail("head_dim", f"is {head_dim}", "expected an even number (rotary embedding turns pairs)")
-  theta, scaling = _rope(read)
   return ModelConfig(
-      architecture="llama",
+      architecture=architecture,
       vocab_size=read.get("vocab_size", int),
       hidden_size=hidden,
       intermediate_size=read.get("intermediate_size", int),
@@ -146,10 +162,30 @@ def parse_config(values: dict[str, Any], path: str) -> ModelConfig:
       num_heads=heads,
       num_kv_heads=kv_heads,
       head_dim=head_dim,
-      max_positions=read.get("max_position_embeddings", int, 2048),
-      norm_eps=read.get("rms_norm_eps", float, 1e-6),
+      max_positions=read.get("max_position_embeddings", int, max_positions),
+      norm_eps=read.get(norm_eps[0], float, norm_eps[1]),
       rope_theta=theta,
       rope_scaling=scaling,
       tie_embeddings=read.get("tie_word_embeddings", bool, False),
       bos_id=read.get("bos_token_id", int, None),
-      eos_ids=read.ids("eos_token_id"))
+      eos_ids=read.ids("eos_token_id"),
+      rotary_dim=None if rotary == head_dim else rotary)
+
+
+def write_decoder(config: ModelConfig, model_type: str, class_name: str, norm_eps: str) -> dict[str, Any]:
+  """The fields that all architectures state alike, as transformers writes them."""
+  rope: dict[str, Any] = {"rope_type": "default", "rope_theta": config.rope_theta}
+  if config.rotary_dim is not None:
+    rope["partial_rotary_factor"] = config.rotary_dim / config.head_dim
+  if (scaling := config.rope_scaling) is not None:
+    rope |= {"rope_type": "llama3", "factor": scaling.factor, "low_freq_factor": scaling.low_freq_factor,
+             "high_freq_factor": scaling.high_freq_factor,
+             "original_max_position_embeddings": scaling.original_max_positions}
+  eos = list(config.eos_ids) if len(config.eos_ids) > 1 else (config.eos_ids or (None,))[0]
+  return {
+      "architectures": [class_name], "model_type": model_type, "vocab_size": config.vocab_size,
+      "hidden_size": config.hidden_size, "intermediate_size": config.intermediate_size,
+      "num_hidden_layers": config.num_layers, "num_attention_heads": config.num_heads,
+      "num_key_value_heads": config.num_kv_heads, "head_dim": config.head_dim,
+      "max_position_embeddings": config.max_positions, norm_eps: config.norm_eps, "rope_parameters": rope,
+      "tie_word_embeddings": config.tie_embeddings, "bos_token_id": config.bos_id, "eos_token_id": eos}

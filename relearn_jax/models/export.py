@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from relearn_jax.errors import InputError
+from relearn_jax.models.architectures import ARCHITECTURES
 from relearn_jax.models.checkpoint import INDEX, SINGLE
 from relearn_jax.models.config import ModelConfig
 from relearn_jax.models.model import Model, Params, flatten
@@ -24,21 +25,8 @@ GENERATION = "generation_config.json"
 
 
 def to_hf_config(config: ModelConfig) -> dict[str, Any]:
-  """The `config.json` of a Llama of this configuration."""
-  rope: dict[str, Any] = {"rope_type": "default", "rope_theta": config.rope_theta}
-  if (scaling := config.rope_scaling) is not None:
-    rope |= {"rope_type": "llama3", "factor": scaling.factor, "low_freq_factor": scaling.low_freq_factor,
-             "high_freq_factor": scaling.high_freq_factor,
-             "original_max_position_embeddings": scaling.original_max_positions}
-  eos = list(config.eos_ids) if len(config.eos_ids) > 1 else (config.eos_ids or (None,))[0]
-  return {
-      "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": config.vocab_size,
-      "hidden_size": config.hidden_size, "intermediate_size": config.intermediate_size,
-      "num_hidden_layers": config.num_layers, "num_attention_heads": config.num_heads,
-      "num_key_value_heads": config.num_kv_heads, "head_dim": config.head_dim,
-      "max_position_embeddings": config.max_positions, "rms_norm_eps": config.norm_eps, "rope_parameters": rope,
-      "tie_word_embeddings": config.tie_embeddings, "bos_token_id": config.bos_id, "eos_token_id": eos,
-      "hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
+  """The `config.json` of a decoder of this configuration."""
+  return ARCHITECTURES[config.architecture].write(config)
 
 
 def hf_tensors(params: Params, model: Model) -> list[tuple[str, Any]]:

@@ -12,9 +12,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from relearn_jax.models.config import ModelConfig
+from relearn_jax.parallel.rules import constrain
 
 
 class LayerCache(NamedTuple):
@@ -39,17 +41,35 @@ class Context(NamedTuple):
   step: Int[Array, ""] | int  # slot of the first new token in the cache
 
 
+def shard_activations(x: Float[Array, "B T D"], axis: str | None = None) -> Float[Array, "B T D"]:
+  """Rows over the mesh's data axes, the last dimension as `axis` says; nothing without such a mesh."""
+  return constrain(x, "batch", None, axis)
+
+
 class Linear(nn.Module):
-  """`x @ weight.T`, without bias; `weight` is `[features, in]`."""
+  """`x @ weight.T + bias`, plus a low-rank adapter where the `lora` collection has one for it.
+
+  `weight` is `[features, in]`; the adapter is `a [rank, in]` and `b [features, rank]` (Hu et al., 2021),
+  with the scale in `b` already (see `Model.apply`).
+  """
 
   features: int
   axes: tuple[str, str]
+  use_bias: bool = False
 
   @nn.compact
   def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch F"]:
     init: Any = nn.with_logical_partitioning(nn.initializers.normal(0.02), self.axes)
     weight = self.param("weight", init, (self.features, x.shape[-1]), jnp.float32)
-    return jnp.einsum("...d,fd->...f", x, weight.astype(x.dtype))
+    y = jnp.einsum("...d,fd->...f", x, weight.astype(x.dtype))
+    if self.use_bias:
+      zeros: Any = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[:1])
+      y = y + self.param("bias", zeros, (self.features,), jnp.float32).astype(x.dtype)
+    if self.has_variable("lora", "a"):
+      a, b = self.get_variable("lora", "a"), self.get_variable("lora", "b")
+      narrow = jnp.einsum("...d,rd->...r", x, a.astype(x.dtype))
+      y = y + jnp.einsum("...r,fr->...f", narrow, b.astype(x.dtype))
+    return y
 
 
 class RMSNorm(nn.Module):
@@ -66,11 +86,29 @@ class RMSNorm(nn.Module):
     return (weight.astype(jnp.float32) * x32.astype(x.dtype)).astype(x.dtype)
 
 
+class LayerNorm(nn.Module):
+  """Layer norm with a bias, in fp32 (Ba et al., 2016)."""
+
+  eps: float
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
+    ones: Any = nn.with_logical_partitioning(nn.initializers.ones, ("norm",))
+    zeros: Any = nn.with_logical_partitioning(nn.initializers.zeros, ("norm",))
+    weight = self.param("weight", ones, (x.shape[-1],), jnp.float32)
+    bias = self.param("bias", zeros, (x.shape[-1],), jnp.float32)
+    x32 = x.astype(jnp.float32)
+    x32 = x32 - jnp.mean(x32, axis=-1, keepdims=True)
+    x32 = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.eps)
+    return (x32 * weight.astype(jnp.float32) + bias.astype(jnp.float32)).astype(x.dtype)
+
+
 def rope_frequencies(config: ModelConfig) -> np.ndarray:
-  """Angles per position, `[head_dim / 2]` radians, with Llama 3's scaling where configured."""
+  """Angles per position, `[rotary_dim / 2]` radians, with Llama 3's scaling where configured."""
   # Rounded to fp32 step by step as transformers does: an angle's error is the frequency's times the
   # position, so at long positions one last bit shows in the logits.
-  half = np.arange(0, config.head_dim, 2).astype(np.float32) / np.float32(config.head_dim)
+  turned = config.rotary_dim or config.head_dim
+  half = np.arange(0, turned, 2).astype(np.float32) / np.float32(turned)
   freqs = np.float32(1) / np.float32(config.rope_theta) ** half
   scaling = config.rope_scaling
   if scaling is not None:
@@ -89,10 +127,19 @@ def rope_tables(config: ModelConfig, positions: Int[Array, "B T"]
 
 
 def apply_rope(x: Float[Array, "B T heads H"], context: Context) -> Float[Array, "B T heads H"]:
-  """Turns the pairs (i, i + H/2) of each head by the position's angles (Su et al., 2021)."""
-  first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+  """Turns the pairs (i, i + R/2) of each head's first R dimensions by the position's angles (Su et al., 2021)."""
+  half = context.sin.shape[-1]
+  first, second, rest = jnp.split(x.astype(jnp.float32), (half, 2 * half), axis=-1)
   turned = (first * context.cos - second * context.sin, second * context.cos + first * context.sin)
-  return jnp.concatenate(turned, axis=-1).astype(x.dtype)
+  return jnp.concatenate((*turned, *((rest,) if rest.shape[-1] else ())), axis=-1).astype(x.dtype)
+
+
+def causal_mask(length: int, window: int | None) -> Bool[Array, "1 T T"]:
+  """True where position i sees j: j <= i, and within the last `window` tokens, itself included."""
+  mask = jnp.tri(length, dtype=bool)
+  if window is not None and window < length:
+    mask &= ~jnp.tri(length, k=-window, dtype=bool)
+  return mask[None]
 
 
 def attend(q: Float[Array, "B T N H"], k: Float[Array, "B S K H"], v: Float[Array, "B S K H"],
@@ -120,25 +167,31 @@ class Attention(nn.Module):
   """Multi-head or grouped-query attention with rotary positions; softmax in fp32."""
 
   config: ModelConfig
+  qkv_bias: bool = False
+  out_bias: bool = False
 
   @nn.compact
   def __call__(self, x: Float[Array, "B T D"], cache: LayerCache | None, context: Context
                ) -> tuple[Float[Array, "B T D"], tuple[Array, Array]]:
     c = self.config
-    heads = lambda name, n: Linear(n * c.head_dim, ("heads", "embed"), name=name)(x).reshape(
-        *x.shape[:2], n, c.head_dim)
-    q = apply_rope(heads("q", c.num_heads), context)
-    k = apply_rope(heads("k", c.num_kv_heads), context)
-    v = heads("v", c.num_kv_heads)
+
+    def heads(name: str, n: int, axis: str) -> Float[Array, "B T heads H"]:
+      flat = Linear(n * c.head_dim, (axis, "embed"), use_bias=self.qkv_bias, name=name)(x)
+      return constrain(flat.reshape(*x.shape[:2], n, c.head_dim), "batch", None, axis, None)
+    q = apply_rope(heads("q", c.num_heads, "heads"), context)
+    k = apply_rope(heads("k", c.num_kv_heads, "kv_heads"), context)
+    v = heads("v", c.num_kv_heads, "kv_heads")
     if cache is None:
-      out = attend(q, k, v, jnp.tri(q.shape[1], dtype=bool)[None])
+      q, k, v = (checkpoint_name(part, "qkv") for part in (q, k, v))
+      out = attend(q, k, v, causal_mask(q.shape[1], c.sliding_window))
     else:
       write = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), context.step, 1)
       k, v = write(cache.new_k, k), write(cache.new_v, v)
       assert context.mask is not None
       out = attend(q, jnp.concatenate([cache.prompt_k, k], 1), jnp.concatenate([cache.prompt_v, v], 1), context.mask)
-    out = Linear(c.hidden_size, ("embed", "heads"), name="o")(out.reshape(*x.shape[:2], -1))
-    return out, (k, v)
+    out = checkpoint_name(out, "attn_out").reshape(*x.shape[:2], -1)
+    out = Linear(c.hidden_size, ("embed", "heads"), use_bias=self.out_bias, name="o")(out)
+    return shard_activations(out), (k, v)
 
 
 class GatedMLP(nn.Module):
@@ -149,4 +202,5 @@ class GatedMLP(nn.Module):
   @nn.compact
   def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
     wide = lambda name: Linear(self.config.intermediate_size, ("mlp", "embed"), name=name)(x)
-    return Linear(self.config.hidden_size, ("embed", "mlp"), name="down")(nn.silu(wide("gate")) * wide("up"))
+    hidden = shard_activations(nn.silu(wide("gate")) * wide("up"), "mlp")
+    return shard_activations(Linear(self.config.hidden_size, ("embed", "mlp"), name="down")(hidden))

@@ -1,15 +1,15 @@
-"""Llama: pre-norm blocks of grouped-query attention and a gated MLP, scanned over layers."""
+"""Llama 2 and 3.x (also the shape of many others): grouped-query attention and a gated MLP."""
 
 from typing import Any
 
 import flax.linen as nn
-import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from relearn_jax.models.config import ModelConfig
+from relearn_jax.models.config import ModelConfig, Reader, read_decoder, write_decoder
 from relearn_jax.models.layers import Attention, Context, GatedMLP, LayerCache, RMSNorm
 
-# Our leaf -> Hugging Face tensor. `{i}` is the layer; such leaves are stacked `[layers, ...]`.
+Norm = RMSNorm
+
 NAMES = {
     "embed/weight": "model.embed_tokens.weight",
     "layers/input_norm/weight": "model.layers.{i}.input_layernorm.weight",
@@ -26,19 +26,8 @@ NAMES = {
 }
 
 
-class Embedding(nn.Module):
-  """A `[vocab, hidden]` table: the token embedding, or an untied output head."""
-
-  config: ModelConfig
-
-  @nn.compact
-  def __call__(self) -> Float[Array, "V D"]:
-    init: Any = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("vocab", "embed"))
-    return self.param("weight", init, (self.config.vocab_size, self.config.hidden_size), jnp.float32)
-
-
 class Block(nn.Module):
-  """One layer, in the form `nn.scan` wants: carry in, carry out, keys and values aside."""
+  """One pre-norm layer, in the form `nn.scan` wants: carry in, carry out, keys and values aside."""
 
   config: ModelConfig
 
@@ -51,27 +40,14 @@ class Block(nn.Module):
     return x + GatedMLP(self.config, name="mlp")(norm("mlp_norm")(x)), kv
 
 
-class Llama(nn.Module):
-  """The decoder up to its final norm; `Model.logits` applies the head.
+def read(reader: Reader) -> ModelConfig:
+  """From `config.json`."""
+  fixed = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
+  return read_decoder(reader, "llama", fixed=fixed, norm_eps=("rms_norm_eps", 1e-6), max_positions=2048,
+                      scaled_rope=True)
 
-  `context` holds the rotary tables of the tokens' positions and, with a cache, the mask. Returns
-  hidden states `[B, T, hidden]` and the keys and values, stacked `[layers, B, S, K, H]`.
-  """
 
-  config: ModelConfig
-  dtype: jnp.dtype = jnp.float32
-  unroll: int = 1
-
-  @nn.compact
-  def __call__(self, tokens: Int[Array, "B T"], cache: LayerCache | None, context: Context
-               ) -> tuple[Float[Array, "B T D"], tuple[Array, Array]]:
-    table = Embedding(self.config, name="embed")()
-    if not self.config.tie_embeddings:
-      Embedding(self.config, name="head")()  # creates the leaf; read by Model.logits
-    x = jnp.take(table, tokens, axis=0).astype(self.dtype)
-    layers = nn.scan(
-        Block, variable_axes={"params": 0}, split_rngs={"params": True}, length=self.config.num_layers,
-        in_axes=(0, nn.broadcast), out_axes=0, unroll=self.unroll,
-        metadata_params={nn.PARTITION_NAME: "layers"})
-    x, kv = layers(self.config, name="layers")(x, cache, context)
-    return RMSNorm(self.config.norm_eps, name="final_norm")(x), kv
+def write(config: ModelConfig) -> dict[str, Any]:
+  """To `config.json`."""
+  return write_decoder(config, "llama", "LlamaForCausalLM", "rms_norm_eps") | {
+      "hidden_act": "silu", "attention_bias": False, "mlp_bias": False}

@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -11,15 +11,19 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Bool, Float, Int
 
+from relearn_jax.models.architectures import ARCHITECTURES
 from relearn_jax.models.config import ModelConfig
+from relearn_jax.models.decoder import Decoder
 from relearn_jax.models.layers import Context, LayerCache, rope_tables
-from relearn_jax.models.llama import NAMES as LLAMA_NAMES
-from relearn_jax.models.llama import Llama
 
-Params = dict[str, Any]
+Params = dict[str, Any]  # with an adapter, its leaves are under "lora"
 
-# One row an architecture: its module and its table of Hugging Face names.
-ARCHITECTURES = {"llama": (Llama, LLAMA_NAMES)}
+
+class Head(NamedTuple):
+  """The output head; a bias only where the architecture has one."""
+
+  weight: Float[Array, "V D"]
+  bias: Float[Array, " V"] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,32 +34,59 @@ class Model:
     config: sizes and constants.
     dtype: compute precision; parameters keep their own.
     unroll: layers per iteration of the scan over layers (more: faster on CPU, longer to compile).
+    remat: what a layer keeps for its backward pass; a key of `decoder.REMAT`.
+    lora_scale: alpha / rank of the adapter, where parameters have one.
   """
 
   config: ModelConfig
   dtype: Any = jnp.float32
   unroll: int = 1
+  remat: str = "none"
+  lora_scale: float = 1.0
 
   @property
   def module(self) -> nn.Module:
     """The Linen module."""
-    return ARCHITECTURES[self.config.architecture][0](self.config, self.dtype, self.unroll)
+    return Decoder(self.config, self.dtype, self.unroll, self.remat)
 
   @property
   def names(self) -> dict[str, str]:
     """Leaf path -> Hugging Face tensor name, for the leaves that this configuration has."""
-    table = ARCHITECTURES[self.config.architecture][1]
-    return {leaf: name for leaf, name in table.items() if leaf != "head/weight" or not self.config.tie_embeddings}
+    table = ARCHITECTURES[self.config.architecture].names
+    return {leaf: name for leaf, name in table.items()
+            if not (self.config.tie_embeddings and leaf.startswith("head/"))}
 
   def init(self, key: Array) -> Params:
-    """Random fp32 parameters: normal(0, 0.02) matrices, unit norms."""
+    """Random fp32 parameters: normal(0, 0.02) matrices, unit norms, no biases."""
+    return nn.meta.unbox(self._boxed(key))
+
+  def _boxed(self, key: Array) -> Any:
     tokens = jnp.zeros((1, 2), jnp.int32)
     context = Context(*rope_tables(self.config, jnp.arange(2)[None]), None, 0)
-    return nn.meta.unbox(self.module.init(key, tokens, None, context)["params"])
+    return self.module.init(key, tokens, None, context)["params"]
 
   def abstract(self) -> Params:
     """Shapes and dtypes of the parameters, without computing them and without touching a device."""
-    return jax.eval_shape(lambda: self.init(jax.random.key(0)))  # a key made outside would start the backend
+    return nn.meta.unbox(self._abstract())
+
+  def _abstract(self) -> Any:
+    return jax.eval_shape(lambda: self._boxed(jax.random.key(0)))  # a key made outside would start the backend
+
+  def axes(self) -> dict[str, tuple[str, ...]]:
+    """Leaf path -> logical axes of its dimensions; see `parallel.rules`."""
+    boxed = flatten_dict(self._abstract(), sep="/")
+    return {path: tuple(leaf.names) for path, leaf in boxed.items()}
+
+  def apply(self, params: Params, tokens: Int[Array, "B T"], cache: LayerCache | None, context: Context
+            ) -> tuple[Float[Array, "B T D"], tuple[Array, Array]]:
+    """The decoder up to its final norm, with the adapter where `params` has one."""
+    variables: dict[str, Any] = {"params": {name: tree for name, tree in params.items() if name != "lora"}}
+    if "lora" in params:
+      # The scale goes into `b`: [features, rank] numbers, fewer than a layer's output has.
+      scaled = lambda path, leaf: leaf * self.lora_scale if path[-1].key == "b" else leaf
+      variables["lora"] = jax.tree_util.tree_map_with_path(scaled, params["lora"])
+    out: Any = self.module.apply(variables, tokens, cache, context)
+    return out
 
   def hidden(self, params: Params, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
     """Final hidden states of right-padded rows; padding never reaches a real position."""
@@ -65,8 +96,7 @@ class Model:
     """As `hidden`, with the keys and values `[layers, B, T, K, H]` to start a cache."""
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     context = Context(*rope_tables(self.config, positions), None, 0)
-    out: Any = self.module.apply({"params": params}, tokens, None, context)
-    return out
+    return self.apply(params, tokens, None, context)
 
   def extend(self, params: Params, tokens: Int[Array, "B T"], positions: Int[Array, "B T"], cache: LayerCache,
              mask: Bool[Array, "B T S"], step: Int[Array, ""] | int) -> tuple[Float[Array, "B T D"], LayerCache]:
@@ -81,18 +111,24 @@ class Model:
       step: slot of the first of the new tokens.
     """
     context = Context(*rope_tables(self.config, positions), mask, step)
-    out: Any = self.module.apply({"params": params}, tokens, cache, context)
-    hidden, (k, v) = out
+    hidden, (k, v) = self.apply(params, tokens, cache, context)
     return hidden, cache._replace(new_k=k, new_v=v)
 
-  def head(self, params: Params) -> Float[Array, "V D"]:
+  def head(self, params: Params) -> Head:
     """The output head: its own matrix or the tied embedding."""
-    return params["embed" if self.config.tie_embeddings else "head"]["weight"]
+    if self.config.tie_embeddings:
+      return Head(params["embed"]["weight"])
+    return Head(params["head"]["weight"], params["head"].get("bias"))
 
   def logits(self, params: Params, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
     """Logits in fp32, accumulated in fp32 at any compute precision."""
-    head = self.head(params).astype(hidden.dtype)
-    return jnp.einsum("...d,vd->...v", hidden, head, preferred_element_type=jnp.float32)
+    return head_logits(hidden, self.head(params))
+
+
+def head_logits(hidden: Float[Array, "*batch D"], head: Head) -> Float[Array, "*batch V"]:
+  """Logits in fp32, accumulated in fp32 at any compute precision."""
+  logits = jnp.einsum("...d,vd->...v", hidden, head.weight.astype(hidden.dtype), preferred_element_type=jnp.float32)
+  return logits if head.bias is None else logits + head.bias.astype(jnp.float32)
 
 
 def flatten(params: Params) -> dict[str, Any]:

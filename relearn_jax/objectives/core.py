@@ -3,7 +3,8 @@
 An objective is a pair of pure functions and a declaration of what it wants of the frozen reference
 model. `value` is called under `jax.grad` and `jax.vmap`; hyper-parameters may be traced values that
 the builder closes over. Masks and reductions are explicit: `mask[b, t]` is 1 where token t of row b
-is predicted and counts (never at t = 0, never on padding).
+is predicted and counts (never at t = 0, never on padding). A loss is a sum over rows divided by the
+step's counts, so that the losses of parts of a step add up to the step's.
 
 Notation of the docstrings: l[b, t] = mask[b, t] * log p(token[b, t] | tokens before it).
 """
@@ -12,9 +13,10 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
+
+from relearn_jax.models.model import Head
 
 State = Any
 Terms = dict[str, Float[Array, ""]]
@@ -28,11 +30,18 @@ class TokenRows(NamedTuple):
     tokens: token ids, 0 at padding.
     mask: 1.0 where the token is predicted and counts in the loss.
     reference: statistics of the frozen reference model on these rows, by kind; see `Need`.
+    positions: places of the counted tokens, 0 where a row has fewer; None: most tokens count, so that
+      looking at all of them costs less than picking them.
+    num_tokens: counted tokens of the whole step, where these rows are only a part of it.
+    num_rows: likewise, rows with a counted token.
   """
 
   tokens: Int[Array, "B T"]
   mask: Float[Array, "B T"]
-  reference: Mapping[str, Array] = {}
+  reference: Mapping[str, Any] = {}
+  positions: Int[Array, "B A"] | None = None
+  num_tokens: Float[Array, ""] | None = None
+  num_rows: Float[Array, ""] | None = None
 
 
 class Need(NamedTuple):
@@ -51,7 +60,7 @@ class Outputs(NamedTuple):
 
   logprobs: Float[Array, "B T"]
   hidden: Float[Array, "B T D"]
-  head: Float[Array, "V D"]
+  head: Head
 
 
 Forward = Callable[[str], Outputs]
@@ -83,22 +92,29 @@ def stateless(loss: Callable[[Forward, Batch], tuple[Float[Array, ""], Terms]], 
   return Objective(lambda: (), value, frozenset({rows}), needs)
 
 
-def reduce_tokens(values: Float[Array, "B T"], mask: Float[Array, "B T"], reduction: Reduction
-                  ) -> Float[Array, "..."]:
-  """Sums masked token values over each row (`[B]`), or averages them over all counted tokens (`[]`).
+def count_rows(rows: TokenRows) -> TokenRows:
+  """Fills in the counts of a whole step, before its rows are split."""
+  real = jnp.sum(rows.mask, axis=-1) > 0
+  return rows._replace(num_tokens=jnp.sum(rows.mask), num_rows=jnp.sum(real.astype(jnp.float32)))
 
-  "token_mean" divides by the number of counted tokens of the whole batch, not row by row, so that
+
+def reduce_tokens(values: Float[Array, "B T"], rows: TokenRows, reduction: Reduction) -> Float[Array, "..."]:
+  """Sums the counted tokens' values over each row (`[B]`), or averages them over all counted tokens (`[]`).
+
+  "token_mean" divides by the number of counted tokens of the whole step, not row by row, so that
   neither padding nor the split into micro-batches changes it.
   """
   if reduction == "sequence_sum":
-    return jnp.sum(values * mask, axis=-1)
-  return jnp.sum(values * mask) / jnp.maximum(jnp.sum(mask), 1.0)
+    return jnp.sum(values * rows.mask, axis=-1)
+  count = jnp.sum(rows.mask) if rows.num_tokens is None else rows.num_tokens
+  return jnp.sum(values * rows.mask) / jnp.maximum(count, 1.0)
 
 
-def mean_rows(values: Float[Array, " B"], mask: Float[Array, "B T"]) -> Float[Array, ""]:
-  """Mean over the rows that hold at least one counted token; padded rows do not count."""
-  real = (jnp.sum(mask, axis=-1) > 0).astype(values.dtype)
-  return jnp.sum(values * real) / jnp.maximum(jnp.sum(real), 1.0)
+def mean_rows(values: Float[Array, " B"], rows: TokenRows) -> Float[Array, ""]:
+  """Mean over the step's rows that hold at least one counted token; padded rows do not count."""
+  real = (jnp.sum(rows.mask, axis=-1) > 0).astype(values.dtype)
+  count = jnp.sum(real) if rows.num_rows is None else rows.num_rows
+  return jnp.sum(values * real) / jnp.maximum(count, 1.0)
 
 
 def ascend(objective: Objective) -> Objective:
@@ -129,10 +145,3 @@ def add(*objectives: Objective) -> Objective:
   return Objective(
       lambda: tuple(objective.init() for objective in objectives), value,
       frozenset().union(*(o.rows for o in objectives)), frozenset().union(*(o.needs for o in objectives)))
-
-
-def reference_logits(rows: TokenRows) -> Float[Array, "B T V"]:
-  """The reference model's logits, from its cached hidden states and its frozen head."""
-  logits = jnp.einsum("btd,vd->btv", rows.reference["hidden"], rows.reference["head"],
-                      preferred_element_type=jnp.float32)
-  return jax.lax.stop_gradient(logits)

@@ -1,9 +1,9 @@
 """The terms that published methods are made of. Notation: see `core`."""
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from relearn_jax.metrics.likelihood import kl_divergence, per_token
 from relearn_jax.objectives.core import (
   Batch,
   Forward,
@@ -13,7 +13,6 @@ from relearn_jax.objectives.core import (
   Terms,
   mean_rows,
   reduce_tokens,
-  reference_logits,
   stateless,
 )
 
@@ -26,9 +25,9 @@ def nll(rows: str, reduction: Reduction = "token_mean") -> Objective:
   ['retain']
   """
   def loss(forward: Forward, batch: Batch) -> tuple[Float[Array, ""], Terms]:
-    mask = batch[rows].mask
-    value = reduce_tokens(-forward(rows).logprobs, mask, reduction)
-    value = mean_rows(value, mask) if reduction == "sequence_sum" else value
+    data = batch[rows]
+    value = reduce_tokens(-forward(rows).logprobs, data, reduction)
+    value = mean_rows(value, data) if reduction == "sequence_sum" else value
     return value, {f"nll_{rows}": value}
   return stateless(loss, rows)
 
@@ -43,10 +42,11 @@ def kl_to_reference(rows: str) -> Objective:
   """
   def loss(forward: Forward, batch: Batch) -> tuple[Float[Array, ""], Terms]:
     outputs, data = forward(rows), batch[rows]
-    logits = jnp.einsum("btd,vd->btv", outputs.hidden, outputs.head, preferred_element_type=jnp.float32)
-    model, reference = jax.nn.log_softmax(logits), jax.nn.log_softmax(reference_logits(data))
-    divergence = jnp.sum(jnp.exp(reference) * (reference - model), axis=-1)
-    value = reduce_tokens(divergence[:, :-1], data.mask[:, 1:], "token_mean")
+    frozen = data.reference["head"]
+    divergence = per_token(
+        lambda _, hidden, reference: kl_divergence(hidden, outputs.head, reference, frozen), data.tokens,
+        data.positions, outputs.head.weight.shape[0], outputs.hidden, data.reference["hidden"])
+    value = reduce_tokens(divergence, data, "token_mean")
     return value, {f"kl_{rows}": value}
   return stateless(loss, rows, frozenset({Need(rows, "hidden")}))
 
@@ -61,8 +61,8 @@ def npo(rows: str, beta: Float[Array, ""] | float) -> Objective:
   """
   def loss(forward: Forward, batch: Batch) -> tuple[Float[Array, ""], Terms]:
     data = batch[rows]
-    s = reduce_tokens(forward(rows).logprobs, data.mask, "sequence_sum")
-    s_ref = jax.lax.stop_gradient(reduce_tokens(data.reference["logprobs"], data.mask, "sequence_sum"))
-    value = mean_rows(2.0 / beta * jax.nn.softplus(beta * (s - s_ref)), data.mask)
+    s = reduce_tokens(forward(rows).logprobs, data, "sequence_sum")
+    s_ref = jax.lax.stop_gradient(reduce_tokens(data.reference["logprobs"], data, "sequence_sum"))
+    value = mean_rows(2.0 / beta * jax.nn.softplus(beta * (s - s_ref)), data)
     return value, {f"npo_{rows}": value}
   return stateless(loss, rows, frozenset({Need(rows, "logprobs")}))

@@ -15,7 +15,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from relearn_jax.metrics.likelihood import token_logprobs
+from relearn_jax.metrics.likelihood import per_token, token_logprobs
 from relearn_jax.models.model import Model, Params
 from relearn_jax.objectives.core import Batch, Need, Objective, Outputs, TokenRows
 from relearn_jax.objectives.methods import Hyper
@@ -55,8 +55,9 @@ def init_state(params: Params, objective: Objective) -> TrainState:
 def model_outputs(model: Model, params: Params, rows: TokenRows) -> Outputs:
   """Log-probability of every token given those before it (0 at the first), and hidden states."""
   hidden, head = model.hidden(params, rows.tokens), model.head(params)
-  logprobs = token_logprobs(hidden[:, :-1], head, rows.tokens[:, 1:])
-  return Outputs(jnp.pad(logprobs, ((0, 0), (1, 0))), hidden, head)
+  logprobs = per_token(lambda targets, hidden: token_logprobs(hidden, head, targets), rows.tokens, rows.positions,
+                       model.config.vocab_size, hidden)
+  return Outputs(logprobs, hidden, head)
 
 
 def train_step(model: Model, build: Build, state: TrainState, batch: Batch, hyper: Hyper
@@ -107,11 +108,12 @@ def add_references(model: Model, params: Params, batch: Batch, needs: frozenset[
   """
   def one(kinds: tuple[str, ...], run: tuple[Params, TokenRows], _: object) -> Mapping[str, Array]:
     outputs = model_outputs(model, *run)
-    found: dict[str, Array] = {}
+    found: dict[str, Any] = {}
     if "logprobs" in kinds:
       found["logprobs"] = outputs.logprobs
     if "hidden" in kinds:
-      found |= {"hidden": outputs.hidden, "head": outputs.head + 0.0}  # a copy: the head itself is trained
+      copy = jax.tree.map(lambda x: x + 0.0, outputs.head)  # the head itself is trained
+      found |= {"hidden": outputs.hidden, "head": copy}
     return found
 
   after = dict(batch)

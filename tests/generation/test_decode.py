@@ -12,6 +12,7 @@ import pytest
 from relearn_jax.data.batches import bucketize
 from relearn_jax.generation.decode import Generated, choose, decode, prefill, score_answers
 from relearn_jax.metrics.likelihood import token_logprobs
+from relearn_jax.models.model import Head
 
 from ..small import CONFIG, MODEL, params
 
@@ -191,6 +192,6 @@ def test_token_logprobs_are_normalised_in_fp32_from_bf16() -> None:
   hidden = jax.random.normal(jax.random.key(0), (3, 8), jnp.bfloat16) * 30
   head = jax.random.normal(jax.random.key(1), (16, 8))
   targets = jnp.broadcast_to(jnp.arange(16)[:, None], (16, 3))
-  got = token_logprobs(jnp.broadcast_to(hidden, (16, 3, 8)), head, targets)
+  got = token_logprobs(jnp.broadcast_to(hidden, (16, 3, 8)), Head(head), targets)
   assert got.dtype == jnp.float32
   np.testing.assert_allclose(jnp.exp(got).sum(0), 1.0, rtol=1e-5)

@@ -95,7 +95,7 @@ def test_malformed_config(tmp_path: pathlib.Path, content: bytes, problem: str) 
 
 def test_another_architecture(tmp_path: pathlib.Path) -> None:
   with refuses("is 'gpt2'", file=write(tmp_path, model_type="gpt2") / "config.json", field="model_type",
-               mend="use a Llama checkpoint"):
+               mend="use a checkpoint of one of: llama"):
     check_checkpoint(tmp_path)
 
 

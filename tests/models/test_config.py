@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from relearn_jax.models.config import RopeScaling, parse_config
+from relearn_jax.models.architectures import parse_config
+from relearn_jax.models.config import RopeScaling
 from relearn_jax.models.export import to_hf_config
 
 from .tiny import CONFIG, refuses
@@ -52,7 +53,7 @@ def with_rope(**fields: object) -> dict:
 
 
 @pytest.mark.parametrize(("fields", "field", "problem", "mend"), [
-    ({"model_type": "gpt2"}, "model_type", "is 'gpt2', which is not supported", "use a Llama checkpoint"),
+    ({"model_type": "gpt2"}, "model_type", "is 'gpt2', which is not supported", "use a checkpoint of one of: llama"),
     ({"model_type": ABSENT}, "model_type", "is missing", "state the model's model_type"),
     ({"hidden_size": ABSENT}, "hidden_size", "is missing", "state the model's hidden_size"),
     ({"hidden_size": ABSENT, "hiden_size": 8}, "hidden_size", "is missing (there is `hiden_size`)", "state"),

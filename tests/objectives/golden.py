@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from relearn_jax.models.model import Head
 from relearn_jax.objectives.core import Outputs, TokenRows
 
 B, T, V = 2, 6, 7
@@ -22,7 +23,7 @@ def outputs(logits: np.ndarray, ids: np.ndarray) -> Outputs:
   """Outputs of a model with these logits: the hidden states are the logits and the head is the identity."""
   logprobs = jax.nn.log_softmax(jnp.asarray(logits, jnp.float32))[:, :-1]
   chosen = jnp.take_along_axis(logprobs, jnp.asarray(ids)[:, 1:, None], -1)[..., 0]
-  return Outputs(jnp.pad(chosen, ((0, 0), (1, 0))), jnp.asarray(logits, jnp.float32), jnp.eye(V))
+  return Outputs(jnp.pad(chosen, ((0, 0), (1, 0))), jnp.asarray(logits, jnp.float32), Head(jnp.eye(V)))
 
 
 def forward(name: str) -> Outputs:

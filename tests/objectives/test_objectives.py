@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from relearn_jax.errors import InputError
+from relearn_jax.models.model import Head
 from relearn_jax.objectives.core import Objective, Outputs, TokenRows, add, ascend, reduce_tokens, scale
 from relearn_jax.objectives.losses import kl_to_reference, nll, npo
 from relearn_jax.objectives.methods import METHODS, check_hyper, get_method
@@ -35,7 +36,7 @@ def test_published_formulas(objective: Objective, expected: float) -> None:
 def one_row(logprobs: list[float], mask: list[float], reference: list[float]) -> tuple[Any, dict[str, TokenRows]]:
   """A model that gives these log-probabilities, and its batch."""
   row = lambda values: jnp.array([values], jnp.float32)
-  outputs = Outputs(row(logprobs), jnp.zeros((1, len(mask), 1)), jnp.zeros((1, 1)))
+  outputs = Outputs(row(logprobs), jnp.zeros((1, len(mask), 1)), Head(jnp.zeros((1, 1))))
   tokens = jnp.zeros((1, len(mask)), jnp.int32)
   return lambda name: outputs, {"x": TokenRows(tokens, row(mask), {"logprobs": row(reference)})}
 
@@ -148,8 +149,9 @@ def test_hyper_parameters_may_be_traced() -> None:
 
 def test_reductions() -> None:
   values, mask = jnp.array([[1.0, 2.0], [4.0, 9.0]]), jnp.array([[1.0, 1.0], [1.0, 0.0]])
-  assert float(reduce_tokens(values, mask, "token_mean")) == pytest.approx(7 / 3)  # not the mean of row means
-  assert reduce_tokens(values, mask, "sequence_sum").tolist() == [3.0, 4.0]
+  rows = TokenRows(jnp.zeros((2, 2), jnp.int32), mask)
+  assert float(reduce_tokens(values, rows, "token_mean")) == pytest.approx(7 / 3)  # not the mean of row means
+  assert reduce_tokens(values, rows, "sequence_sum").tolist() == [3.0, 4.0]
 
 
 def test_unknown_methods_name_the_nearest() -> None:
