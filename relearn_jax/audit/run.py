@@ -84,7 +84,7 @@ class Audit:
     """Keeps a step's parameters, unless they are there."""
     path = checkpoints.step_path(self.checkpoints / stage, step)
     if not checkpoints.is_saved(path):
-      about = checkpoints.description(self.model.config, list(names), stage, step)
+      about = checkpoints.description(self.model, list(names), stage, step)
       checkpoints.save_tree(path, params, len(names), about)
 
   def load_kept(self, stage: str, step: int, num_runs: int) -> Params:
@@ -108,7 +108,7 @@ def memorize(audit: Audit) -> None:
     if step == config.steps:
       audit.save_params("unlearn", 0, state.params, names)
     return False
-  _run(audit, stage, lambda: repeat_runs(audit.base_params, len(names), audit.mesh), on_keep)
+  _run(audit, stage, lambda: repeat_runs(audit.base_params, len(names), audit.mesh, audit.model.axes()), on_keep)
 
 
 def unlearn(audit: Audit) -> dict[Run, dict[int, float]]:

@@ -1,23 +1,26 @@
 """Hugging Face checkpoints in: checked from their headers first, then read by slice, without torch."""
 
+import contextlib
 import dataclasses
 import difflib
 import json
 import math
 import pathlib
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors
-from jax.sharding import Sharding, SingleDeviceSharding
+from jax.sharding import Mesh, SingleDeviceSharding
 
 from relearn_jax.errors import InputError
 from relearn_jax.models.architectures import parse_config
 from relearn_jax.models.config import ModelConfig
 from relearn_jax.models.model import Model, Params, flatten, unflatten
+from relearn_jax.parallel.mesh import weight_shardings
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -252,36 +255,70 @@ def check_checkpoint(path: str | pathlib.Path) -> Checked:
   return Checked(folder, config, found)
 
 
-def load_params(checked: Checked, model: Model, *, dtype: Any = jnp.float32, sharding: Sharding | None = None
-                ) -> Params:
+def load_params(checked: Checked, model: Model, *, dtype: Any = jnp.float32, mesh: Mesh | None = None) -> Params:
   """Reads the weights straight into stacked `[layers, ...]` leaves.
 
-  Each device's part is read by slice, so the host holds one such part at a time.
+  Each device's part is read by slice, so that the host holds one such part at a time, whatever the
+  model's size, and a process reads only what its own devices hold.
 
   Args:
     checked: from `check_checkpoint`.
     model: its model.
     dtype: of the parameters in memory.
-    sharding: of every leaf; the first device by default.
-  """
-  sharding = sharding or SingleDeviceSharding(jax.local_devices()[0])
-  handles = {file: safetensors.safe_open(file, "numpy") for file in set(checked.files.values())}
+    mesh: the leaves lie on it as `parallel.rules` says; by default on the first device.
 
-  def tensor(name: str, index: tuple[slice, ...]) -> np.ndarray:
-    return handles[checked.files[name]].get_slice(name)[index].astype(dtype, copy=False)
+  Raises:
+    InputError: a weight is NaN or infinite; or is too large for `dtype`.
+  """
+  # Opened for each leaf: a mapped file's pages count as this process's memory until it is closed.
+  def tensor(file: Any, name: str, index: tuple[slice, ...]) -> np.ndarray:
+    stored = file.get_slice(name)[index]
+    with np.errstate(over="ignore"):
+      values = stored.astype(dtype, copy=False)
+    if not np.isfinite(values).all():
+      bad = "is NaN or infinite" if not np.isfinite(stored).all() else f"is too large for {np.dtype(dtype).name}"
+      raise InputError(f"has a value that {bad}", file=checked.files[name], field=name,
+                       mend="give a checkpoint whose weights are finite" if "NaN" in bad else "load it as float32")
+    return values
+
+  shardings = {}
+  if mesh is not None:
+    shardings = flatten(weight_shardings(model.abstract(), model.axes(), mesh, stacked=False))
+  first = SingleDeviceSharding(jax.local_devices()[0])
 
   def leaf(path: str, shape: jax.ShapeDtypeStruct) -> jax.Array:
     name = model.names[path]
 
     def part(index: tuple[slice, ...] | None) -> np.ndarray:
       assert index is not None  # the shape has axes
-      if "{i}" not in name:
-        return tensor(name, index)
-      layers = range(*index[0].indices(shape.shape[0]))
-      return np.stack([tensor(name.format(i=i), index[1:]) for i in layers])
-    return jax.make_array_from_callback(shape.shape, sharding, part)
+      layers = range(*index[0].indices(shape.shape[0])) if "{i}" in name else ()
+      names = [name.format(i=i) for i in layers] or [name]
+      rest = index[1:] if layers else index
+      with contextlib.ExitStack() as stack:
+        files = {file: stack.enter_context(safetensors.safe_open(file, "numpy"))
+                 for file in {checked.files[n] for n in names}}
+        if not layers:
+          return tensor(files[checked.files[name]], name, rest)
+        first = tensor(files[checked.files[names[0]]], names[0], rest)
+        out = np.empty((len(names), *first.shape), first.dtype)
+        out[0] = first
+        for row, n in zip(out[1:], names[1:], strict=True):
+          row[...] = tensor(files[checked.files[n]], n, rest)
+        return out
+    return jax.make_array_from_callback(shape.shape, shardings.get(path, first), part)
 
   return unflatten({path: leaf(path, shape) for path, shape in flatten(model.abstract()).items()})
+
+
+def read_tensors(file: pathlib.Path, names: Sequence[str]) -> list[np.ndarray]:
+  """Whole tensors of one file, as they are stored; `InputError` for one that is not finite."""
+  with safetensors.safe_open(file, "numpy") as handle:
+    tensors = [handle.get_tensor(name) for name in names]
+  for name, tensor in zip(names, tensors, strict=True):
+    if not np.isfinite(tensor).all():
+      raise InputError("has a value that is NaN or infinite", file=file, field=name,
+                       mend="give weights that are finite")
+  return tensors
 
 
 def load_tokenizer(folder: pathlib.Path, config: ModelConfig) -> Any:

@@ -66,9 +66,8 @@ class Linear(nn.Module):
       zeros: Any = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[:1])
       y = y + self.param("bias", zeros, (self.features,), jnp.float32).astype(x.dtype)
     if self.has_variable("lora", "a"):
-      a, b = self.get_variable("lora", "a"), self.get_variable("lora", "b")
-      narrow = jnp.einsum("...d,rd->...r", x, a.astype(x.dtype))
-      y = y + jnp.einsum("...r,fr->...f", narrow, b.astype(x.dtype))
+      adapter: Any = {name: self.get_variable("lora", name).astype(x.dtype) for name in "ab"}
+      y = y + jnp.einsum("...r,fr->...f", jnp.einsum("...d,rd->...r", x, adapter["a"]), adapter["b"])
     return y
 
 

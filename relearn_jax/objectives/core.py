@@ -48,7 +48,8 @@ class Need(NamedTuple):
   """A statistic of the reference model that an objective reads from `TokenRows.reference`.
 
   `kind` is "logprobs" (`[B, T]`, per token) or "hidden" (final hidden states `[B, T, D]`, with the
-  frozen output head beside them as "head", `[V, D]`: exact distributions at the price of hidden size).
+  frozen output head beside them as "head": exact distributions at the price of hidden size; where the
+  head is not trained it is the model's own, and left out).
   """
 
   rows: str

@@ -42,7 +42,7 @@ def kl_to_reference(rows: str) -> Objective:
   """
   def loss(forward: Forward, batch: Batch) -> tuple[Float[Array, ""], Terms]:
     outputs, data = forward(rows), batch[rows]
-    frozen = data.reference["head"]
+    frozen = data.reference.get("head", outputs.head)  # with adapters the head is the reference's own
     divergence = per_token(
         lambda _, hidden, reference: kl_divergence(hidden, outputs.head, reference, frozen), data.tokens,
         data.positions, outputs.head.weight.shape[0], outputs.hidden, data.reference["hidden"])

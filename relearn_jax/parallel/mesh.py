@@ -1,11 +1,14 @@
-"""The mesh, and how stacked runs lie on it.
+"""The mesh, and how stacked runs, their weights and their rows lie on it.
 
-Every array of a stacked state has a leading `runs` axis, which is the only one sharded here: one
-run never crosses a device, so its numbers do not depend on how many devices there are. Runs are
-padded to a multiple of the devices by repeating the first ones; the copies are dropped on return.
+Every array of a stacked state has a leading `runs` axis. On a mesh of the runs axis alone one run
+never crosses a device, so its numbers do not depend on how many devices there are. Runs are padded to
+a multiple of that axis by repeating the first ones; the copies are dropped on return. On the other
+axes a run is spread: weights by `rules.RULES`, rows of a batch over data and fsdp.
 """
 
-from collections.abc import Callable
+import difflib
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -13,19 +16,133 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from relearn_jax.errors import InputError
+from relearn_jax.models.config import ModelConfig
+from relearn_jax.parallel.rules import spec
+
 Tree = TypeVar("Tree")
-RUNS = "runs"
+AXES = ("runs", "data", "fsdp", "tensor")
+RUNS = AXES[0]
+DEFAULT = "runs:-1,data:1,fsdp:1,tensor:1"
+
+
+def parse_mesh(text: str, field: str = "--mesh") -> dict[str, int]:
+  """Sizes by axis of "runs:1,data:1,fsdp:-1,tensor:1"; an axis left out has size 1, -1 takes what is left.
+
+  Raises:
+    InputError: an unknown axis, one given twice, a size that is none, or several of -1.
+  """
+  mend = f"expected sizes such as {DEFAULT}, with at most one -1"
+  sizes: dict[str, int] = {}
+  for part in text.split(","):
+    name, _, size = (piece.strip() for piece in part.partition(":"))
+    if name not in AXES:
+      near = difflib.get_close_matches(name, AXES, 1, 0.3)
+      hint = f" (did you mean {near[0]!r}?)" if near else ""
+      raise InputError(f"has axis {name!r}{hint}; the axes are {', '.join(AXES)}", field=field, mend=mend)
+    if name in sizes:
+      raise InputError(f"gives axis {name!r} twice", field=field, mend=mend)
+    if not size.removeprefix("-").isdecimal() or not (int(size) > 0 or int(size) == -1):
+      raise InputError(f"has size {size!r} for axis {name!r}", field=field, mend=mend)
+    sizes[name] = int(size)
+  if list(sizes.values()).count(-1) > 1:
+    raise InputError(f"is {text!r}", field=field, mend=mend)
+  return {axis: sizes.get(axis, 1) for axis in AXES}
+
+
+def fill_mesh(sizes: Mapping[str, int], num_devices: int, field: str = "--mesh") -> dict[str, int]:
+  """Replaces -1 by what is left of the devices.
+
+  Raises:
+    InputError: more devices are needed than there are.
+  """
+  fixed = math.prod(size for size in sizes.values() if size > 0)
+  if fixed > num_devices:
+    named = ",".join(f"{axis}:{size}" for axis, size in sizes.items())
+    raise InputError(f"is {named}, which needs {fixed} devices, and there {_are(num_devices)}", field=field,
+                     mend="make an axis smaller, or run on more devices")
+  return {axis: size if size > 0 else num_devices // fixed for axis, size in sizes.items()}
+
+
+def _are(count: int) -> str:
+  return "is 1" if count == 1 else f"are {count}"
+
+
+def check_divides(sizes: Mapping[str, int], config: ModelConfig, field: str = "--mesh") -> None:
+  """Refuses a mesh that does not divide a dimension of the model, naming the dimension as config.json does.
+
+  Raises:
+    InputError: naming axis, dimension and the sizes that would do.
+  """
+  dimensions = [("fsdp", "hidden_size", config.hidden_size), ("tensor", "num_attention_heads", config.num_heads),
+                ("tensor", "num_key_value_heads", config.num_kv_heads),
+                ("tensor", "intermediate_size", config.intermediate_size), ("tensor", "vocab_size", config.vocab_size)]
+  for axis, name, size in dimensions:
+    if size % sizes[axis]:
+      fit = [n for n in range(1, 65) if size % n == 0]
+      raise InputError(f"has {axis}:{sizes[axis]}, which does not divide {name}={size}", field=field,
+                       mend=f"expected one of {', '.join(map(str, fit))}")
+
+
+def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
+  """The mesh of the four axes over the first so many devices.
+
+  Raises:
+    InputError: there are fewer.
+  """
+  use = list(jax.devices() if devices is None else devices)
+  shape = fill_mesh(sizes, len(use))
+  return jax.make_mesh(tuple(shape.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES),
+                       devices=use[:math.prod(shape.values())])
 
 
 def runs_mesh(devices: int | None = None) -> Mesh:
-  """A one-axis mesh over all devices, or over the first so many."""
-  use = jax.devices() if devices is None else jax.devices()[:devices]
-  return jax.make_mesh((len(use),), (RUNS,), axis_types=(AxisType.Auto,), devices=use)
+  """All devices, or the first so many, on the runs axis."""
+  return make_mesh({axis: -1 if axis == RUNS else 1 for axis in AXES}, jax.devices()[:devices])
 
 
 def runs_sharding(mesh: Mesh) -> NamedSharding:
-  """Leading axis over the devices, everything else whole."""
+  """Leading axis over the runs axis of the mesh, everything else whole."""
   return NamedSharding(mesh, PartitionSpec(RUNS))
+
+
+def spreads_runs(mesh: Mesh) -> bool:
+  """Whether a run crosses devices."""
+  return mesh.size > mesh.shape[RUNS]
+
+
+def row_shards(mesh: Mesh) -> int:
+  """Devices over which the rows of a run's batch lie; their number must be a multiple of it."""
+  return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def rows_sharding(mesh: Mesh, *, stacked: bool = True) -> NamedSharding:
+  """Of `[runs, rows, ...]`, or `[rows, ...]`."""
+  return NamedSharding(mesh, spec(*(["runs"] if stacked else []), "batch"))
+
+
+def weight_shardings(tree: Any, axes: Mapping[str, tuple[str, ...]], mesh: Mesh, *, stacked: bool) -> Any:
+  """Where the leaves of a tree of weights, of a training state or of adapters lie.
+
+  A leaf whose path ends in a parameter's and that has its number of dimensions (Adam's moments) lies as
+  that parameter does; every other one is whole, over the runs axis if `stacked`.
+
+  Args:
+    tree: the leaves' shapes.
+    axes: parameter path -> logical axes; see `Model.axes`.
+    mesh: the mesh.
+    stacked: whether leaves have a leading runs axis.
+  """
+  lead = ("runs",) if stacked else ()
+
+  def one(path: Any, leaf: Any) -> NamedSharding:
+    parts = [str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path]
+    for start in range(len(parts)):
+      found = axes.get("/".join(parts[start:]))
+      if found is not None and len(found) + len(lead) == leaf.ndim:
+        return NamedSharding(mesh, spec(*lead, *found))
+    return NamedSharding(mesh, spec(*lead))
+  return jax.tree_util.tree_map_with_path(one, tree)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -34,8 +151,8 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def padded_runs(num_runs: int, mesh: Mesh) -> int:
-  """`num_runs` rounded up to a multiple of the devices."""
-  return -(-num_runs // mesh.size) * mesh.size
+  """`num_runs` rounded up to a multiple of the mesh's runs axis."""
+  return -(-num_runs // mesh.shape[RUNS]) * mesh.shape[RUNS]
 
 
 def pad_runs(tree: Tree, size: int) -> Tree:
@@ -47,7 +164,7 @@ def pad_runs(tree: Tree, size: int) -> Tree:
 
 
 def shard_runs(tree: Tree, mesh: Mesh) -> Tree:
-  """Pads the runs and lays them out over the devices; every process passes the whole arrays."""
+  """Pads the runs and lays them out over the runs axis; every process passes the whole arrays."""
   return jax.device_put(pad_runs(tree, padded_runs(jax.tree.leaves(tree)[0].shape[0], mesh)), runs_sharding(mesh))
 
 
@@ -55,9 +172,10 @@ def map_runs(function: Callable[[Any, Any], Any], mesh: Mesh, stacked: Callable[
              ) -> Callable[[Any, Any], Any]:
   """Applies a function of one run to every run; to be called under `jax.jit`.
 
-  Each device works through its own runs: all at once on accelerators, one after the other on CPU,
-  where that is faster, needs the memory of one run, and compiles to the same arithmetic for a run
-  however many there are, so that results are equal to the bit on any number of devices.
+  Each device, or group of devices that share a run, works through its own runs: all at once on
+  accelerators, one after the other on CPU, where that is faster, needs the memory of one run, and
+  compiles to the same arithmetic for a run however many there are, so that results are equal to the bit
+  on any number of devices.
 
   Args:
     function: (one run's tree, what all runs share) -> tree.
@@ -71,8 +189,9 @@ def map_runs(function: Callable[[Any, Any], Any], mesh: Mesh, stacked: Callable[
     if mesh.devices.flat[0].platform == "cpu":
       return jax.lax.map(lambda tree: function(tree, shared), trees)
     return (stacked or jax.vmap(function, in_axes=(0, None)))(trees, shared)
+  manual = {RUNS} if spreads_runs(mesh) else set(mesh.axis_names)
   return jax.shard_map(device, mesh=mesh, in_specs=(PartitionSpec(RUNS), PartitionSpec()),
-                       out_specs=PartitionSpec(RUNS), check_vma=False)
+                       out_specs=PartitionSpec(RUNS), axis_names=manual, check_vma=False)
 
 
 def to_host(tree: Tree, num_runs: int | None = None) -> Tree:
@@ -85,9 +204,36 @@ def to_host(tree: Tree, num_runs: int | None = None) -> Tree:
   return jax.tree.map(fetch, tree)
 
 
-def repeat_runs(tree: Tree, num_runs: int, mesh: Mesh) -> Tree:
-  """The same parameters `num_runs` times (padded), laid out over the devices."""
+def shard_rows(tree: Tree, mesh: Mesh, multiple: int = 1) -> Tree:
+  """Lays out a data set `[runs, rows, ...]`: runs padded by repeating, rows by empty ones.
+
+  Args:
+    tree: token rows on the host; every process passes the whole arrays.
+    mesh: the mesh.
+    multiple: the rows of each of its shards become a multiple of this.
+  """
+  unit = row_shards(mesh) * multiple
+
+  def fill(leaf: np.ndarray) -> np.ndarray:
+    missing = -leaf.shape[1] % unit
+    return np.pad(leaf, ((0, 0), (0, missing), *((0, 0),) * (leaf.ndim - 2))) if missing else leaf
+  size = padded_runs(jax.tree.leaves(tree)[0].shape[0], mesh)
+  return jax.device_put(pad_runs(jax.tree.map(fill, tree), size), rows_sharding(mesh))
+
+
+def repeat_runs(tree: Tree, num_runs: int, mesh: Mesh, axes: Mapping[str, tuple[str, ...]] | None = None) -> Tree:
+  """The same parameters `num_runs` times (padded), laid out over the mesh.
+
+  Args:
+    tree: one run's parameters, laid out on the mesh or on the host.
+    num_runs: how often.
+    mesh: the mesh.
+    axes: see `weight_shardings`; without it a run is on one device, or whole on each of its own.
+  """
   size = padded_runs(num_runs, mesh)
+  stacked = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((size, *leaf.shape), leaf.dtype), tree)
   spread = jax.jit(lambda t: jax.tree.map(lambda leaf: jnp.repeat(leaf[None], size, 0), t),
-                   out_shardings=runs_sharding(mesh))
-  return spread(jax.device_put(tree, replicated(mesh)))
+                   out_shardings=weight_shardings(stacked, axes or {}, mesh, stacked=True))
+  on_mesh = all(getattr(leaf, "sharding", None) is not None and leaf.sharding.device_set == set(mesh.devices.flat)
+                for leaf in jax.tree.leaves(tree))
+  return spread(tree if on_mesh else jax.device_put(tree, weight_shardings(tree, axes or {}, mesh, stacked=False)))

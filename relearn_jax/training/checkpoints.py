@@ -15,7 +15,8 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from relearn_jax.errors import InputError
-from relearn_jax.parallel.mesh import to_host
+from relearn_jax.models.model import Model
+from relearn_jax.parallel.mesh import pad_runs, to_host
 
 TOKENIZER = "../../base"  # folder of the tokenizer, from a step's folder
 
@@ -34,10 +35,12 @@ def step_path(stage: pathlib.Path, step: int) -> pathlib.Path:
 def save_tree(path: pathlib.Path, tree: Any, num_runs: int, about: dict[str, Any]) -> None:
   """Writes a stacked pytree, without the padding of its runs; a crash leaves nothing `is_saved` accepts.
 
-  Every process calls this with the same global arrays. What is written does not depend on the devices.
+  Every process calls this with the same global arrays. What can be read back does not depend on the
+  devices; each writes its own part, unless runs are padded, which are gathered on the host first.
   """
+  whole = all(isinstance(leaf, jax.Array) and leaf.shape[0] == num_runs for leaf in jax.tree.leaves(tree))
   with _context():
-    ocp.save(path.absolute(), to_host(tree, num_runs), overwrite=True, custom_metadata=about)
+    ocp.save(path.absolute(), tree if whole else to_host(tree, num_runs), overwrite=True, custom_metadata=about)
 
 
 def is_saved(path: pathlib.Path) -> bool:
@@ -64,6 +67,22 @@ def load_tree(path: pathlib.Path, one_run: Any, num_runs: int) -> Any:
   return ocp.load(path.absolute(), jax.tree.map(lambda leaf: np.empty((num_runs, *leaf.shape), leaf.dtype), one_run))
 
 
+def restore(path: pathlib.Path, like: Any, num_runs: int) -> Any:
+  """Restores a stacked pytree onto a mesh, whatever mesh it was saved from.
+
+  Args:
+    path: a step's folder.
+    like: shapes, dtypes and shardings of the stacked leaves, padded.
+    num_runs: runs that were saved; where fewer than `like` has, padding repeats the first ones.
+  """
+  leaves = jax.tree.leaves(like)
+  if leaves[0].shape[0] == num_runs:  # each device reads its own part
+    return ocp.load(path.absolute(), like)
+  one_run = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), like)
+  host = pad_runs(load_tree(path, one_run, num_runs), leaves[0].shape[0])
+  return jax.device_put(host, jax.tree.map(lambda leaf: leaf.sharding, like))
+
+
 def describe(path: pathlib.Path) -> dict[str, Any]:
   """What `save_tree` was told about a checkpoint.
 
@@ -86,7 +105,15 @@ def keep_only(folder: pathlib.Path, step: int) -> None:
       shutil.rmtree(path)
 
 
-def description(model_config: Any, runs: list[str], stage: str, step: int) -> dict[str, Any]:
-  """The description of a checkpoint, as JSON-safe values."""
-  return {"model": json.loads(json.dumps(dataclasses.asdict(model_config))), "runs": runs, "stage": stage,
-          "step": step, "tokenizer": TOKENIZER}
+def description(model: Model, runs: list[str], stage: str, step: int, **more: Any) -> dict[str, Any]:
+  """The description of a checkpoint, as JSON-safe values.
+
+  Args:
+    model: its architecture.
+    runs: names of the stacked runs.
+    stage: which stage it belongs to.
+    step: of that stage.
+    **more: "base" and "lora" where it holds adapters.
+  """
+  return {"model": json.loads(json.dumps(dataclasses.asdict(model.config))), "runs": runs, "stage": stage,
+          "step": step, "tokenizer": TOKENIZER, **more}

@@ -4,19 +4,21 @@ import dataclasses
 import pathlib
 import shutil
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from relearn_jax.data.order import Order
 from relearn_jax.models.model import Model, Params
 from relearn_jax.objectives.core import Batch, Objective, TokenRows
-from relearn_jax.parallel.mesh import padded_runs, runs_sharding, shard_runs
+from relearn_jax.parallel.mesh import pad_runs, padded_runs, row_shards, rows_sharding, runs_sharding, shard_rows
 from relearn_jax.progress import progress
 from relearn_jax.training import checkpoints
 from relearn_jax.training.log import TrainLog
-from relearn_jax.training.step import Build, TrainState, add_references, init_state, make_step
+from relearn_jax.training.step import NOTHING, Build, Frozen, TrainState, add_references, make_begin, make_step
 
 # Called at each kept step with (step, state); returning True ends the stage there.
 OnKeep = Callable[[int, TrainState], bool]
@@ -30,9 +32,12 @@ class Stage:
     name: as it stands in the log and in the checkpoints' path.
     runs: names of the stacked runs.
     build: hyper-parameters -> objective.
-    batch: data set name -> token rows `[runs, B, T]` on the host; every step uses all of them.
+    batch: data set name -> token rows `[runs, rows, T]` on the host.
     hyper: "learning_rate", "weight_decay" and the objective's own; the same for every run.
     keep: ascending steps at which `on_keep` is called; the last one ends the stage.
+    order: data set name -> an order of its rows for each run; the others are seen whole at every step.
+    num_microbatches: parts in which a step's rows are worked through; more need less memory.
+    schedule: step, counted from 0 -> what its learning rate is multiplied with.
   """
 
   name: str
@@ -41,10 +46,13 @@ class Stage:
   batch: Mapping[str, TokenRows]
   hyper: Mapping[str, float]
   keep: Sequence[int]
+  order: Mapping[str, Sequence[Order]] = dataclasses.field(default_factory=dict)
+  num_microbatches: int = 1
+  schedule: Callable[[int], float] = lambda step: 1.0
 
 
 def run_stage(stage: Stage, model: Model, start: Callable[[], Params], mesh: Mesh, folder: pathlib.Path,
-              log: TrainLog, *, on_keep: OnKeep, save_every: float) -> None:
+              log: TrainLog, *, on_keep: OnKeep, save_every: float, frozen: Frozen = NOTHING) -> None:
   """Trains stacked runs to the last kept step, or until `on_keep` ends it.
 
   A state is saved at the first kept step after every `save_every` seconds, after `on_keep` has
@@ -54,40 +62,44 @@ def run_stage(stage: Stage, model: Model, start: Callable[[], Params], mesh: Mes
   Args:
     stage: what to do.
     model: architecture.
-    start: gives the parameters `[runs, ...]` at step 0, padded and laid out over `mesh`.
+    start: gives what is trained, `[runs, ...]`, at step 0, padded and laid out over `mesh`.
     mesh: where the runs lie.
     folder: the stage's checkpoints.
     log: a row a step is appended.
     on_keep: see `OnKeep`.
     save_every: seconds.
+    frozen: what is not trained, laid out over `mesh`.
   """
   objective: Objective = stage.build(stage.hyper)
   size = padded_runs(len(stage.runs), mesh)
-  sharding = runs_sharding(mesh)
-  batch: Batch = {name: shard_runs(rows, mesh) for name, rows in stage.batch.items() if name in objective.rows}
-  hyper = jax.device_put({key: np.full(size, value, np.float32) for key, value in stage.hyper.items()}, sharding)
-  begin = jax.jit(jax.vmap(lambda params: init_state(params, objective)), out_shardings=sharding)
+  rows = _Rows(stage, sorted(objective.rows), mesh)
+  spread = lambda value: jax.device_put(np.full(size, value, np.float32), runs_sharding(mesh))
+  hyper = {key: spread(value) for key, value in stage.hyper.items()}
+  begin = make_begin(objective, model.axes(), mesh)
 
   resume = folder / "resume"
   first = max(checkpoints.saved_steps(resume), default=0)
   params = start()
-  batch = add_references(model, params, batch, objective.needs, mesh)  # the reference is the model at step 0
+  # The reference is the model at step 0.
+  batch = add_references(model, params, rows.data, objective.needs, mesh, frozen, rows.parts)
   state = begin(params)
   del params
   if first:
-    one_run = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), state)
-    state = shard_runs(checkpoints.load_tree(checkpoints.step_path(resume, first), one_run, len(stage.runs)), mesh)
+    like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state)
+    del state
+    state = checkpoints.restore(checkpoints.step_path(resume, first), like, len(stage.runs))
   log.truncate(stage.name, first)
-  step_fn = make_step(model, stage.build, mesh)
-  real, padded = count_tokens([stage.batch[name] for name in sorted(objective.rows)])
+  step_fn = make_step(model, stage.build, mesh, stage.num_microbatches)
 
   saved = time.monotonic()
-  with (log.stage(stage.name, len(stage.runs)) as rows,
+  with (log.stage(stage.name, len(stage.runs)) as writer,
         progress(stage.keep[-1], stage.name) as bar):
     bar.update(first)
     for step in range(first + 1, stage.keep[-1] + 1):
-      state, report = step_fn(state, batch, hyper)
-      rows.add(step, report, stage.hyper["learning_rate"], real, padded)
+      rate = stage.hyper["learning_rate"] * stage.schedule(step - 1)
+      index = rows.places(step - 1)
+      state, report = step_fn(state, batch, hyper | {"learning_rate": spread(rate)}, rows.spread(index), frozen)
+      writer.add(step, report, rate, *rows.count_tokens(index))
       bar.update(1)
       if step not in stage.keep:
         continue
@@ -96,16 +108,58 @@ def run_stage(stage: Stage, model: Model, start: Callable[[], Params], mesh: Mes
         bar.refresh()
         break
       if time.monotonic() - saved > save_every and step != stage.keep[-1]:
-        rows.flush()
-        about = checkpoints.description(model.config, list(stage.runs), stage.name, step)
+        writer.flush()
+        about = checkpoints.description(model, list(stage.runs), stage.name, step)
         checkpoints.save_tree(checkpoints.step_path(resume, step), state, len(stage.runs), about)
         checkpoints.keep_only(resume, step)
         saved = time.monotonic()
   shutil.rmtree(resume, ignore_errors=True)  # the stage's results are kept; nothing goes on from here
 
 
-def count_tokens(batches: Collection[TokenRows]) -> tuple[int, int]:
-  """Real and padded tokens of all runs in a step."""
-  # Every token but a row's first counts; rows without counted tokens are padding.
-  real = sum(int(rows.mask.sum() + (rows.mask.sum(-1) > 0).sum()) for rows in batches)
-  return real, sum(int(np.prod(rows.tokens.shape)) for rows in batches)
+class _Rows:
+  """The data sets of a stage on the mesh, and which of their rows each step sees."""
+
+  def __init__(self, stage: Stage, names: Sequence[str], mesh: Mesh):
+    self.mesh, self.order = mesh, {name: stage.order[name] for name in names if name in stage.order}
+    self.host = {name: stage.batch[name] for name in names}
+    self.unit = row_shards(mesh) * stage.num_microbatches
+    self.parts = stage.num_microbatches
+    for name, orders in self.order.items():
+      # One empty row more, for a step to be filled up with.
+      lengthen = lambda leaf: np.pad(leaf, ((0, 0), (0, 1), *((0, 0),) * (leaf.ndim - 2)))
+      self.host[name] = jax.tree.map(lengthen, self.host[name])
+      lengths = {len(order(0)) for order in orders}
+      assert len(lengths) == 1, f"runs see {lengths} rows of {name} a step"
+    self.data: Batch = {name: shard_rows(rows, mesh, stage.num_microbatches) for name, rows in self.host.items()}
+    self.totals = {name: _tokens(rows) for name, rows in self.host.items() if name not in self.order}
+    self.width = {name: rows.tokens.shape[1] for name, rows in self.data.items()}
+
+  def places(self, step: int) -> dict[str, np.ndarray]:
+    """Data set -> places `[runs, B]`, filled up with an empty row."""
+    found = {}
+    for name, orders in self.order.items():
+      places = np.stack([order(step) for order in orders])
+      fill = -places.shape[1] % self.unit
+      found[name] = np.pad(places, ((0, 0), (0, fill)), constant_values=self.host[name].tokens.shape[1] - 1)
+    return found
+
+  def spread(self, index: Mapping[str, np.ndarray]) -> Any:
+    """The places on the mesh; None where every step sees everything."""
+    if not index:
+      return None
+    return {name: jax.device_put(pad_runs(places.astype(np.int32), padded_runs(len(places), self.mesh)),
+                                 rows_sharding(self.mesh)) for name, places in index.items()}
+
+  def count_tokens(self, index: Mapping[str, np.ndarray]) -> tuple[int, int]:
+    """Real and padded tokens of all runs in a step."""
+    counts = [*self.totals.values(), *(_tokens(jax.tree.map(
+        lambda leaf, at=places: np.take_along_axis(leaf, at[..., None], 1), self.host[name]))
+        for name, places in index.items())]
+    return sum(real for real, _ in counts), sum(padded for _, padded in counts)
+
+
+def _tokens(rows: TokenRows) -> tuple[int, int]:
+  """Real and padded tokens of rows `[runs, B, T]` on the host."""
+  # A row's tokens end with the last that counts; rows without one are padding.
+  ends = np.max(np.where(np.asarray(rows.mask) > 0, np.arange(1, rows.mask.shape[-1] + 1), 0), -1)
+  return int(ends.sum()), int(np.prod(rows.tokens.shape))

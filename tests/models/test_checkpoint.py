@@ -13,13 +13,12 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from huggingface_hub import errors
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from relearn_jax.models import export as export_module
 from relearn_jax.models.checkpoint import INDEX, check_checkpoint, load_params, load_tokenizer, read_json, resolve
 from relearn_jax.models.export import export, hf_tensors
 from relearn_jax.models.model import Model, fingerprint, flatten
-from relearn_jax.parallel.mesh import replicated, runs_mesh
+from relearn_jax.parallel.mesh import runs_mesh
 
 from .tiny import (
     CONFIG,
@@ -442,7 +441,7 @@ def test_round_trip_is_bitwise(tmp_path: pathlib.Path, monkeypatch: pytest.Monke
   source = write(tmp_path / "source", weights(DTYPES[dtype]))
   # In the file's dtype, and through fp32 back to it: both lose nothing.
   for name, memory, disk in (("own", DTYPES[dtype], None), ("wide", jnp.float32, DTYPES[dtype])):
-    model, params = load(source, dtype=memory, sharding=replicated(runs_mesh()))
+    model, params = load(source, dtype=memory, mesh=runs_mesh())
     assert all(leaf.dtype == memory for leaf in jax.tree.leaves(params))
     export(params, model, tmp_path / name, dtype=disk)
     assert (tmp_path / name / INDEX).exists() == sharded
@@ -454,31 +453,53 @@ def test_round_trip_is_bitwise(tmp_path: pathlib.Path, monkeypatch: pytest.Monke
   assert {file.name for file in tmp_path.iterdir()} == {"source", "own", "wide"}
 
 
-def test_leaves_are_stacked_and_any_slice_can_be_read(tmp_path: pathlib.Path) -> None:
-  mesh = Mesh(np.array(jax.devices()[:1]), ("x",))
-  for spec in (PartitionSpec(), PartitionSpec("x")):
-    _, params = load(write(tmp_path), sharding=NamedSharding(mesh, spec))
-    expected = np.stack([weights()[f"model.layers.{i}.mlp.down_proj.weight"] for i in range(2)])
-    np.testing.assert_array_equal(params["layers"]["mlp"]["down"]["weight"], expected)
+def test_leaves_are_stacked(tmp_path: pathlib.Path) -> None:
+  _, params = load(write(tmp_path), mesh=runs_mesh())
+  expected = np.stack([weights()[f"model.layers.{i}.mlp.down_proj.weight"] for i in range(2)])
+  np.testing.assert_array_equal(params["layers"]["mlp"]["down"]["weight"], expected)
 
 
 def test_loading_over_several_devices(tmp_path: pathlib.Path) -> None:
+  """Each device reads its own slice, and all together hold the same bits."""
   code = ("import sys, jax, numpy as np\n"
-          "from jax.sharding import NamedSharding, PartitionSpec\n"
           "from relearn_jax.models.checkpoint import check_checkpoint, load_params\n"
           "from relearn_jax.models.model import Model, fingerprint\n"
-          "from relearn_jax.parallel.mesh import replicated, runs_mesh\n"
-          "checked = check_checkpoint(sys.argv[1]); model = Model(checked.config); mesh = runs_mesh()\n"
-          "assert mesh.size == 2\n"
-          "for s in (None, replicated(mesh), NamedSharding(mesh, PartitionSpec('runs'))):\n"
-          "  params = load_params(checked, model, sharding=s)\n"
-          "  assert s is None or all(leaf.sharding == s for leaf in jax.tree.leaves(params))\n"
+          "from relearn_jax.parallel.mesh import make_mesh, parse_mesh\n"
+          "checked = check_checkpoint(sys.argv[1]); model = Model(checked.config)\n"
+          "print(fingerprint(load_params(checked, model)))\n"
+          "for text, shape in (('runs:8', (10, 8)), ('fsdp:8', (10, 1)), ('data:2,fsdp:4', (10, 2)),\n"
+          "                    ('fsdp:4,tensor:2', (5, 2))):\n"
+          "  params = load_params(checked, model, mesh=make_mesh(parse_mesh(text)))\n"
+          "  gate = params['layers']['mlp']['gate']['weight']\n"
+          "  assert {s.data.shape[1:] for s in gate.addressable_shards} == {shape}, (text, gate.sharding)\n"
+          "  assert {s.data.shape for s in params['final_norm']['weight'].addressable_shards} == {(8,)}\n"
           "  print(fingerprint(params))\n")
-  environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+  environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8"}
   done = subprocess.run([sys.executable, "-c", code, str(write(tmp_path))], text=True, capture_output=True,
                         env=environment, timeout=120)
   assert done.returncode == 0, done.stderr
-  assert set(done.stdout.split()) == {fingerprint(load(tmp_path)[1])} and len(done.stdout.split()) == 3
+  assert set(done.stdout.split()) == {fingerprint(load(tmp_path)[1])} and len(done.stdout.split()) == 5
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_weights_that_are_not_finite(tmp_path: pathlib.Path, value: float, dtype: str) -> None:
+  tensors = weights(DTYPES[dtype])
+  name = "model.layers.1.mlp.up_proj.weight"
+  tensors[name][3, 2] = value
+  folder = write(tmp_path, tensors)
+  with refuses("has a value that is NaN or infinite", file=folder / "model.safetensors", field=name,
+               mend="give a checkpoint whose weights are finite"):
+    load(folder)
+
+
+def test_weights_too_large_for_the_precision_in_memory(tmp_path: pathlib.Path) -> None:
+  tensors = weights()
+  tensors[NORM][0] = 1e30
+  folder = write(tmp_path, tensors)
+  with refuses("is too large for float16", file=folder / "model.safetensors", field=NORM, mend="load it as float32"):
+    load(folder, dtype=jnp.float16)
+  load(folder, dtype=jnp.bfloat16)
 
 
 def test_mixed_dtypes_are_kept(tmp_path: pathlib.Path) -> None:

@@ -70,6 +70,7 @@ def test_the_form_for_accelerators_gives_the_same(monkeypatch: pytest.MonkeyPatc
   class Other:
     """The mesh, as it would be on another platform."""
     devices = np.array([Elsewhere()])
+    size, shape, axis_names = 1, {"runs": 1}, ("runs",)
 
   calls: list[Any] = []
 

@@ -16,10 +16,10 @@ from relearn_jax.parallel.mesh import repeat_runs, runs_mesh, to_host
 from relearn_jax.training import checkpoints
 from relearn_jax.training.export import export_run, model_of
 from relearn_jax.training.log import TrainLog
-from relearn_jax.training.stage import Stage, count_tokens, run_stage
+from relearn_jax.training.stage import Stage, _tokens, run_stage
 from relearn_jax.training.step import StepLog, TrainState
 
-from ..small import CONFIG, params
+from ..small import CONFIG, MODEL, params
 from .test_step import DATA
 
 ROWS = jax.tree.map(lambda leaf: np.repeat(leaf[None], 3, 0), DATA["forget"])
@@ -52,14 +52,14 @@ def test_a_log_is_cut_where_its_stage_goes_on(tmp_path: pathlib.Path) -> None:
 
 
 def test_tokens_are_counted_without_padding() -> None:
-  real, padded = count_tokens([ROWS])
-  # Of each row the counted tokens and the first one, which is read but not predicted.
-  assert (real, padded) == (3 * sum(int(row.sum()) + 1 for row in DATA["forget"].mask), 3 * 3 * 16)
+  real, padded = _tokens(ROWS)
+  # Of each row all tokens to the last that counts: a prompt is read, although it is not predicted.
+  assert (real, padded) == (3 * sum(int(np.flatnonzero(row)[-1]) + 1 for row in DATA["forget"].mask), 3 * 3 * 16)
 
 
 def test_checkpoints_are_complete_or_absent(tmp_path: pathlib.Path) -> None:
   stacked = repeat_runs(params(), 4, runs_mesh())
-  about = checkpoints.description(CONFIG, ["a", "b", "c"], "unlearn", 5)
+  about = checkpoints.description(MODEL, ["a", "b", "c"], "unlearn", 5)
   path = checkpoints.step_path(tmp_path / "unlearn", 5)
   checkpoints.save_tree(path, stacked, 3, about)
   assert checkpoints.saved_steps(tmp_path / "unlearn") == [5] and checkpoints.saved_steps(tmp_path / "none") == []

@@ -1,0 +1,30 @@
+"""Which rows a step sees: a pure function of the step, so that a resumed run sees what it would have seen."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+Order = Callable[[int], np.ndarray]
+
+
+def row_order(num_rows: int, batch_size: int, seed: int) -> Order:
+  """Step, counted from 0 -> places `[batch]` of its rows.
+
+  A batch as large as the data set is all of it in file order, at every step. A smaller one goes through
+  one permutation of the rows after the other, each drawn from (seed, its number), without a gap between.
+
+  Args:
+    num_rows: rows of the data set.
+    batch_size: rows of a step.
+    seed: decides the permutations.
+  """
+  if batch_size >= num_rows:
+    return lambda step: np.arange(num_rows)
+
+  def take(step: int) -> np.ndarray:
+    first = step * batch_size
+    places = np.arange(first, first + batch_size)
+    epochs = {int(e): np.random.default_rng([seed, int(e)]).permutation(num_rows)
+              for e in np.unique(places // num_rows)}
+    return np.array([epochs[int(p) // num_rows][p % num_rows] for p in places])
+  return take
