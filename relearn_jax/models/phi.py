@@ -64,5 +64,8 @@ def read(reader: Reader) -> ModelConfig:
 
 def write(config: ModelConfig) -> dict[str, Any]:
   """To `config.json`."""
-  return write_decoder(config, "phi", "PhiForCausalLM", "layer_norm_eps") | {
-      "hidden_act": "gelu_new", "qk_layernorm": False}
+  values = write_decoder(config, "phi", "PhiForCausalLM", "layer_norm_eps")
+  # Stated always: left out, it would mean a half.
+  share = (config.rotary_dim or config.head_dim) / config.head_dim
+  values["rope_parameters"] |= {"partial_rotary_factor": share}
+  return values | {"hidden_act": "gelu_new", "qk_layernorm": False}

@@ -138,8 +138,9 @@ def test_bad_arguments_and_files_are_named(checkpoint: str, tmp_path: pathlib.Pa
     score_file(checkpoint, data, below)
 
 
-def test_weights_that_are_not_finite_are_refused(tmp_path: pathlib.Path) -> None:
-  broken = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), params())
+def test_weights_that_give_no_finite_numbers_are_refused(tmp_path: pathlib.Path) -> None:
+  weight = jnp.full_like(params()["final_norm"]["weight"], 3e38)  # finite, what comes of it is not
+  broken = {**params(), "final_norm": {"weight": weight}}
   export(broken, MODEL, tmp_path / "nan", tokenizer=make_tokenizer())
   with pytest.raises(InputError, match="gives no finite numbers for .*data.jsonl:"):
     score(str(tmp_path / "nan"), tmp_path)

@@ -86,3 +86,46 @@ def with_rope(**fields: object) -> dict:
 def test_refuses(fields: dict, field: str, problem: str, mend: str) -> None:
   with refuses(problem, file=PATH, field=field, mend=mend):
     parse_config({name: value for name, value in (CONFIG | fields).items() if value is not ABSENT}, PATH)
+
+
+PHI = {name: value for name, value in CONFIG.items() if name not in ("rms_norm_eps", "num_key_value_heads", "head_dim")}
+PHI |= {"model_type": "phi", "hidden_act": "gelu_new", "layer_norm_eps": 1e-5}
+
+
+@pytest.mark.parametrize(("fields", "window"), [({}, 4096), ({"sliding_window": None}, None), ({"sliding_window": 7}, 7)])
+def test_mistral_windows(fields: dict, window: int | None) -> None:
+  config = parse_config(CONFIG | {"model_type": "mistral"} | fields, PATH)
+  assert (config.architecture, config.sliding_window) == ("mistral", window)
+  assert parse_config(to_hf_config(config), PATH) == config
+
+
+@pytest.mark.parametrize(("fields", "turned"), [
+    ({}, 2), ({"partial_rotary_factor": 0.5}, 2), ({"partial_rotary_factor": 1.0}, None),
+    ({"rope_parameters": {"rope_type": "default", "rope_theta": 5.0, "partial_rotary_factor": 0.5}}, 2)])
+def test_phi_turns_a_part_of_a_head(fields: dict, turned: int | None) -> None:
+  config = parse_config(PHI | fields, PATH)
+  assert (config.architecture, config.rotary_dim, config.norm_eps, config.num_kv_heads) == ("phi", turned, 1e-5, 2)
+  written = to_hf_config(config)
+  assert written["architectures"] == ["PhiForCausalLM"] and written["layer_norm_eps"] == 1e-5
+  assert parse_config(written, PATH) == config
+
+
+def test_qwen2_is_read_back() -> None:
+  config = parse_config(CONFIG | {"model_type": "qwen2", "use_sliding_window": False, "sliding_window": 4096}, PATH)
+  assert config.architecture == "qwen2" and config.sliding_window is None
+  assert parse_config(to_hf_config(config), PATH) == config
+
+
+@pytest.mark.parametrize(("values", "field", "problem"), [
+    (CONFIG | {"model_type": "qwen2", "use_sliding_window": True}, "use_sliding_window", "is True, which is not"),
+    (CONFIG | {"model_type": "qwen2", "layer_types": ["full_attention", "sliding_attention"]}, "layer_types",
+     "has full_attention, sliding_attention, of which only full attention is supported"),
+    (CONFIG | {"model_type": "mistral"} | with_rope(), "rope_parameters.rope_type", "is 'llama3', which is not"),
+    (CONFIG | {"model_type": "mistral", "sliding_window": 0}, "sliding_window", "is 0"),
+    (PHI | {"qk_layernorm": True}, "qk_layernorm", "is True, which is not supported"),
+    (PHI | {"partial_rotary_factor": 1.5}, "rope_scaling.partial_rotary_factor", "is 1.5, which is not supported"),
+    *((CONFIG | {"model_type": kind} | with_rope(rope_type=rope), "rope_parameters.rope_type", f"is '{rope}', which")
+      for kind in ("llama", "mistral", "qwen2") for rope in ("yarn", "dynamic", "linear", "longrope"))])
+def test_what_the_families_do_not_compute_is_refused(values: dict, field: str, problem: str) -> None:
+  with refuses(problem, file=PATH, field=field, mend=""):
+    parse_config(values, PATH)

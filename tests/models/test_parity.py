@@ -21,9 +21,12 @@ import safetensors.numpy
 from relearn_jax.generation import decode
 from relearn_jax.metrics.likelihood import token_logprobs
 from relearn_jax.models.checkpoint import check_checkpoint, load_params
-from relearn_jax.models.export import export
+from relearn_jax.models.decoder import REMAT
+from relearn_jax.models.export import export, hf_tensors
 from relearn_jax.models.layers import rope_frequencies
-from relearn_jax.models.model import Model, Params
+from relearn_jax.models.model import Model, Params, flatten
+from relearn_jax.objectives.core import TokenRows
+from relearn_jax.training.step import model_outputs
 
 from .tiny import GOLDEN
 
@@ -48,6 +51,7 @@ class Case:
   model: Model
   params: Params
   golden: Any
+  folder: pathlib.Path
 
 
 @functools.cache
@@ -55,7 +59,7 @@ def load(folder: pathlib.Path) -> Case:
   checked = check_checkpoint(folder)
   model = Model(checked.config)
   golden = dict(np.load(folder / "golden.npz")) if (folder / "golden.npz").exists() else None
-  return Case(model, load_params(checked, model), golden)
+  return Case(model, load_params(checked, model), golden, folder)
 
 
 @functools.cache
@@ -85,7 +89,8 @@ def case(request: pytest.FixtureRequest) -> Case:
 
 
 def test_the_cases_cover_what_they_name() -> None:
-  assert CASES == ["grouped_query_untied", "llama3_rope", "multi_head_tied", "wide_heads"]
+  assert CASES == ["grouped_query_untied", "llama3_rope", "mistral_window", "multi_head_tied", "phi_partial",
+                   "qwen2_bias", "wide_heads"]
   configs = {name: load(GOLDEN / name).model.config for name in CASES}
   assert configs["multi_head_tied"].tie_embeddings and configs["multi_head_tied"].num_kv_heads == 4
   grouped = configs["grouped_query_untied"]
@@ -99,7 +104,17 @@ def test_the_cases_cover_what_they_name() -> None:
   ratio = plain / rope_frequencies(llama3)
   kept, divided = np.isclose(ratio, 1), np.isclose(ratio, llama3.rope_scaling.factor)
   assert kept.any() and divided.any() and not (kept | divided).all()
-  assert sum(file.stat().st_size for file in GOLDEN.rglob("*.*")) < 1.5e6
+  mistral, lengths = configs["mistral_window"], load(GOLDEN / "mistral_window").golden
+  assert mistral.architecture == "mistral" and mistral.sliding_window is not None
+  assert mistral.sliding_window < min(lengths["lengths"].max(), lengths["prompt_lengths"].max(), 64)
+  phi = load(GOLDEN / "phi_partial")
+  assert phi.model.config.architecture == "phi" and 2 * (phi.model.config.rotary_dim or 0) == phi.model.config.head_dim
+  qwen2 = load(GOLDEN / "qwen2_bias")
+  assert qwen2.model.config.architecture == "qwen2" and qwen2.model.config.tie_embeddings
+  for case, count in ((phi, 9), (qwen2, 3)):
+    biases = [np.asarray(leaf) for path, leaf in flatten(case.params).items() if path.endswith("/bias")]
+    assert len(biases) == count and all(np.abs(bias).min() > 0 for bias in biases)
+  assert sum(file.stat().st_size for file in GOLDEN.rglob("*.*")) < 4e6
 
 
 def test_logits(case: Case) -> None:
@@ -117,6 +132,59 @@ def test_token_logprobs(case: Case) -> None:
   error = worst(ours, case.golden["logprobs"], case.golden["lengths"] - 1)
   print(f"max error {error:.2e}")
   assert error <= TOLERANCE
+
+
+def loss_gradients(model: Model, params: Params, tokens: np.ndarray, lengths: np.ndarray) -> dict[str, np.ndarray]:
+  """Of the mean cross-entropy over the real tokens, by Hugging Face name."""
+  mask = (np.arange(tokens.shape[1]) < lengths[:, None]) & (np.arange(tokens.shape[1]) > 0)
+
+  def loss(params: Params) -> jax.Array:
+    outputs = model_outputs(model, params, TokenRows(jnp.asarray(tokens), jnp.asarray(mask, jnp.float32)))
+    return -jnp.sum(outputs.logprobs * mask) / mask.sum()
+  return {name: np.asarray(value()) for name, value in hf_tensors(jax.jit(jax.grad(loss))(params), model)}
+
+
+def worst_gradient(ours: dict[str, np.ndarray], theirs: Any) -> float:
+  """Largest error, relative to the largest entry of its tensor."""
+  assert ours.keys() == set(theirs)
+  return max(float(np.abs(ours[name] - theirs[name]).max() / np.abs(theirs[name]).max()) for name in ours
+             if name not in key_biases(ours))
+
+
+def key_biases(names: Any) -> set[str]:
+  """Tensors whose true gradient is zero: softmax does not see what is added to all keys alike."""
+  return {name for name in names if name.endswith("k_proj.bias")}
+
+
+def test_gradients(case: Case) -> None:
+  expected = dict(np.load(case.folder / "gradients.npz"))
+  ours = loss_gradients(case.model, case.params, case.golden["tokens"], case.golden["lengths"])
+  error = worst_gradient(ours, expected)
+  print(f"max relative error {error:.2e}")
+  assert error <= 2e-5
+
+
+@pytest.mark.parametrize("name", ["multi_head_tied", "phi_partial"])
+@pytest.mark.parametrize("remat", [name for name in REMAT if name != "none"])
+def test_what_is_computed_again_gives_the_same_gradients(name: str, remat: str) -> None:
+  case = load(GOLDEN / name)
+  arguments = case.params, case.golden["tokens"], case.golden["lengths"]
+  again = loss_gradients(dataclasses.replace(case.model, remat=remat), *arguments)
+  for tensor, value in loss_gradients(case.model, *arguments).items():
+    np.testing.assert_allclose(again[tensor], value, atol=1e-6 * max(1.0, np.abs(value).max()))
+
+
+def test_what_is_computed_again_takes_no_memory() -> None:
+  config = dataclasses.replace(load(GOLDEN / "multi_head_tied").model.config, num_layers=8)
+  sizes = {}
+  for remat in REMAT:
+    model = Model(config, remat=remat)
+    loss = lambda p, tokens, model=model: jnp.sum(model.hidden(p, tokens) ** 2)
+    lowered = jax.jit(jax.grad(loss)).lower(model.abstract(), jax.ShapeDtypeStruct((8, 128), jnp.int32))
+    sizes[remat] = lowered.compile().memory_analysis().temp_size_in_bytes
+  print(sizes)
+  assert sizes["full"] < sizes["attn"] < sizes["none"] and sizes["full"] < 0.5 * sizes["none"]
+  assert sizes["dots"] < sizes["none"]
 
 
 def prompts_of(case: Case) -> tuple[np.ndarray, np.ndarray]:
@@ -210,8 +278,9 @@ def assert_transformers_loads(folder: pathlib.Path, source: pathlib.Path) -> Non
   assert ours.state_dict().keys() == expected.keys()
   for tensor_name, value in ours.state_dict().items():
     assert value.dtype == expected[tensor_name].dtype and torch.equal(value, expected[tensor_name]), tensor_name
-  same = ("rope_parameters", "head_dim", "num_key_value_heads", "tie_word_embeddings", "eos_token_id", "rms_norm_eps")
-  assert all(getattr(ours.config, f) == getattr(theirs.config, f) for f in same)
+  same = ("rope_parameters", "head_dim", "num_key_value_heads", "tie_word_embeddings", "eos_token_id",
+          "rms_norm_eps", "layer_norm_eps", "sliding_window")
+  assert all(getattr(ours.config, f) == getattr(theirs.config, f) for f in same if hasattr(theirs.config, f))
 
 
 def stored_dtype(folder: pathlib.Path) -> Any:
