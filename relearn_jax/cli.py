@@ -132,8 +132,10 @@ def _define_report(values: flags.FlagValues) -> None:
 
 
 def _define_model(values: flags.FlagValues) -> None:
-  flags.DEFINE_string("model", None, "Folder of a Hugging Face Llama checkpoint (safetensors), or a hub id.",
-                      flag_values=values)
+  flags.DEFINE_string("model", None, "Folder of a Hugging Face checkpoint (Llama, Mistral, Phi, Qwen2; safetensors), "
+                      "or a hub id.", flag_values=values)
+  flags.DEFINE_string("mesh", None, "Devices that share the model, such as fsdp:-1 or data:2,fsdp:2,tensor:2 (-1: all "
+                      "that are left); one device by default.", flag_values=values)
   flags.DEFINE_integer("batch_size", 32, "Rows computed together.", flag_values=values)
 
 
@@ -156,7 +158,8 @@ def _generate(values: flags.FlagValues) -> None:
   start()
   number = generate_file(
       values.model, pathlib.Path(values.prompts), pathlib.Path(values.output), max_new_tokens=values.max_new_tokens,
-      batch_size=values.batch_size, temperature=values.temperature, seed=values.seed, stop=values.stop)
+      batch_size=values.batch_size, temperature=values.temperature, seed=values.seed, stop=values.stop,
+      mesh=values.mesh)
   print(f"{number} completions: {values.output}")
 
 
@@ -173,7 +176,7 @@ def _score(values: flags.FlagValues) -> None:
   from relearn_jax.parallel.start import start
   start()
   number = score_file(values.model, pathlib.Path(values.data), pathlib.Path(values.output),
-                      batch_size=values.batch_size)
+                      batch_size=values.batch_size, mesh=values.mesh)
   print(f"{number} answers scored: {values.output}")
 
 

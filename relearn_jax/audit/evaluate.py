@@ -17,7 +17,7 @@ from relearn_jax.generation.decode import decode, prefill, score_answers
 from relearn_jax.metrics.keyword import contains_keyword
 from relearn_jax.models.model import Model, Params
 from relearn_jax.objectives.core import TokenRows, reduce_tokens
-from relearn_jax.parallel.mesh import map_runs, padded_runs, replicated, runs_sharding, shard_runs, to_host
+from relearn_jax.parallel.mesh import map_runs, padded_runs, replicated, shard_runs, to_host, weight_shardings
 from relearn_jax.training.step import model_outputs
 
 
@@ -58,7 +58,7 @@ class Interviewer:
 
   def __init__(self, model: Model, tokenizer: Any, questions: Sequence[Question], mesh: Mesh, *,
                max_new_tokens: int, buckets: Sequence[int], runs_per_call: int):
-    self.tokenizer, self.questions, self.mesh = tokenizer, questions, mesh
+    self.tokenizer, self.questions, self.mesh, self.axes = tokenizer, questions, mesh, model.axes()
     self.block = padded_runs(runs_per_call, mesh)
     self.prompt_ids = [tokenizer(q.prompt)["input_ids"] for q in questions]
     answers = [tokenizer(q.answer, add_special_tokens=False)["input_ids"] for q in questions]
@@ -113,7 +113,8 @@ class Interviewer:
 
   def _block(self, params: Params, retain: TokenRows, runs: range) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     index = np.resize(np.arange(runs.start, runs.stop), self.block)  # a short last block repeats its runs
-    some = jax.tree.map(lambda leaf: jax.device_put(leaf[index], runs_sharding(self.mesh)), params)
+    some = jax.tree.map(lambda leaf: leaf[index], params)
+    some = jax.device_put(some, weight_shardings(some, self.axes, self.mesh, stacked=True))
     rows = shard_runs(TokenRows(retain.tokens[index], retain.mask[index]), self.mesh)
     kept = self.utility((some, rows), ())
     answered = [self.ask(some, inputs) for inputs in self.inputs]  # dispatched before any is waited for

@@ -18,13 +18,15 @@ from relearn_jax.generation.decode import Generated, decode, prefill
 from relearn_jax.generation.prompts import check_batch_size, check_output, end_ids, open_checkpoint, row_ids
 from relearn_jax.models.checkpoint import load_params
 from relearn_jax.models.model import Model, Params
+from relearn_jax.parallel.mesh import DEFAULT, check_divides, make_mesh, parse_mesh, use_mesh
 from relearn_jax.progress import progress
 
 FIELDS = {"id": str, "prompt": str}
 
 
 def generate_file(model_name: str, prompts: pathlib.Path, output: pathlib.Path, *, max_new_tokens: int,
-                  batch_size: int = 32, temperature: float = 0.0, seed: int = 0, stop: Sequence[str] = ()) -> int:
+                  batch_size: int = 32, temperature: float = 0.0, seed: int = 0, stop: Sequence[str] = (),
+                  mesh: str | None = None) -> int:
   """Completes the prompts of a JSON lines file.
 
   A row's completion depends on its prompt, and if sampled on its place in the file and the seed, but on
@@ -37,6 +39,7 @@ def generate_file(model_name: str, prompts: pathlib.Path, output: pathlib.Path, 
       `completion` is the text after the prompt, without special tokens; `token_ids` are the new tokens,
       an EOS that ended them included; `finish_reason` is "stop" (an EOS or a stop string) or "length".
     max_new_tokens: new tokens at most, whatever the prompt's length.
+    mesh: such as "fsdp:4,tensor:2", over which the model is spread; None: one device.
     batch_size: rows computed together.
     temperature: 0 is greedy.
     seed: decides what is sampled.
@@ -55,18 +58,21 @@ def generate_file(model_name: str, prompts: pathlib.Path, output: pathlib.Path, 
   checked, tokenizer = open_checkpoint(model_name)
   eos_ids = end_ids(checked)
   prompt_ids = [_prompt_ids(tokenizer, row, prompts, checked.config.max_positions, max_new_tokens) for row in rows]
+  sizes = parse_mesh(mesh or DEFAULT)
+  check_divides(sizes, checked.config)
   check_output(prompts, output)
   check_writable(output)
 
   model = Model(checked.config)
-  params = load_params(checked, model)
+  on = None if mesh is None else make_mesh(sizes, config=checked.config)
+  params = load_params(checked, model, mesh=on)
   keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(len(rows)))
   finished: dict[int, dict[str, Any]] = {}
   # A smaller file needs no larger batch, and every bucket has one shape.
   batches = bucketize(prompt_ids, batch_size=min(batch_size, len(rows)))
   # Full precision: by default accelerators multiply fp32 in fewer bits, and near-ties between tokens
   # would fall differently than elsewhere.
-  with progress(len(rows), "generate", "row") as bar, jax.default_matmul_precision("highest"):
+  with progress(len(rows), "generate", "row") as bar, jax.default_matmul_precision("highest"), use_mesh(on):
     for batch in batches:
       row_keys = keys[np.resize(batch.indices, len(batch.tokens))] if temperature else None
       generated, sound = jax.device_get(_generate(

@@ -16,12 +16,14 @@ from relearn_jax.generation.prompts import check_batch_size, check_output, open_
 from relearn_jax.metrics.likelihood import token_logprobs
 from relearn_jax.models.checkpoint import load_params
 from relearn_jax.models.model import Model, Params
+from relearn_jax.parallel.mesh import DEFAULT, check_divides, make_mesh, parse_mesh, use_mesh
 from relearn_jax.progress import progress
 
 FIELDS = {"id": str, "prompt": str, "answer": str}
 
 
-def score_file(model_name: str, data: pathlib.Path, output: pathlib.Path, *, batch_size: int = 32) -> int:
+def score_file(model_name: str, data: pathlib.Path, output: pathlib.Path, *, batch_size: int = 32,
+               mesh: str | None = None) -> int:
   """Scores the answers of a JSON lines file under a checkpoint, by natural logarithms in fp32.
 
   Which tokens are the answer's: prompt and answer are joined as they are and tokenized as one text, and
@@ -33,6 +35,7 @@ def score_file(model_name: str, data: pathlib.Path, output: pathlib.Path, *, bat
     model_name: folder or hub id of a checkpoint.
     data: rows `{"id", "prompt", "answer"}`.
     output: rows `{"id", "logprob_sum", "num_tokens", "token_logprobs"}` in the same order.
+    mesh: such as "fsdp:4,tensor:2", over which the model is spread; None: one device.
     batch_size: rows computed together; no row's numbers depend on the others.
 
   Returns:
@@ -46,15 +49,18 @@ def score_file(model_name: str, data: pathlib.Path, output: pathlib.Path, *, bat
   rows = read_jsonl(data, FIELDS)
   checked, tokenizer = open_checkpoint(model_name)
   parts = [_split_ids(tokenizer, row, data, checked.config.max_positions) for row in rows]
+  sizes = parse_mesh(mesh or DEFAULT)
+  check_divides(sizes, checked.config)
   check_output(data, output)
   check_writable(output)
 
   model = Model(checked.config)
-  params = load_params(checked, model)
+  on = None if mesh is None else make_mesh(sizes, config=checked.config)
+  params = load_params(checked, model, mesh=on)
   scores: dict[int, list[float]] = {}
   batches = bucketize([ids for ids, _ in parts], batch_size=min(batch_size, len(rows)))
   # Full precision: by default accelerators multiply fp32 in fewer bits, which shows in the third decimal.
-  with progress(len(rows), "score", "row") as bar, jax.default_matmul_precision("highest"):
+  with progress(len(rows), "score", "row") as bar, jax.default_matmul_precision("highest"), use_mesh(on):
     for batch in batches:
       logprobs = np.asarray(_score(params, batch.tokens, model=model))
       for slot, index in enumerate(batch.indices.tolist()):

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 from relearn_jax.models.architectures import ARCHITECTURES
 from relearn_jax.models.config import ModelConfig
 from relearn_jax.models.layers import Context, LayerCache, shard_activations
+from relearn_jax.parallel.rules import constrain
 
 _SAVED = ("qkv", "attn_out")  # names that layers.Attention gives
 # What is kept of a layer for its backward pass; everything else is computed again.
@@ -55,6 +56,7 @@ class Decoder(nn.Module):
     table = Embedding(self.config, name="embed")()
     if not self.config.tie_embeddings:  # creates the leaves; read by Model.head
       Embedding(self.config, use_bias="head/bias" in architecture.names, name="head")()
+    table = constrain(table, "vocab", None)  # gathered over fsdp once, before rows are picked from it
     x = shard_activations(jnp.take(table, tokens, axis=0).astype(self.dtype))
     block: Any = architecture.block
     if REMAT[self.remat] is not None:

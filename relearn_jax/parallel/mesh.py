@@ -6,6 +6,7 @@ a multiple of that axis by repeating the first ones; the copies are dropped on r
 axes a run is spread: weights by `rules.RULES`, rows of a batch over data and fsdp.
 """
 
+import contextlib
 import difflib
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -74,6 +75,7 @@ def check_divides(sizes: Mapping[str, int], config: ModelConfig, field: str = "-
   Raises:
     InputError: naming axis, dimension and the sizes that would do.
   """
+  sizes = {axis: max(size, 1) for axis, size in sizes.items()}  # -1 is not known yet
   dimensions = [("fsdp", "hidden_size", config.hidden_size), ("tensor", "num_attention_heads", config.num_heads),
                 ("tensor", "num_key_value_heads", config.num_kv_heads),
                 ("tensor", "intermediate_size", config.intermediate_size), ("tensor", "vocab_size", config.vocab_size)]
@@ -84,16 +86,24 @@ def check_divides(sizes: Mapping[str, int], config: ModelConfig, field: str = "-
                        mend=f"expected one of {', '.join(map(str, fit))}")
 
 
-def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
+def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None, config: ModelConfig | None = None
+              ) -> Mesh:
   """The mesh of the four axes over the first so many devices.
 
   Raises:
-    InputError: there are fewer.
+    InputError: there are fewer, or it does not divide a dimension of the model.
   """
   use = list(jax.devices() if devices is None else devices)
   shape = fill_mesh(sizes, len(use))
+  if config is not None:
+    check_divides(shape, config)
   return jax.make_mesh(tuple(shape.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES),
                        devices=use[:math.prod(shape.values())])
+
+
+def use_mesh(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
+  """The mesh that activations are laid out on inside; None: none."""
+  return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
 
 
 def runs_mesh(devices: int | None = None) -> Mesh:
@@ -172,10 +182,10 @@ def map_runs(function: Callable[[Any, Any], Any], mesh: Mesh, stacked: Callable[
              ) -> Callable[[Any, Any], Any]:
   """Applies a function of one run to every run; to be called under `jax.jit`.
 
-  Each device, or group of devices that share a run, works through its own runs: all at once on
-  accelerators, one after the other on CPU, where that is faster, needs the memory of one run, and
-  compiles to the same arithmetic for a run however many there are, so that results are equal to the bit
-  on any number of devices.
+  Each device works through its own runs: all at once on accelerators, one after the other on CPU, where
+  that is faster, needs the memory of one run, and compiles to the same arithmetic for a run however many
+  there are, so that results are equal to the bit on any number of devices. Where runs are spread over
+  devices, they are computed all at once, and results are equal up to rounding.
 
   Args:
     function: (one run's tree, what all runs share) -> tree.
@@ -189,9 +199,16 @@ def map_runs(function: Callable[[Any, Any], Any], mesh: Mesh, stacked: Callable[
     if mesh.devices.flat[0].platform == "cpu":
       return jax.lax.map(lambda tree: function(tree, shared), trees)
     return (stacked or jax.vmap(function, in_axes=(0, None)))(trees, shared)
-  manual = {RUNS} if spreads_runs(mesh) else set(mesh.axis_names)
-  return jax.shard_map(device, mesh=mesh, in_specs=(PartitionSpec(RUNS), PartitionSpec()),
-                       out_specs=PartitionSpec(RUNS), axis_names=manual, check_vma=False)
+  if not spreads_runs(mesh):
+    return jax.shard_map(device, mesh=mesh, in_specs=(PartitionSpec(RUNS), PartitionSpec()),
+                         out_specs=PartitionSpec(RUNS), check_vma=False)
+
+  def partitioned(trees: Any, shared: Any) -> Any:
+    # The partitioner splits runs as it splits rows: to map one axis by hand and leave it the others ends in an
+    # internal error of XLA's (jaxlib 0.10.2, CPU).
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+      return (stacked or jax.vmap(function, in_axes=(0, None), spmd_axis_name=RUNS))(trees, shared)
+  return partitioned
 
 
 def to_host(tree: Tree, num_runs: int | None = None) -> Tree:

@@ -1,5 +1,6 @@
 """Logical axes of parameters and activations, and the mesh axes that they lie on: one table."""
 
+import math
 from collections.abc import Mapping
 
 import jax
@@ -28,12 +29,16 @@ def spec(*axes: str | None) -> PartitionSpec:
 
 
 def constrain(x: Array, *axes: str | None) -> Array:
-  """Lays an activation out by the rules over the mesh in use; without one, or on one device, as it is."""
-  mesh = jax.sharding.get_abstract_mesh()
-  sizes = mesh.shape
-  if all(sizes.get(name, 1) == 1 for name in ("data", "fsdp", "tensor")):
+  """Lays an activation out by the rules over the mesh in use; without one, or on one device, as it is.
+
+  A dimension that the mesh does not divide (the rows of a small batch) stays whole.
+  """
+  if num_shards() == 1:
     return x
-  return jax.lax.with_sharding_constraint(x, spec(*axes))
+  sizes = jax.sharding.get_abstract_mesh().shape
+  fits = lambda axis, size: axis is not None and size % math.prod(sizes.get(name, 1) for name in RULES[axis]) == 0
+  return jax.lax.with_sharding_constraint(
+      x, spec(*(axis if fits(axis, size) else None for axis, size in zip(axes, x.shape, strict=True))))
 
 
 def num_shards() -> int:

@@ -92,7 +92,8 @@ PHI = {name: value for name, value in CONFIG.items() if name not in ("rms_norm_e
 PHI |= {"model_type": "phi", "hidden_act": "gelu_new", "layer_norm_eps": 1e-5}
 
 
-@pytest.mark.parametrize(("fields", "window"), [({}, 4096), ({"sliding_window": None}, None), ({"sliding_window": 7}, 7)])
+@pytest.mark.parametrize(("fields", "window"), [
+    ({}, 4096), ({"sliding_window": None}, None), ({"sliding_window": 7}, 7)])
 def test_mistral_windows(fields: dict, window: int | None) -> None:
   config = parse_config(CONFIG | {"model_type": "mistral"} | fields, PATH)
   assert (config.architecture, config.sliding_window) == ("mistral", window)
