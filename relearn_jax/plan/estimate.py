@@ -466,7 +466,7 @@ def advise(work: Work, mesh: Mesh, device: Device, needed: Estimate) -> list[str
   if needed.total <= usable:
     return []
   say = lambda s: ", ".join(f"{field}={value}" for field, value in s.settings.items())
-  lines = [f"{work.name} needs {needed.total / GIB:.1f} GiB of {usable / GIB:.1f} GiB usable on a {device.name}"]
+  lines = [f"{work.name} needs {needed.total / GIB:.1f} GiB of {usable / GIB:.1f} GiB usable on {device.name}"]
   found, smallest = suggest(work, mesh, device)
   for fits in found:
     devices = f" on {math.prod(fits.mesh.values())} devices" if "fsdp" in fits.settings else ""

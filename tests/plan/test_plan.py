@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from relearn_jax.errors import InputError
+from relearn_jax.generation.decode import decode, prefill
 from relearn_jax.models.config import ModelConfig
 from relearn_jax.models.model import Model
 from relearn_jax.objectives.core import TokenRows
@@ -199,6 +200,17 @@ def test_the_compiler_reserves_about_as_much(remat: str) -> None:
   ratio = estimate(work, ONE).total / reserved(SMALL, remat, 8, 128)
   assert 0.6 < ratio < 1.6
   assert 0.8 < ratio < 1.2  # what it is at present; the wider bounds are what a plan promises
+
+
+def test_the_compiler_reserves_about_as_much_to_generate() -> None:
+  work, module = Work("ask", "generate", SMALL, rows=32, length=128, max_new_tokens=64), Model(SMALL)
+
+  def answer(params: Any, tokens: Any, lengths: Any) -> Any:
+    return decode(module, params, prefill(module, params, tokens, lengths, 63), max_new_tokens=64, eos_ids=(2,))
+  of: Any = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32)
+  used: Any = jax.jit(answer).lower(module.abstract(), of(32, 128), of(32)).compile().memory_analysis()
+  ratio = estimate(work, ONE).total / (used.argument_size_in_bytes + used.temp_size_in_bytes)
+  assert 0.6 < ratio < 1.6
 
 
 def test_time_is_the_slower_of_arithmetic_and_memory() -> None:
