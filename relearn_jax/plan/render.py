@@ -1,0 +1,78 @@
+"""The plan as plain text, at most 120 characters wide."""
+
+import math
+import textwrap
+from collections.abc import Sequence
+
+from relearn_jax.plan.devices import GIB, USABLE, Device
+from relearn_jax.plan.estimate import Estimate, Mesh, Work, advise
+
+WIDTH = 120
+_COLUMNS = ("stage", "params", "trained", "weights", "optimizer", "activ.", "cache", "total", "fits", "GFLOP/step",
+            "time/step", "time")
+
+
+def _number(value: int) -> str:
+  for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
+    if value >= size:
+      return f"{value / size:.2f} {letter}"
+  return str(value)
+
+
+def _time(seconds: float) -> str:
+  for size, unit in ((86400.0, "d"), (3600.0, "h"), (60.0, "min")):
+    if seconds >= 2 * size:
+      return f"{seconds / size:.1f} {unit}"
+  return f"{seconds:.1f} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"
+
+
+def _row(work: Work, needed: Estimate, device: Device) -> tuple[str, ...]:
+  gib = lambda size: f"{size / GIB:.2f}"
+  seconds = needed.seconds(device)
+  return (textwrap.shorten(work.name, 20, placeholder="..."), _number(needed.num_params), _number(needed.num_trained),
+          gib(needed.weights + needed.compute), gib(needed.gradients + needed.optimizer),
+          gib(needed.activations + max(needed.layer, needed.logits)), gib(needed.cache + needed.reference),
+          gib(needed.total), "yes" if needed.total <= device.usable_bytes else "no",
+          f"{needed.flops / 1e9:.4g}" if needed.flops < 1e13 else f"{needed.flops / 1e9:.0f}",
+          _time(seconds), _time(work.steps * seconds))
+
+
+def render(stages: Sequence[tuple[Work, Estimate]], device: Device, mesh: Mesh) -> str:
+  """A table with a row a stage, advice for those that do not fit, and what was assumed."""
+  rows = [_COLUMNS, *(_row(work, needed, device) for work, needed in stages)]
+  widths = [max(len(row[i]) for row in rows) for i in range(len(_COLUMNS))]
+  line = lambda row: "  ".join(
+      cell.ljust(width) if i == 0 else cell.rjust(width)
+      for i, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip()
+  number = math.prod(mesh.values())
+  over = ", ".join(f"{axis}={size}" for axis, size in mesh.items() if size > 1)
+  lines = [f"{number} x {device.name}{f' ({over})' if over else ''}, {device.usable_bytes / GIB:.1f} GiB usable each; "
+           "memory in GiB per device, at its peak", "", line(rows[0]), "  ".join("-" * width for width in widths),
+           *map(line, rows[1:])]
+  total = sum(work.steps * needed.seconds(device) for work, needed in stages)
+  lines += ["", f"all stages: {_time(total)}"]
+  advice = [text for work, needed in stages for text in advise(work, mesh, device, needed)]
+  if advice:
+    lines += ["", *advice]
+  lines += ["", *_assumptions(stages, device)]
+  return "\n".join(part for text in lines for part in (
+      textwrap.wrap(text, WIDTH, subsequent_indent="    " if text[:1] in " -" else "") or [""])) + "\n"
+
+
+def _assumptions(stages: Sequence[tuple[Work, Estimate]], device: Device) -> list[str]:
+  precisions = {work.compute_bytes for work, _ in stages}
+  peaks = [f"{rate / 1e12:.4g} TFLOP/s {name}" for size, rate, name in
+           ((2, device.flops, "bf16"), (4, device.flops_fp32, "fp32")) if size in precisions]
+  return [
+      "assumed:",
+      f"- {device.name}: {' and '.join(peaks)} at its peak, of which {device.mfu:.0%} are reached (a guess, not a "
+      f"measurement); {device.bandwidth / 1e9:.0f} GB/s; from: {device.source}",
+      f"- {USABLE:.0%} of a device's memory can be used; on GPUs JAX takes 75 % unless XLA_PYTHON_CLIENT_MEM_FRACTION "
+      "says otherwise",
+      "- weights: with copies in compute precision; optimizer: with fp32 gradients; activ.: with the layer or the "
+      "logits at work; cache: keys and values, or the reference's hidden states and head",
+      "- GFLOP/step: 6 per parameter and token in training (4 where frozen), 2 forward, causal attention; padding "
+      "counts, what remat computes again does not",
+      "- not counted: traffic of activations, communication between devices, compilation, loading and checkpoints; "
+      "every completion is as long as it may be",
+  ]
