@@ -93,6 +93,8 @@ def _define_audit(values: flags.FlagValues) -> None:
       "config", None, "Experiment file, such as configs/names.py; --config.some.field=value sets a field.",
       flag_values=values)
   _workdir_flag(values, "Folder for everything that is written. Run again with it, an audit continues.")
+  flags.DEFINE_string("mesh", "runs:-1", "Sizes of the axes runs, data, fsdp and tensor over the devices (-1: all that "
+                      "are left), such as runs:2,fsdp:4.", flag_values=values)
   flags.DEFINE_bool("allow_leakage", False, "Go on although a relearn set holds what is asked about.",
                     flag_values=values)
 
@@ -103,7 +105,8 @@ def _audit(values: flags.FlagValues) -> None:
   from relearn_jax.parallel.start import cache_dir, start
   path, workdir = _config_path(sys.argv[2:]) or "", pathlib.Path(values.workdir)
   start()
-  if not audit(values.config, path, workdir, cache_dir(), allow_leakage=values.allow_leakage):
+  if not audit(values.config, path, workdir, cache_dir(), allow_leakage=values.allow_leakage,
+               mesh=values.mesh):
     print(f"Nothing is left to do in {workdir}.")
   _show(workdir)
 

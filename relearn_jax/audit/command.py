@@ -9,13 +9,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from jax.sharding import Mesh
+
 from relearn_jax.audit import results
 from relearn_jax.audit.arms import all_cases, cells_of_seed, select_points
+from relearn_jax.audit.base import make_tokenizer, model_config
 from relearn_jax.audit.config import AuditConfig, check_config, claim_workdir
 from relearn_jax.audit.rows import write_rows
 from relearn_jax.audit.run import Audit, memorize, relearn, unlearn
 from relearn_jax.cases.leakage import check_case
 from relearn_jax.errors import InputError
+from relearn_jax.parallel.mesh import DEFAULT, check_divides, make_mesh, parse_mesh
 from relearn_jax.report.render import report_from_rows
 
 OUTPUTS = ("results.parquet", "summary.json", "report.html", "report.md")
@@ -67,8 +71,8 @@ def check(config: AuditConfig, where: str, allow_leakage: bool) -> None:
                          mend="remove it, or pass --allow_leakage (the verdict will be INCONCLUSIVE)")
 
 
-def audit(config: AuditConfig, where: str, workdir: pathlib.Path, cache: pathlib.Path, *, allow_leakage: bool = False
-          ) -> bool:
+def audit(config: AuditConfig, where: str, workdir: pathlib.Path, cache: pathlib.Path, *, allow_leakage: bool = False,
+          mesh: str = DEFAULT) -> bool:
   """Runs or continues an audit; returns False where nothing was left to do.
 
   Args:
@@ -77,21 +81,24 @@ def audit(config: AuditConfig, where: str, workdir: pathlib.Path, cache: pathlib
     workdir: everything is written here; with another configuration in it, it is refused.
     cache: the base model is taken from here, or trained and put here.
     allow_leakage: go on although a relearn set leaks.
+    mesh: over which runs, and the devices of a run, are spread; results do not depend on it, up to rounding.
   """
   check(config, where, allow_leakage)
+  sizes = parse_mesh(mesh)
+  check_divides(sizes, model_config(config.base, make_tokenizer()))
   known = claim_workdir(workdir, config)
   with only_process(workdir):
     if known and all((workdir / name).exists() for name in OUTPUTS):
       return False
     if not (workdir / "results.parquet").exists():
-      _compute(config, workdir, cache)
+      _compute(config, workdir, cache, make_mesh(sizes, config=model_config(config.base, make_tokenizer())))
     report_from_rows(workdir)
   return True
 
 
-def _compute(config: AuditConfig, workdir: pathlib.Path, cache: pathlib.Path) -> None:
+def _compute(config: AuditConfig, workdir: pathlib.Path, cache: pathlib.Path, mesh: Mesh) -> None:
   clock = Clock(workdir / "checkpoints" / "seconds.json")
-  state = Audit(config, workdir)
+  state = Audit(config, workdir, mesh)
   with clock("base"):
     state.load_base(cache)
   with clock("memorize"):

@@ -1,1 +1,1 @@
-"""Mesh, sharding over runs, and process start-up."""
+"""The mesh, the table of axes, and process start-up."""

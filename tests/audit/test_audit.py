@@ -180,6 +180,26 @@ def kill_when(reached: Callable[[], bool], cache: pathlib.Path, workdir: pathlib
   assert process.returncode == -signal.SIGKILL
 
 
+def test_runs_that_are_spread_over_devices_end_alike(workdir: pathlib.Path, cache: pathlib.Path,
+                                                     tmp_path: pathlib.Path) -> None:
+  relearn(cache, *audit_flags(tmp_path / "spread"), "--mesh=fsdp:2")
+  ours, theirs = (json.loads((folder / "summary.json").read_text()) for folder in (tmp_path / "spread", workdir))
+  assert [cell["variant"] for cell in ours["cells"]] == [cell["variant"] for cell in theirs["cells"]]
+  for mine, other in zip(ours["cells"], theirs["cells"], strict=True):
+    assert mine["mean"] == pytest.approx(other["mean"], abs=1e-3)  # fp32 sums in another order, some fifty steps on
+  assert {v: row["verdict"] for v, row in ours["verdicts"].items()} == {
+      v: row["verdict"] for v, row in theirs["verdicts"].items()}
+
+
+@pytest.mark.parametrize(("mesh", "problem"), [
+    ("fsdp:3", "`--mesh` has fsdp:3, which does not divide hidden_size=32"),
+    ("tensor:4", "`--mesh` has tensor:4, which does not divide num_attention_heads=2"),
+    ("fsdp:4", "which needs 4 devices, and there are 2"), ("fdsp:2", "has axis 'fdsp' (did you mean 'fsdp'?)")])
+def test_meshes_that_cannot_be(cache: pathlib.Path, tmp_path: pathlib.Path, mesh: str, problem: str) -> None:
+  done = relearn(cache, *audit_flags(tmp_path / "x"), f"--mesh={mesh}", status=2)
+  assert problem in done.stderr
+
+
 @pytest.fixture
 def fresh_base(cache: pathlib.Path, tmp_path: pathlib.Path) -> Iterator[pathlib.Path]:
   """The cache, its compiled programs kept, without a base model: the audit has to train it."""
