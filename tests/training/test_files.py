@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from relearn_jax.data.order import row_order
 from relearn_jax.errors import InputError
 from relearn_jax.models.model import fingerprint
 from relearn_jax.objectives.losses import nll
@@ -17,7 +18,7 @@ from relearn_jax.training import checkpoints
 from relearn_jax.training.export import export_run, model_of
 from relearn_jax.training.log import TrainLog
 from relearn_jax.training.stage import Stage, _tokens, run_stage
-from relearn_jax.training.step import StepLog, TrainState
+from relearn_jax.training.step import StepLog, TrainState, init_state, train_step
 
 from ..small import CONFIG, MODEL, params
 from .test_step import DATA
@@ -135,3 +136,39 @@ def test_on_keep_may_end_a_stage(tmp_path: pathlib.Path) -> None:
   assert seen == [1, 2] and len((tmp_path / "log").read_text().splitlines()) == 2
 
 
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_stage_in_small_batches_takes_the_rows_of_its_order(tmp_path: pathlib.Path, parts: int) -> None:
+  """Rows of an order for each run, a schedule, and steps in parts, against the plain step on picked rows."""
+  from .test_step import model_and_params
+  model, weights = model_and_params()
+  mesh, steps, size = runs_mesh(1), 4, 1 if parts == 1 else 2  # of three rows, so that an epoch ends within a batch
+  orders = [row_order(3, size, seed) for seed in (0, 1)]
+  assert [order(0).tolist() for order in orders] != [orders[0](0).tolist()] * 2
+  schedule = lambda step: 1.0 / (step + 1)
+  hyper = {"learning_rate": 1e-3, "weight_decay": 0.1}
+  stage = Stage("unlearn", ["a", "b"], lambda _: nll("forget"), {"forget": jax.tree.map(lambda leaf: leaf[:2], ROWS)},
+                hyper, keep=(steps,), order={"forget": orders}, num_microbatches=parts, schedule=schedule)
+  ended: list[Any] = []
+
+  def on_keep(_: int, state: TrainState) -> bool:
+    ended.append(to_host(state.params, 2))
+    return False
+  run_stage(stage, model, lambda: repeat_runs(weights, 2, mesh), mesh, tmp_path / "x", TrainLog(tmp_path / "log"),
+            on_keep=on_keep, save_every=1e9)
+  plain = jax.jit(lambda state, rows, hyper: train_step(model, lambda _: nll("forget"), state, {"forget": rows}, hyper))
+  rows = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+  real = np.array([int(np.flatnonzero(row)[-1]) + 1 for row in np.asarray(DATA["forget"].mask)])
+  for run, order in enumerate(orders):
+    state = init_state(weights, nll("forget"))
+    for step in range(steps):
+      places = order(step)
+      picked = jax.tree.map(lambda leaf, at=places: jnp.asarray(leaf)[at], DATA["forget"])
+      state, log = plain(state, picked, hyper | {"learning_rate": 1e-3 * schedule(step)})
+      assert rows[step]["losses"][run] == pytest.approx(float(log.loss), abs=2e-5)
+    for ours, theirs in zip(jax.tree.leaves(ended[0]), jax.tree.leaves(state.params), strict=True):
+      np.testing.assert_allclose(ours[run], theirs, atol=2e-5)
+  assert [row["learning_rate"] for row in rows] == pytest.approx([1e-3, 5e-4, 1e-3 / 3, 2.5e-4])
+  assert [row["tokens"] for row in rows] == [sum(int(real[order(step)].sum()) for order in orders)
+                                             for step in range(steps)]
