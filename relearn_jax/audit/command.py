@@ -19,7 +19,7 @@ from relearn_jax.audit.rows import write_rows
 from relearn_jax.audit.run import Audit, memorize, relearn, unlearn
 from relearn_jax.cases.leakage import check_case
 from relearn_jax.errors import InputError
-from relearn_jax.parallel.mesh import DEFAULT, check_divides, make_mesh, parse_mesh
+from relearn_jax.parallel.mesh import DEFAULT, check_mesh, make_mesh
 from relearn_jax.report.render import report_from_rows
 
 OUTPUTS = ("results.parquet", "summary.json", "report.html", "report.md")
@@ -84,14 +84,14 @@ def audit(config: AuditConfig, where: str, workdir: pathlib.Path, cache: pathlib
     mesh: over which runs, and the devices of a run, are spread; results do not depend on it, up to rounding.
   """
   check(config, where, allow_leakage)
-  sizes = parse_mesh(mesh)
-  check_divides(sizes, model_config(config.base, make_tokenizer()))
+  decoder = model_config(config.base, make_tokenizer())
+  sizes = check_mesh(mesh, decoder)
   known = claim_workdir(workdir, config)
   with only_process(workdir):
     if known and all((workdir / name).exists() for name in OUTPUTS):
       return False
     if not (workdir / "results.parquet").exists():
-      _compute(config, workdir, cache, make_mesh(sizes, config=model_config(config.base, make_tokenizer())))
+      _compute(config, workdir, cache, make_mesh(sizes, config=decoder))
     report_from_rows(workdir)
   return True
 

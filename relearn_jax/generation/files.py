@@ -18,7 +18,7 @@ from relearn_jax.generation.decode import Generated, decode, prefill
 from relearn_jax.generation.prompts import check_batch_size, check_output, end_ids, open_checkpoint, row_ids
 from relearn_jax.models.checkpoint import load_params
 from relearn_jax.models.model import Model, Params
-from relearn_jax.parallel.mesh import DEFAULT, check_divides, make_mesh, parse_mesh, use_mesh
+from relearn_jax.parallel.mesh import check_mesh, make_mesh, use_mesh
 from relearn_jax.progress import progress
 
 FIELDS = {"id": str, "prompt": str}
@@ -58,13 +58,12 @@ def generate_file(model_name: str, prompts: pathlib.Path, output: pathlib.Path, 
   checked, tokenizer = open_checkpoint(model_name)
   eos_ids = end_ids(checked)
   prompt_ids = [_prompt_ids(tokenizer, row, prompts, checked.config.max_positions, max_new_tokens) for row in rows]
-  sizes = parse_mesh(mesh or DEFAULT)
-  check_divides(sizes, checked.config)
+  sizes = None if mesh is None else check_mesh(mesh, checked.config)
   check_output(prompts, output)
   check_writable(output)
 
   model = Model(checked.config)
-  on = None if mesh is None else make_mesh(sizes, config=checked.config)
+  on = None if sizes is None else make_mesh(sizes, config=checked.config)
   params = load_params(checked, model, mesh=on)
   keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(len(rows)))
   finished: dict[int, dict[str, Any]] = {}

@@ -16,7 +16,7 @@ from relearn_jax.generation.prompts import check_batch_size, check_output, open_
 from relearn_jax.metrics.likelihood import token_logprobs
 from relearn_jax.models.checkpoint import load_params
 from relearn_jax.models.model import Model, Params
-from relearn_jax.parallel.mesh import DEFAULT, check_divides, make_mesh, parse_mesh, use_mesh
+from relearn_jax.parallel.mesh import check_mesh, make_mesh, use_mesh
 from relearn_jax.progress import progress
 
 FIELDS = {"id": str, "prompt": str, "answer": str}
@@ -49,13 +49,12 @@ def score_file(model_name: str, data: pathlib.Path, output: pathlib.Path, *, bat
   rows = read_jsonl(data, FIELDS)
   checked, tokenizer = open_checkpoint(model_name)
   parts = [_split_ids(tokenizer, row, data, checked.config.max_positions) for row in rows]
-  sizes = parse_mesh(mesh or DEFAULT)
-  check_divides(sizes, checked.config)
+  sizes = None if mesh is None else check_mesh(mesh, checked.config)
   check_output(data, output)
   check_writable(output)
 
   model = Model(checked.config)
-  on = None if mesh is None else make_mesh(sizes, config=checked.config)
+  on = None if sizes is None else make_mesh(sizes, config=checked.config)
   params = load_params(checked, model, mesh=on)
   scores: dict[int, list[float]] = {}
   batches = bucketize([ids for ids, _ in parts], batch_size=min(batch_size, len(rows)))

@@ -1,10 +1,12 @@
 """Checkpoints out: a Hugging Face folder that transformers loads."""
 
 import collections
+import contextlib
 import json
 import os
 import pathlib
 import shutil
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -42,6 +44,32 @@ def hf_tensors(params: Params, model: Model) -> list[tuple[str, Any]]:
   return rows
 
 
+@contextlib.contextmanager
+def new_folder(destination: pathlib.Path) -> Iterator[pathlib.Path]:
+  """A folder to write a checkpoint into; once the block ends it stands at `destination`, complete or not at all.
+
+  Raises:
+    InputError: the destination holds something, or cannot be written.
+  """
+  if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
+    raise InputError("exists and is not empty", file=destination, field="--output", mend="give a new folder")
+  temporary = destination.absolute().with_name(f"{destination.absolute().name}.tmp{os.getpid()}")
+  try:
+    temporary.mkdir(parents=True)
+    yield temporary
+    plain = next(temporary.glob("*.json"))
+    for file in temporary.glob("*.safetensors"):
+      shutil.copymode(plain, file)  # safetensors leaves them readable by their owner alone
+    if destination.exists():
+      destination.rmdir()
+    os.replace(temporary, destination)
+  except (OSError, SafetensorError) as error:
+    raise InputError(f"cannot be written ({getattr(error, 'strerror', None) or error})", file=destination,
+                     field="--output", mend="give a folder on a disk that you may write to and that has room") from None
+  finally:
+    shutil.rmtree(temporary, ignore_errors=True)
+
+
 def export(params: Params, model: Model, destination: pathlib.Path, *, source: pathlib.Path | None = None,
            tokenizer: Any = None, dtype: Any = None) -> None:
   """Writes safetensors (in shards of 5 GB), config and tokenizer; the folder appears complete or not at all.
@@ -58,11 +86,7 @@ def export(params: Params, model: Model, destination: pathlib.Path, *, source: p
   Raises:
     InputError: the destination holds something, or cannot be written.
   """
-  if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
-    raise InputError("exists and is not empty", file=destination, field="--output", mend="give a new folder")
-  temporary = destination.absolute().with_name(f"{destination.absolute().name}.tmp{os.getpid()}")
-  try:
-    temporary.mkdir(parents=True)
+  with new_folder(destination) as temporary:
     stored = _save_weights(params, model, temporary, dtype)
     config = to_hf_config(model.config) | {"dtype": stored}
     (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n")
@@ -72,16 +96,6 @@ def export(params: Params, model: Model, destination: pathlib.Path, *, source: p
       for name in (GENERATION, *(TOKENIZER_FILES if tokenizer is None else ())):
         if (source / name).exists():
           shutil.copyfile(source / name, temporary / name)
-    for file in temporary.glob("*.safetensors"):
-      shutil.copymode(temporary / "config.json", file)  # safetensors leaves them readable by their owner alone
-    if destination.exists():
-      destination.rmdir()
-    os.replace(temporary, destination)
-  except (OSError, SafetensorError) as error:
-    raise InputError(f"cannot be written ({getattr(error, 'strerror', None) or error})", file=destination,
-                     field="--output", mend="give a folder on a disk that you may write to and that has room") from None
-  finally:
-    shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _save_weights(params: Params, model: Model, folder: pathlib.Path, dtype: Any) -> str:

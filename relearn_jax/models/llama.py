@@ -30,12 +30,13 @@ class Block(nn.Module):
   """One pre-norm layer, in the form `nn.scan` wants: carry in, carry out, keys and values aside."""
 
   config: ModelConfig
+  qkv_bias: bool = False
 
   @nn.compact
   def __call__(self, x: Float[Array, "B T D"], cache: LayerCache | None, context: Context
                ) -> tuple[Float[Array, "B T D"], tuple[Array, Array]]:
     norm = lambda name: RMSNorm(self.config.norm_eps, name=name)
-    mixed, kv = Attention(self.config, name="attn")(norm("input_norm")(x), cache, context)
+    mixed, kv = Attention(self.config, qkv_bias=self.qkv_bias, name="attn")(norm("input_norm")(x), cache, context)
     x = x + mixed
     return x + GatedMLP(self.config, name="mlp")(norm("mlp_norm")(x)), kv
 

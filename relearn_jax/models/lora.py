@@ -9,9 +9,7 @@ import dataclasses
 import difflib
 import json
 import math
-import os
 import pathlib
-import shutil
 from typing import Any
 
 import jax
@@ -22,6 +20,7 @@ from safetensors.numpy import save_file
 
 from relearn_jax.errors import InputError
 from relearn_jax.models.checkpoint import read_header, read_json, read_tensors
+from relearn_jax.models.export import new_folder
 from relearn_jax.models.model import Model, Params, flatten, unflatten
 
 ALL = "all-linear"
@@ -129,8 +128,6 @@ def export_peft(adapter: Params, model: Model, config: LoraConfig, destination: 
   Raises:
     InputError: the destination holds something, or cannot be written.
   """
-  if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
-    raise InputError("exists and is not empty", file=destination, field="--output", mend="give a new folder")
   names, leaves = _peft_names(model), flatten(adapter)
   tensors: dict[str, np.ndarray] = {}
   for path, leaf in leaves.items():
@@ -144,21 +141,10 @@ def export_peft(adapter: Params, model: Model, config: LoraConfig, destination: 
       "lora_alpha": config.alpha, "lora_dropout": 0.0, "target_modules": targets, "bias": "none",
       "fan_in_fan_out": False, "inference_mode": True, "init_lora_weights": True, "modules_to_save": None,
       "use_rslora": False, "use_dora": False}
-  temporary = destination.absolute().with_name(f"{destination.absolute().name}.tmp{os.getpid()}")
-  try:
-    temporary.mkdir(parents=True)
+  metadata = {"format": "pt"} | ({"base_fingerprint": base_fingerprint} if base_fingerprint else {})
+  with new_folder(destination) as temporary:
     (temporary / CONFIG).write_text(json.dumps(about, indent=2) + "\n")
-    metadata = {"format": "pt"} | ({"base_fingerprint": base_fingerprint} if base_fingerprint else {})
     save_file(tensors, temporary / WEIGHTS, metadata=metadata)
-    shutil.copymode(temporary / CONFIG, temporary / WEIGHTS)
-    if destination.exists():
-      destination.rmdir()
-    os.replace(temporary, destination)
-  except OSError as error:
-    raise InputError(f"cannot be written ({error.strerror})", file=destination, field="--output",
-                     mend="give a folder on a disk that you may write to and that has room") from None
-  finally:
-    shutil.rmtree(temporary, ignore_errors=True)
 
 
 def load_peft(folder: pathlib.Path, model: Model, *, base_fingerprint: str | None = None

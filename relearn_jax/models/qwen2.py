@@ -2,29 +2,17 @@
 
 from typing import Any
 
-import flax.linen as nn
-from jaxtyping import Array, Float
-
 from relearn_jax.models import llama
 from relearn_jax.models.config import ModelConfig, Reader, read_decoder, write_decoder
-from relearn_jax.models.layers import Attention, Context, GatedMLP, LayerCache, RMSNorm
 
-Norm = RMSNorm
+Norm = llama.Norm
 NAMES = llama.NAMES | {f"layers/attn/{x}/bias": f"model.layers.{{i}}.self_attn.{x}_proj.bias" for x in "qkv"}
 
 
-class Block(nn.Module):
-  """One pre-norm layer; see `llama.Block`."""
+class Block(llama.Block):
+  """Llama's layer, with biases on queries, keys and values."""
 
-  config: ModelConfig
-
-  @nn.compact
-  def __call__(self, x: Float[Array, "B T D"], cache: LayerCache | None, context: Context
-               ) -> tuple[Float[Array, "B T D"], tuple[Array, Array]]:
-    norm = lambda name: RMSNorm(self.config.norm_eps, name=name)
-    mixed, kv = Attention(self.config, qkv_bias=True, name="attn")(norm("input_norm")(x), cache, context)
-    x = x + mixed
-    return x + GatedMLP(self.config, name="mlp")(norm("mlp_norm")(x)), kv
+  qkv_bias: bool = True
 
 
 def read(reader: Reader) -> ModelConfig:

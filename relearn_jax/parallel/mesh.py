@@ -25,9 +25,10 @@ Tree = TypeVar("Tree")
 AXES = ("runs", "data", "fsdp", "tensor")
 RUNS = AXES[0]
 DEFAULT = "runs:-1,data:1,fsdp:1,tensor:1"
+FIELD = "--mesh"
 
 
-def parse_mesh(text: str, field: str = "--mesh") -> dict[str, int]:
+def parse_mesh(text: str) -> dict[str, int]:
   """Sizes by axis of "runs:1,data:1,fsdp:-1,tensor:1"; an axis left out has size 1, -1 takes what is left.
 
   Raises:
@@ -40,18 +41,18 @@ def parse_mesh(text: str, field: str = "--mesh") -> dict[str, int]:
     if name not in AXES:
       near = difflib.get_close_matches(name, AXES, 1, 0.3)
       hint = f" (did you mean {near[0]!r}?)" if near else ""
-      raise InputError(f"has axis {name!r}{hint}; the axes are {', '.join(AXES)}", field=field, mend=mend)
+      raise InputError(f"has axis {name!r}{hint}; the axes are {', '.join(AXES)}", field=FIELD, mend=mend)
     if name in sizes:
-      raise InputError(f"gives axis {name!r} twice", field=field, mend=mend)
+      raise InputError(f"gives axis {name!r} twice", field=FIELD, mend=mend)
     if not size.removeprefix("-").isdecimal() or not (int(size) > 0 or int(size) == -1):
-      raise InputError(f"has size {size!r} for axis {name!r}", field=field, mend=mend)
+      raise InputError(f"has size {size!r} for axis {name!r}", field=FIELD, mend=mend)
     sizes[name] = int(size)
   if list(sizes.values()).count(-1) > 1:
-    raise InputError(f"is {text!r}", field=field, mend=mend)
+    raise InputError(f"is {text!r}", field=FIELD, mend=mend)
   return {axis: sizes.get(axis, 1) for axis in AXES}
 
 
-def fill_mesh(sizes: Mapping[str, int], num_devices: int, field: str = "--mesh") -> dict[str, int]:
+def fill_mesh(sizes: Mapping[str, int], num_devices: int) -> dict[str, int]:
   """Replaces -1 by what is left of the devices.
 
   Raises:
@@ -60,7 +61,7 @@ def fill_mesh(sizes: Mapping[str, int], num_devices: int, field: str = "--mesh")
   fixed = math.prod(size for size in sizes.values() if size > 0)
   if fixed > num_devices:
     named = ",".join(f"{axis}:{size}" for axis, size in sizes.items())
-    raise InputError(f"is {named}, which needs {fixed} devices, and there {_are(num_devices)}", field=field,
+    raise InputError(f"is {named}, which needs {fixed} devices, and there {_are(num_devices)}", field=FIELD,
                      mend="make an axis smaller, or run on more devices")
   return {axis: size if size > 0 else num_devices // fixed for axis, size in sizes.items()}
 
@@ -69,7 +70,7 @@ def _are(count: int) -> str:
   return "is 1" if count == 1 else f"are {count}"
 
 
-def check_divides(sizes: Mapping[str, int], config: ModelConfig, field: str = "--mesh") -> None:
+def check_divides(sizes: Mapping[str, int], config: ModelConfig) -> None:
   """Refuses a mesh that does not divide a dimension of the model, naming the dimension as config.json does.
 
   Raises:
@@ -82,8 +83,19 @@ def check_divides(sizes: Mapping[str, int], config: ModelConfig, field: str = "-
   for axis, name, size in dimensions:
     if size % sizes[axis]:
       fit = [n for n in range(1, 65) if size % n == 0]
-      raise InputError(f"has {axis}:{sizes[axis]}, which does not divide {name}={size}", field=field,
+      raise InputError(f"has {axis}:{sizes[axis]}, which does not divide {name}={size}", field=FIELD,
                        mend=f"expected one of {', '.join(map(str, fit))}")
+
+
+def check_mesh(text: str, config: ModelConfig) -> dict[str, int]:
+  """Sizes by axis, with everything refused that can be before the devices are counted.
+
+  Raises:
+    InputError: see `parse_mesh` and `check_divides`.
+  """
+  sizes = parse_mesh(text)
+  check_divides(sizes, config)
+  return sizes
 
 
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None, config: ModelConfig | None = None
@@ -126,9 +138,9 @@ def row_shards(mesh: Mesh) -> int:
   return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
-def rows_sharding(mesh: Mesh, *, stacked: bool = True) -> NamedSharding:
-  """Of `[runs, rows, ...]`, or `[rows, ...]`."""
-  return NamedSharding(mesh, spec(*(["runs"] if stacked else []), "batch"))
+def rows_sharding(mesh: Mesh) -> NamedSharding:
+  """Of `[runs, rows, ...]`."""
+  return NamedSharding(mesh, spec("runs", "batch"))
 
 
 def weight_shardings(tree: Any, axes: Mapping[str, tuple[str, ...]], mesh: Mesh, *, stacked: bool) -> Any:

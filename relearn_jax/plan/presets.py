@@ -11,7 +11,8 @@ _LLAMA_2_7B: dict[str, Any] = {
     "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "rope_scaling": None, "tie_word_embeddings": False,
     "bos_token_id": 1, "eos_token_id": 2}
 
-# From the `config.json` of each repository on huggingface.co, as far as `parse_config` reads it.
+# As far as `parse_config` reads them, written down without the files at hand; the tests compare the numbers of
+# parameters with the published ones.
 PRESETS: dict[str, dict[str, Any]] = {
     "meta-llama/Llama-2-7b-hf": _LLAMA_2_7B,
     "meta-llama/Llama-2-7b-chat-hf": _LLAMA_2_7B,

@@ -4,8 +4,9 @@ import math
 import textwrap
 from collections.abc import Sequence
 
+from relearn_jax.plan.advise import advise
 from relearn_jax.plan.devices import GIB, USABLE, Device
-from relearn_jax.plan.estimate import Estimate, Mesh, Work, advise
+from relearn_jax.plan.work import Estimate, Mesh, Work
 
 WIDTH = 120
 _COLUMNS = ("stage", "params", "trained", "weights", "optimizer", "activ.", "cache", "total", "fits", "GFLOP/step",

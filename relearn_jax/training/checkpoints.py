@@ -105,7 +105,7 @@ def keep_only(folder: pathlib.Path, step: int) -> None:
       shutil.rmtree(path)
 
 
-def description(model: Model, runs: list[str], stage: str, step: int, **more: Any) -> dict[str, Any]:
+def description(model: Model, runs: list[str], stage: str, step: int) -> dict[str, Any]:
   """The description of a checkpoint, as JSON-safe values.
 
   Args:
@@ -113,7 +113,6 @@ def description(model: Model, runs: list[str], stage: str, step: int, **more: An
     runs: names of the stacked runs.
     stage: which stage it belongs to.
     step: of that stage.
-    **more: "base" and "lora" where it holds adapters.
   """
   return {"model": json.loads(json.dumps(dataclasses.asdict(model.config))), "runs": runs, "stage": stage,
-          "step": step, "tokenizer": TOKENIZER, **more}
+          "step": step, "tokenizer": TOKENIZER}

@@ -75,14 +75,13 @@ def run_stage(stage: Stage, model: Model, start: Callable[[], Params], mesh: Mes
   rows = _Rows(stage, sorted(objective.rows), mesh)
   spread = lambda value: jax.device_put(np.full(size, value, np.float32), runs_sharding(mesh))
   hyper = {key: spread(value) for key, value in stage.hyper.items()}
-  begin = make_begin(objective, model.axes(), mesh)
 
   resume = folder / "resume"
   first = max(checkpoints.saved_steps(resume), default=0)
   params = start()
   # The reference is the model at step 0.
   batch = add_references(model, params, rows.data, objective.needs, mesh, frozen, rows.parts)
-  state = begin(params)
+  state = make_begin(objective, model.axes(), mesh)(params)
   del params
   if first:
     like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state)
@@ -124,15 +123,14 @@ class _Rows:
     self.host = {name: stage.batch[name] for name in names}
     self.unit = row_shards(mesh) * stage.num_microbatches
     self.parts = stage.num_microbatches
+    # One empty row more, for a step to be filled up with.
+    lengthen = lambda leaf: np.pad(leaf, ((0, 0), (0, 1), *((0, 0),) * (leaf.ndim - 2)))
     for name, orders in self.order.items():
-      # One empty row more, for a step to be filled up with.
-      lengthen = lambda leaf: np.pad(leaf, ((0, 0), (0, 1), *((0, 0),) * (leaf.ndim - 2)))
       self.host[name] = jax.tree.map(lengthen, self.host[name])
       lengths = {len(order(0)) for order in orders}
       assert len(lengths) == 1, f"runs see {lengths} rows of {name} a step"
     self.data: Batch = {name: shard_rows(rows, mesh, stage.num_microbatches) for name, rows in self.host.items()}
     self.totals = {name: _tokens(rows) for name, rows in self.host.items() if name not in self.order}
-    self.width = {name: rows.tokens.shape[1] for name, rows in self.data.items()}
 
   def places(self, step: int) -> dict[str, np.ndarray]:
     """Data set -> places `[runs, B]`, filled up with an empty row."""

@@ -176,21 +176,17 @@ def make_step(model: Model, build: Build, mesh: Mesh, num_microbatches: int = 1
            ) -> tuple[TrainState, StepLog]:
     after, log = mapped((state, batch, hyper, index, frozen.own), frozen.shared)
     # The state stays where it lies, so that it can be donated and the next step is the same program.
-    return jax.lax.with_sharding_constraint(after, state_shardings(after, axes, mesh)), log
+    return jax.lax.with_sharding_constraint(after, weight_shardings(after, axes, mesh, stacked=True)), log
   return jax.jit(step, donate_argnums=0)
-
-
-def state_shardings(state: Any, axes: Mapping[str, tuple[str, ...]], mesh: Mesh) -> Any:
-  """Where a stacked training state lies."""
-  return weight_shardings(state, axes, mesh, stacked=True)
 
 
 def make_begin(objective: Objective, axes: Mapping[str, tuple[str, ...]], mesh: Mesh
                ) -> Callable[[Params], TrainState]:
   """Stacked parameters -> stacked state at step 0, laid out over the mesh."""
   begin = jax.vmap(lambda params: init_state(params, objective))
+
   def start(params: Params) -> TrainState:
-    shardings = state_shardings(jax.eval_shape(begin, params), axes, mesh)
+    shardings = weight_shardings(jax.eval_shape(begin, params), axes, mesh, stacked=True)
     return jax.jit(begin, out_shardings=shardings)(params)
   return start
 

@@ -15,23 +15,12 @@ from relearn_jax.models.model import Model
 from relearn_jax.objectives.core import TokenRows
 from relearn_jax.objectives.losses import nll
 from relearn_jax.parallel.mesh import runs_mesh
+from relearn_jax.plan.advise import advise, suggest
 from relearn_jax.plan.devices import GIB, get_device
-from relearn_jax.plan.estimate import (
-    Work,
-    adapter_leaves,
-    advise,
-    cache_per_token,
-    count,
-    count_shard,
-    estimate,
-    flops_per_token,
-    kept_per_token,
-    leaves,
-    mean_keys,
-    suggest,
-)
+from relearn_jax.plan.estimate import cache_per_token, estimate, flops_per_token, kept_per_token, mean_keys
 from relearn_jax.plan.presets import PRESETS, preset
 from relearn_jax.plan.render import render
+from relearn_jax.plan.work import Work, adapter_leaves, count, count_shard, leaves
 from relearn_jax.training.step import init_state, make_step
 
 ONE: dict[str, int] = {}

@@ -1,0 +1,186 @@
+"""What is planned: a stage of a job, the arrays of its model, and what an estimate of it says."""
+
+import dataclasses
+import difflib
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from relearn_jax.errors import InputError
+from relearn_jax.models.config import ModelConfig
+from relearn_jax.models.decoder import REMAT
+from relearn_jax.models.model import Model, flatten
+from relearn_jax.parallel.rules import RULES
+from relearn_jax.plan.devices import Device
+
+KINDS = ("train", "reference", "generate", "score")
+
+Mesh = Mapping[str, int]  # axis -> size; an axis left out has size 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+  """One stage of a job.
+
+  Attributes:
+    name: the stage.
+    kind: "train", "reference" (the frozen model's forward pass, chunked as in training), "generate"
+      (prefill and decoding) or "score" (log-probabilities of answers after a cached prompt).
+    config: the model.
+    runs: stacked models.
+    rows: per run and step, of all data sets together.
+    length: padded tokens a row; for "generate", of the prompt.
+    counted: tokens a row that the loss looks at.
+    steps: of training; batches of the other kinds.
+    adapter: "full" (no adapter) or "lora".
+    lora_rank: of the adapter.
+    lora_targets: names of linear layers ("q", "down", ...), or ("all",).
+    param_dtype: bytes of a number of the weights that are not trained, 4 or 2.
+    compute_bytes: 4 for fp32, 2 for bf16.
+    remat: a key of `decoder.REMAT`.
+    num_microbatches: parts into which a step's rows are split.
+    max_new_tokens: of "generate".
+    kl: the objective keeps a reference's hidden states and head.
+  """
+
+  name: str
+  kind: str
+  config: ModelConfig
+  runs: int = 1
+  rows: int = 1
+  length: int = 512
+  counted: int = 512
+  steps: int = 1
+  adapter: str = "full"
+  lora_rank: int = 16
+  lora_targets: tuple[str, ...] = ("all",)
+  param_dtype: int = 4
+  compute_bytes: int = 4
+  remat: str = "none"
+  num_microbatches: int = 1
+  max_new_tokens: int = 0
+  kl: bool = False
+
+  def __post_init__(self) -> None:
+    for field, allowed in (("kind", KINDS), ("adapter", ("full", "lora")), ("remat", tuple(REMAT)),
+                           ("param_dtype", (4, 2)), ("compute_bytes", (4, 2))):
+      if getattr(self, field) not in allowed:
+        raise InputError(f"is {getattr(self, field)!r}", field=field,
+                         mend=f"expected one of {', '.join(map(str, allowed))}")
+
+
+class Phase(NamedTuple):
+  """Part of a step on one device: its arithmetic, and the bytes it moves to and from memory."""
+
+  flops: float
+  bytes: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+  """What a stage needs; memory in bytes per device.
+
+  Attributes:
+    num_params: of one run, with its adapter.
+    num_trained: of one run.
+    weights: as stored: fp32 where they are trained.
+    compute: copies of weights in compute precision, or gathered from their shards.
+    gradients: fp32; twice where micro-batches are added up.
+    optimizer: Adam's two moments, fp32.
+    activations: kept from the forward to the backward pass.
+    layer: what one layer has in memory while it is at work.
+    logits: what the head has in memory while it is at work, which is never while a layer is.
+    cache: keys and values of generation.
+    reference: hidden states and head that the objective compares with.
+    flops: of a step, of all runs; recomputation (remat) is not counted.
+    phases: a step on one device, in order.
+    compute_bytes: of the work.
+  """
+
+  num_params: int
+  num_trained: int
+  weights: int
+  compute: int
+  gradients: int
+  optimizer: int
+  activations: int
+  layer: int
+  logits: int
+  cache: int
+  reference: int
+  flops: float
+  phases: tuple[Phase, ...]
+  compute_bytes: int
+
+  @property
+  def total(self) -> int:
+    """The peak, bytes per device."""
+    return (self.weights + self.compute + self.gradients + self.optimizer + self.activations
+            + max(self.layer, self.logits) + self.cache + self.reference)
+
+  def seconds(self, device: Device) -> float:
+    """Of a step: each phase takes max(FLOPs / (peak * mfu), bytes / bandwidth), the roofline's bound."""
+    peak = (device.flops if self.compute_bytes == 2 else device.flops_fp32) * device.mfu
+    return sum(max(phase.flops / peak, phase.bytes / device.bandwidth) for phase in self.phases)
+
+
+class Leaf(NamedTuple):
+  """One array of the parameters of one run, with the logical axes of its dimensions."""
+
+  path: str
+  shape: tuple[int, ...]
+  axes: tuple[str | None, ...]
+
+
+@functools.cache
+def leaves(config: ModelConfig) -> tuple[Leaf, ...]:
+  """All parameters of a model; traced, not computed."""
+  model = Model(config)
+  axes = model.axes()
+  return tuple(Leaf(path, tuple(leaf.shape), axes[path]) for path, leaf in flatten(model.abstract()).items())
+
+
+def linears(config: ModelConfig) -> tuple[Leaf, ...]:
+  """The weights `[L, out, in]` of the layers' products."""
+  return tuple(leaf for leaf in leaves(config) if leaf.path.startswith("layers/") and len(leaf.shape) == 3)
+
+
+def output_head(config: ModelConfig) -> Leaf:
+  """The output head; the embedding where it is tied."""
+  name = "embed/weight" if config.tie_embeddings else "head/weight"
+  return next(leaf for leaf in leaves(config) if leaf.path == name)
+
+
+def adapter_leaves(config: ModelConfig, rank: int, targets: Sequence[str]) -> tuple[Leaf, ...]:
+  """A low-rank adapter: `a [L, rank, in]` and `b [L, out, rank]` of every target (Hu et al., 2021).
+
+  Raises:
+    InputError: a target that the architecture does not have; the nearest are listed.
+  """
+  by_name = {leaf.path.split("/")[-2]: leaf for leaf in linears(config)}
+  for target in targets:
+    if target != "all" and target not in by_name:
+      near = difflib.get_close_matches(target, by_name, 2, 0.3)
+      hint = f" (nearest: {', '.join(near)})" if near else ""
+      raise InputError(f"has {target!r}, which is no linear layer of {config.architecture}{hint}",
+                       field="lora_targets", mend=f"expected all, or some of {', '.join(by_name)}")
+  made = []
+  for name, (path, (layers, out, width), (_, out_axis, in_axis)) in by_name.items():
+    if "all" in targets or name in targets:
+      made += [Leaf(f"lora/{path}/a", (layers, rank, width), ("layers", None, in_axis)),
+               Leaf(f"lora/{path}/b", (layers, out, rank), ("layers", out_axis, None))]
+  return tuple(made)
+
+
+def count(arrays: Sequence[Leaf]) -> int:
+  """Numbers in whole arrays."""
+  return sum(math.prod(leaf.shape) for leaf in arrays)
+
+
+def count_shard(arrays: Sequence[Leaf], mesh: Mesh) -> int:
+  """Numbers of one run's arrays on one device, each dimension divided as `parallel.rules.RULES` says."""
+  def parts(axis: str | None) -> int:
+    return math.prod(mesh.get(name, 1) for name in RULES[axis]) if axis else 1
+  return sum(math.prod(-(-size // parts(axis)) for size, axis in zip(leaf.shape, leaf.axes, strict=True))
+             for leaf in arrays)

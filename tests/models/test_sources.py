@@ -1,0 +1,118 @@
+"""Where a checkpoint and its tokenizer come from: folders, the hub, and what is refused of them."""
+
+import pathlib
+
+import huggingface_hub
+import pytest
+from huggingface_hub import errors
+
+from relearn_jax.models.checkpoint import check_checkpoint, load_tokenizer, resolve
+
+from .tiny import (
+    refuses,
+    write,
+    write_tokenizer,
+)
+
+NORM = "model.norm.weight"
+AGAIN = "copy or download the file again"
+BELONGS = "give the config.json that belongs to these weights"
+
+
+def config_of(folder: pathlib.Path):
+  return check_checkpoint(folder).config
+
+
+def test_tokenizer_that_fits(tmp_path: pathlib.Path) -> None:
+  write_tokenizer(write(tmp_path), 10, added=2)
+  assert len(load_tokenizer(tmp_path, config_of(tmp_path))) == 12
+
+
+def test_no_tokenizer(tmp_path: pathlib.Path) -> None:
+  with refuses("does not exist", file=write(tmp_path) / "tokenizer.json", mend="copy the checkpoint's tokenizer files"):
+    load_tokenizer(tmp_path, config_of(tmp_path))
+
+
+def test_damaged_tokenizer(tmp_path: pathlib.Path) -> None:
+  (write(tmp_path) / "tokenizer.json").write_text("{")
+  with refuses("cannot be read", file=tmp_path / "tokenizer.json", mend="copy the checkpoint's tokenizer files again"):
+    load_tokenizer(tmp_path, config_of(tmp_path))
+
+
+def test_empty_tokenizer(tmp_path: pathlib.Path) -> None:
+  write_tokenizer(write(tmp_path), 0)
+  with refuses("has no tokens", file=tmp_path / "tokenizer.json", mend="copy the checkpoint's tokenizer files again"):
+    load_tokenizer(tmp_path, config_of(tmp_path))
+
+
+@pytest.mark.parametrize(("size", "added", "needs"), [(13, 0, 13), (12, 3, 15)])
+def test_tokenizer_larger_than_the_embedding(tmp_path: pathlib.Path, size: int, added: int, needs: int) -> None:
+  write_tokenizer(write(tmp_path), size, added)
+  with refuses(f"is 12, but the tokenizer needs {needs} ids", file=tmp_path / "config.json", field="vocab_size",
+               mend="give the tokenizer that belongs to this checkpoint"):
+    load_tokenizer(tmp_path, config_of(tmp_path))
+
+
+# Names of models.
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> pathlib.Path:
+  """A working directory with a folder `models/tofu`, and no hub."""
+  (tmp_path / "models" / "tofu").mkdir(parents=True)
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+  monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+  return tmp_path
+
+
+def hub_raises(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+  def download(*_: object, **__: object) -> str:
+    raise error
+  monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+
+
+def test_resolve_a_folder(offline: pathlib.Path) -> None:
+  assert resolve("models/tofu") == pathlib.Path("models/tofu")
+  assert resolve(offline / "models" / "tofu") == offline / "models" / "tofu"
+
+
+def test_resolve_a_file(offline: pathlib.Path) -> None:
+  (offline / "x").touch()
+  with refuses("is a file", file=offline / "x", field="--model", mend="give the folder that holds config.json"):
+    resolve(offline / "x")
+
+
+@pytest.mark.parametrize("name", ["./models/tofo", "models/tofu/", "/models/none", "models/a/b", "tofu", "../models/t"])
+def test_resolve_a_mistyped_path(offline: pathlib.Path, name: str) -> None:
+  if name == "models/tofu/":
+    assert resolve(name).is_dir()
+    return
+  hint = f" (there is {pathlib.Path('models/tofu')})" if name == "./models/tofo" else ""
+  with refuses(f"does not exist{hint}, and is no hub id (owner/name)", file=pathlib.Path(name), field="--model",
+               mend="give an existing folder or a hub id"):
+    resolve(name)
+
+
+def test_resolve_a_mistyped_path_that_could_be_a_hub_id(offline: pathlib.Path) -> None:
+  with refuses(f"is no local folder (there is {pathlib.Path('models/tofu')}), and cannot be fetched from the hub",
+               file="models/tofo", field="--model", mend="give a local folder, or download the checkpoint"):
+    resolve("models/tofo")
+  with refuses("is no hub id", file="owner/two--dashes", field="--model", mend="give an existing folder or a hub id"):
+    resolve("owner/two--dashes")
+
+
+def test_resolve_what_the_hub_refuses(offline: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+  bare = lambda kind: kind.__new__(kind)  # they want an HTTP response
+  hub_raises(monkeypatch, bare(errors.GatedRepoError))
+  with refuses("is gated", file="owner/name", field="--model", mend="accept its licence on the hub, then set HF_TOKEN"):
+    resolve("owner/name")
+  hub_raises(monkeypatch, bare(errors.RepositoryNotFoundError))
+  with refuses("nor a repository that the hub shows you", file="owner/name", field="--model",
+               mend="check the spelling"):
+    resolve("owner/name")
+  hub_raises(monkeypatch, ConnectionError())
+  with refuses("cannot be fetched from the hub (ConnectionError)", file="owner/name", field="--model", mend="online"):
+    resolve("owner/name")
+
+
