@@ -140,8 +140,8 @@ class AuditConfig:
     return getattr(self.methods, self.method)
 
 
-def to_dict(config: AuditConfig) -> dict[str, Any]:
-  """The configuration as it stands in config.json."""
+def to_dict(config: Any) -> dict[str, Any]:
+  """A configuration (a dataclass) as it stands in config.json."""
   return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
@@ -219,18 +219,29 @@ def check_config(config: AuditConfig, where: str) -> None:
                 case.max_prompt_names + 2 + config.evaluate.max_new_tokens)
   need(base.max_positions >= longest, "base.max_positions", base.max_positions,
        f"expected at least {longest}, the tokens of the longest sequence, or of the longest prompt with its new tokens")
-  verdict = config.verdict
-  need(0 < verdict.alpha < 1, "verdict.alpha", verdict.alpha, "expected a probability between 0 and 1")
-  need(verdict.draws >= 1, "verdict.draws", verdict.draws, "expected at least 1")
-  need(verdict.seed >= 0, "verdict.seed", verdict.seed, "expected a number of at least 0")
-  need(verdict.min_questions >= 1, "verdict.min_questions", verdict.min_questions, "expected at least 1")
-  for field in ("delta", "min_original", "min_retain_ratio"):
-    need(0 <= getattr(verdict, field) <= 1, f"verdict.{field}", getattr(verdict, field), "expected 0 to 1")
+  check_verdict(config.verdict, where)
   need(config.checkpoint_seconds >= 0, "checkpoint_seconds", config.checkpoint_seconds, "expected seconds, at least 0")
 
 
-def claim_workdir(workdir: pathlib.Path, config: AuditConfig) -> bool:
-  """Makes `workdir` this audit's own; returns whether it already was.
+def check_verdict(settings: VerdictSettings, where: str) -> None:
+  """Refuses thresholds outside their domain.
+
+  Raises:
+    InputError: naming the file, the field and what was expected.
+  """
+  def need(ok: bool, field: str, value: Any, mend: str) -> None:
+    if not ok:
+      raise InputError(f"is {value!r}", file=where, field=f"verdict.{field}", mend=mend)
+  need(0 < settings.alpha < 1, "alpha", settings.alpha, "expected a probability between 0 and 1")
+  need(settings.draws >= 1, "draws", settings.draws, "expected at least 1")
+  need(settings.seed >= 0, "seed", settings.seed, "expected a number of at least 0")
+  need(settings.min_questions >= 1, "min_questions", settings.min_questions, "expected at least 1")
+  for field in ("delta", "min_original", "min_retain_ratio"):
+    need(0 <= getattr(settings, field) <= 1, field, getattr(settings, field), "expected 0 to 1")
+
+
+def claim_workdir(workdir: pathlib.Path, config: Any) -> bool:
+  """Makes `workdir` this configuration's own; returns whether it already was.
 
   Raises:
     InputError: it cannot be written, or belongs to another configuration (the fields are named).
@@ -241,7 +252,7 @@ def claim_workdir(workdir: pathlib.Path, config: AuditConfig) -> bool:
     if path.exists():
       there = json.loads(path.read_text())
       if changed := differences(to_dict(config), there):
-        raise InputError("belongs to an audit with another configuration:\n  " + "\n  ".join(changed), file=path,
+        raise InputError("belongs to another configuration:\n  " + "\n  ".join(changed), file=path,
                          mend="give another --workdir, or the configuration that it was started with")
       return True
     probe = workdir / ".probe"

@@ -1,0 +1,111 @@
+"""What an audit of someone's own checkpoints is told: one typed value, from configs/checkpoint.py."""
+
+import dataclasses
+from typing import Any
+
+from relearn_jax.audit.config import check_verdict
+from relearn_jax.audit.verdict import VerdictSettings
+from relearn_jax.errors import InputError
+from relearn_jax.training.settings import TrainSettings, check_train
+
+
+@dataclasses.dataclass
+class AttackSettings(TrainSettings):
+  """The relearning attack, the same for every model that is attacked.
+
+  Attributes:
+    keep_steps: the models are asked after so many steps (and before the first).
+    runs_at_once: models that are trained side by side; more need more memory. 0: all of them.
+  """
+
+  keep_steps: tuple[int, ...] = (1, 2, 5, 10, 20, 40)
+  runs_at_once: int = 0
+
+
+@dataclasses.dataclass
+class InterviewSettings:
+  """How the questions are asked: greedy decoding.
+
+  Attributes:
+    max_new_tokens: tokens generated after each prompt, whatever its length.
+    batch_size: questions asked together, and rows scored together.
+    runs_at_once: models that answer side by side; more need more memory. 0: as many as are trained so.
+  """
+
+  max_new_tokens: int = 64
+  batch_size: int = 32
+  runs_at_once: int = 0
+
+
+@dataclasses.dataclass
+class ReleaseAudit:
+  """An audit of a model that somebody has unlearned.
+
+  Attributes:
+    name: the case, as it stands in every row of the results.
+    method: how the model was unlearned, as it stands there; free text.
+    unlearned: U, the model in question: Hugging Face folder or hub id.
+    original: O, the model before unlearning; without it nothing shows that it ever knew.
+    control: N, a model that was never trained on what is to be forgotten; without it there is no
+      verdict, since what the attack itself teaches cannot be told from what it brings back.
+    forget: JSON lines of what is to be forgotten; scored, never trained on.
+    retain: JSON lines of what should be kept; scored for utility.
+    relearn: JSON lines that the attacker finetunes on: `{"prompt", "answer"}` or `{"text"}`.
+    questions: JSON lines `{"id", "prompt", "answer", "keywords"}`, with a `cluster` where questions depend
+      on each other; a hit is a keyword in the completion.
+    seeds: attacks with orders of rows (and adapters) of their own.
+    chat_template: prompts are rendered by the checkpoint's chat template, as the user's turn.
+    dtype: precision of products: auto (bfloat16 on accelerators), float32 or bfloat16.
+    checkpoint_seconds: an audit that is killed loses at most about so much work.
+  """
+
+  name: str = "checkpoint"
+  method: str = "unknown"
+  unlearned: str = ""
+  original: str = ""
+  control: str = ""
+  forget: str = ""
+  retain: str = ""
+  relearn: str = ""
+  questions: str = ""
+  seeds: tuple[int, ...] = (0, 1, 2)
+  chat_template: bool = False
+  dtype: str = "auto"
+  attack: AttackSettings = dataclasses.field(default_factory=AttackSettings)
+  interview: InterviewSettings = dataclasses.field(default_factory=InterviewSettings)
+  verdict: VerdictSettings = dataclasses.field(default_factory=VerdictSettings)
+  checkpoint_seconds: float = 300.0
+
+  @property
+  def arms(self) -> dict[str, str]:
+    """Arm -> checkpoint, of those that were given."""
+    return {arm: name for arm, name in (("U", self.unlearned), ("N", self.control), ("O", self.original)) if name}
+
+
+def check_release(config: ReleaseAudit, where: str) -> None:
+  """Refuses settings that cannot work, before a file is read.
+
+  Raises:
+    InputError: naming the file, the field and what was expected.
+  """
+  def need(ok: bool, field: str, value: Any, mend: str) -> None:
+    if not ok:
+      raise InputError(f"is {value!r}", file=where, field=field, mend=mend)
+  need(bool(config.unlearned), "unlearned", config.unlearned, "give a Hugging Face folder or a hub id")
+  for field in ("forget", "retain", "relearn", "questions"):
+    need(bool(getattr(config, field)), field, getattr(config, field), "give a file of JSON lines")
+  seeds, steps = config.seeds, config.attack.keep_steps
+  need(bool(seeds) and len(set(seeds)) == len(seeds) and all(type(s) is int and 0 <= s < 2**31 for s in seeds), "seeds",
+       seeds, "expected distinct integers from 0 to 2147483647")
+  check_train(config.attack, where, "attack.")
+  need(bool(steps) and list(steps) == sorted(set(steps)) and all(type(s) is int and s > 0 for s in steps),
+       "attack.keep_steps", steps, "expected ascending steps above 0 (step 0 is always kept)")
+  for section in ("attack", "interview"):
+    value = getattr(config, section).runs_at_once
+    need(value >= 0, f"{section}.runs_at_once", value, "expected 0 (all) or a number of models")
+  for field in ("max_new_tokens", "batch_size"):
+    value = getattr(config.interview, field)
+    need(value >= 1, f"interview.{field}", value, "expected at least 1")
+  need(config.dtype in ("auto", "float32", "bfloat16"), "dtype", config.dtype, "expected auto, float32 or bfloat16")
+  need(config.checkpoint_seconds >= 0, "checkpoint_seconds", config.checkpoint_seconds, "expected seconds, at least 0")
+  check_verdict(config.verdict, where)

@@ -1,0 +1,82 @@
+"""What `relearn unlearn` is told: one typed value, from configs/unlearn.py and `--config.field=value`."""
+
+import dataclasses
+from typing import Any
+
+from relearn_jax.errors import InputError
+from relearn_jax.objectives.methods import check_hyper, get_method
+from relearn_jax.training.settings import TrainSettings, check_train
+
+SCHEDULES = ("constant", "linear", "cosine")
+
+
+@dataclasses.dataclass
+class HyperSettings:
+  """Hyper-parameters of the methods; each reads those that it takes."""
+
+  retain_weight: float = 1.0
+  beta: float = 0.1
+
+
+@dataclasses.dataclass
+class UnlearnJob(TrainSettings):
+  """One model that unlearns one forget set by one method.
+
+  Attributes:
+    model: Hugging Face folder or hub id.
+    method: a key of `objectives.methods.METHODS`; "help" lists them.
+    forget, retain: JSON lines, `{"prompt", "answer"}` (loss on the answer and the EOS after it) or
+      `{"text"}` (loss on every token).
+    steps: optimizer steps.
+    warmup_steps: steps in which the learning rate rises from 0 to its peak, linearly.
+    schedule: of the learning rate after them: constant, or linear or cosine to 0 at the last step.
+    hyper: of the method.
+    keep_every: the trajectory has a checkpoint every so many steps, and one at the end; 0: none.
+    seed: decides the order of rows, and the adapter's first weights.
+    chat_template: prompts are rendered by the checkpoint's chat template, as the user's turn.
+    dtype: precision of products: auto (bfloat16 on accelerators), float32 or bfloat16. What is trained
+      is float32 whatever this says.
+    checkpoint_seconds: a job that is killed loses at most about so much work.
+  """
+
+  model: str = ""
+  method: str = "npo"
+  forget: str = ""
+  retain: str = ""
+  steps: int = 100
+  warmup_steps: int = 0
+  schedule: str = "constant"
+  hyper: HyperSettings = dataclasses.field(default_factory=HyperSettings)
+  keep_every: int = 0
+  seed: int = 0
+  chat_template: bool = False
+  dtype: str = "auto"
+  checkpoint_seconds: float = 300.0
+
+
+def check_job(job: UnlearnJob, where: str) -> None:
+  """Refuses settings that cannot work, before a file is read.
+
+  Raises:
+    InputError: naming the file, the field and what was expected.
+  """
+  def need(ok: bool, field: str, value: Any, mend: str) -> None:
+    if not ok:
+      raise InputError(f"is {value!r}", file=where, field=field, mend=mend)
+  try:
+    method = get_method(job.method)
+    check_hyper(job.method, dataclasses.asdict(job.hyper), "hyper")
+  except InputError as error:
+    raise InputError(error.problem, file=where, field=error.field, mend=error.mend) from None
+  check_train(job, where)
+  need(bool(job.model), "model", job.model, "give a Hugging Face folder or a hub id")
+  need(bool(job.forget), "forget", job.forget, "give a file of JSON lines")
+  if "retain" in {row for row in method.build(dataclasses.asdict(job.hyper)).rows}:
+    need(bool(job.retain), "retain", job.retain, f"method {job.method!r} needs a file of JSON lines to retain")
+  need(job.steps >= 1, "steps", job.steps, "expected at least 1")
+  need(0 <= job.warmup_steps < job.steps, "warmup_steps", job.warmup_steps, "expected 0 to below steps")
+  need(job.schedule in SCHEDULES, "schedule", job.schedule, f"expected one of {', '.join(SCHEDULES)}")
+  need(job.keep_every >= 0, "keep_every", job.keep_every, "expected 0 (none) or a number of steps")
+  need(0 <= job.seed < 2**32, "seed", job.seed, "expected 0 to 4294967295")
+  need(job.dtype in ("auto", "float32", "bfloat16"), "dtype", job.dtype, "expected auto, float32 or bfloat16")
+  need(job.checkpoint_seconds >= 0, "checkpoint_seconds", job.checkpoint_seconds, "expected seconds, at least 0")

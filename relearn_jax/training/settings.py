@@ -1,0 +1,81 @@
+"""What training is told, whatever it trains for: optimizer, batches, adapter, precision."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from relearn_jax.errors import InputError
+from relearn_jax.models.decoder import REMAT
+from relearn_jax.models.lora import ALL, LoraConfig
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+@dataclasses.dataclass
+class AdapterSettings:
+  """What is trained.
+
+  Attributes:
+    kind: "full" (all parameters) or "lora" (a low-rank adapter on a frozen base).
+    rank, alpha, targets: of the adapter; see `models.lora.LoraConfig`.
+  """
+
+  kind: str = "full"
+  rank: int = 16
+  alpha: float = 32.0
+  targets: tuple[str, ...] = (ALL,)
+
+  def lora(self) -> LoraConfig | None:
+    """The adapter's form; None where all parameters are trained."""
+    return None if self.kind == "full" else LoraConfig(self.rank, self.alpha, tuple(self.targets))
+
+
+@dataclasses.dataclass
+class TrainSettings:
+  """AdamW (0.9, 0.999, 1e-8) over batches of rows.
+
+  Attributes:
+    batch_size: rows of a step; a batch as large as the data set is all of it in file order, at every step.
+    num_microbatches: parts in which a step's rows are worked through; more need less memory.
+    remat: what a layer keeps for its backward pass: none (all of it), dots, attn or full (nothing).
+  """
+
+  learning_rate: float = 1e-5
+  weight_decay: float = 0.0
+  batch_size: int = 32
+  num_microbatches: int = 1
+  remat: str = "none"
+  adapter: AdapterSettings = dataclasses.field(default_factory=AdapterSettings)
+
+
+def check_train(settings: TrainSettings, where: Any, prefix: str = "") -> None:
+  """Refuses settings that no training can have; `prefix` stands before their names in messages.
+
+  Raises:
+    InputError: naming the file, the field and what was expected.
+  """
+  def need(ok: bool, field: str, value: Any, mend: str) -> None:
+    if not ok:
+      raise InputError(f"is {value!r}", file=where, field=prefix + field, mend=mend)
+  need(0 < settings.learning_rate < math.inf, "learning_rate", settings.learning_rate, "expected a positive number")
+  need(0 <= settings.weight_decay < math.inf, "weight_decay", settings.weight_decay, "expected a number of at least 0")
+  for field in ("batch_size", "num_microbatches"):
+    need(getattr(settings, field) >= 1, field, getattr(settings, field), "expected at least 1")
+  need(settings.remat in REMAT, "remat", settings.remat, f"expected one of {', '.join(REMAT)}")
+  need(settings.adapter.kind in ("full", "lora"), "adapter.kind", settings.adapter.kind, "expected full or lora")
+
+
+def compute_dtype(name: str, where: Any, field: str = "dtype") -> Any:
+  """The precision of products: "float32", "bfloat16", or "auto": bfloat16 on accelerators, else float32.
+
+  Raises:
+    InputError: another name.
+  """
+  if name == "auto":
+    return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+  if name not in DTYPES:
+    raise InputError(f"is {name!r}", file=where, field=field, mend=f"expected auto, {' or '.join(DTYPES)}")
+  return DTYPES[name]
