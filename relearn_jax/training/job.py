@@ -71,7 +71,7 @@ def check_job(job: UnlearnJob, where: str) -> None:
   check_train(job, where)
   need(bool(job.model), "model", job.model, "give a Hugging Face folder or a hub id")
   need(bool(job.forget), "forget", job.forget, "give a file of JSON lines")
-  if "retain" in {row for row in method.build(dataclasses.asdict(job.hyper)).rows}:
+  if "retain" in method.build(dataclasses.asdict(job.hyper)).rows:
     need(bool(job.retain), "retain", job.retain, f"method {job.method!r} needs a file of JSON lines to retain")
   need(job.steps >= 1, "steps", job.steps, "expected at least 1")
   need(0 <= job.warmup_steps < job.steps, "warmup_steps", job.warmup_steps, "expected 0 to below steps")
