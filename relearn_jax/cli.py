@@ -140,6 +140,8 @@ def _define_model(values: flags.FlagValues) -> None:
   flags.DEFINE_string("mesh", None, "Devices that share the model, such as fsdp:-1 or data:2,fsdp:2,tensor:2 (-1: all "
                       "that are left); one device by default.", flag_values=values)
   flags.DEFINE_integer("batch_size", 32, "Rows computed together.", flag_values=values)
+  flags.DEFINE_bool("chat_template", False, "Render prompts by the checkpoint's chat template, as the user's turn.",
+                    flag_values=values)
 
 
 def _define_generate(values: flags.FlagValues) -> None:
@@ -162,7 +164,7 @@ def _generate(values: flags.FlagValues) -> None:
   number = generate_file(
       values.model, pathlib.Path(values.prompts), pathlib.Path(values.output), max_new_tokens=values.max_new_tokens,
       batch_size=values.batch_size, temperature=values.temperature, seed=values.seed, stop=values.stop,
-      mesh=values.mesh)
+      mesh=values.mesh, chat=values.chat_template)
   print(f"{number} completions: {values.output}")
 
 
@@ -179,7 +181,7 @@ def _score(values: flags.FlagValues) -> None:
   from relearn_jax.parallel.start import start
   start()
   number = score_file(values.model, pathlib.Path(values.data), pathlib.Path(values.output),
-                      batch_size=values.batch_size, mesh=values.mesh)
+                      batch_size=values.batch_size, mesh=values.mesh, chat=values.chat_template)
   print(f"{number} answers scored: {values.output}")
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,12 +13,13 @@ from jax.sharding import Mesh
 
 from relearn_jax.cases.base import Question
 from relearn_jax.data.batches import RowBatch, bucketize
+from relearn_jax.data.tokens import completion_text
 from relearn_jax.generation.decode import decode, prefill, score_answers
 from relearn_jax.metrics.keyword import contains_keyword
-from relearn_jax.models.model import Model, Params
+from relearn_jax.models.model import Model, Params, whole
 from relearn_jax.objectives.core import TokenRows, reduce_tokens
-from relearn_jax.parallel.mesh import map_runs, padded_runs, replicated, shard_runs, to_host, weight_shardings
-from relearn_jax.training.step import model_outputs
+from relearn_jax.parallel.mesh import map_runs, padded_runs, replicated, shard_rows, to_host, weight_shardings
+from relearn_jax.training.step import NOTHING, Frozen, model_outputs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,12 +31,14 @@ class Scores:
     asr: 1 where a keyword of the question stands in prompt and completion, `[R, Q]`.
     logprob: natural log-probability of the answer after the prompt, `[R, Q]`.
     retain: mean token log-probability of each retained row, NaN where a run has fewer, `[R, S]`.
+    forget: the same of each row of the forget set `[R, F]`, where it is asked for.
   """
 
   tokens: np.ndarray
   asr: np.ndarray
   logprob: np.ndarray
   retain: np.ndarray
+  forget: np.ndarray | None = None
 
 
 def save_scores(path: pathlib.Path, scores: Scores) -> None:
@@ -43,47 +46,72 @@ def save_scores(path: pathlib.Path, scores: Scores) -> None:
   path.parent.mkdir(parents=True, exist_ok=True)
   temporary = path.with_suffix(".tmp")
   with temporary.open("wb") as file:
-    np.savez(file, **dataclasses.asdict(scores))
+    np.savez(file, **{name: array for name, array in vars(scores).items() if array is not None})
   temporary.replace(path)
 
 
 def load_scores(path: pathlib.Path) -> Scores:
   """Reads what `save_scores` wrote."""
   with np.load(path, allow_pickle=False) as arrays:
-    return Scores(**{field.name: arrays[field.name] for field in dataclasses.fields(Scores)})
+    return Scores(**arrays)
+
+
+Encode = Callable[[Question], tuple[list[int], list[int]]]
+
+
+def plain(tokenizer: Any) -> Encode:
+  """Prompts as the tokenizer makes them, answers without special tokens."""
+  return lambda q: (tokenizer(q.prompt)["input_ids"], tokenizer(q.answer, add_special_tokens=False)["input_ids"])
 
 
 class Interviewer:
   """Asks a fixed list of questions of stacked models, so many at a time, with one executable a bucket."""
 
   def __init__(self, model: Model, tokenizer: Any, questions: Sequence[Question], mesh: Mesh, *,
-               max_new_tokens: int, buckets: Sequence[int], runs_per_call: int):
+               max_new_tokens: int, buckets: Sequence[int] | None, runs_per_call: int, encode: Encode | None = None,
+               batch_size: int | None = None, eos_ids: tuple[int, ...] | None = None, prompt_counts: bool = True):
+    """
+    Args:
+      model: architecture.
+      tokenizer: of the models.
+      questions: equal for all of them.
+      mesh: where the models lie.
+      max_new_tokens: tokens generated after each prompt.
+      buckets: prompt lengths that are padded to; see `bucketize`.
+      runs_per_call: models that answer side by side.
+      encode: question -> ids of prompt and answer; see `plain`.
+      batch_size: questions asked, and rows scored, at a time; None: all of a bucket.
+      eos_ids: any of these ends an answer; the model's own by default.
+      prompt_counts: a keyword may begin in the prompt; else it must stand in the completion alone.
+    """
     self.tokenizer, self.questions, self.mesh, self.axes = tokenizer, questions, mesh, model.axes()
-    self.block = padded_runs(runs_per_call, mesh)
-    self.prompt_ids = [tokenizer(q.prompt)["input_ids"] for q in questions]
-    answers = [tokenizer(q.answer, add_special_tokens=False)["input_ids"] for q in questions]
+    self.block, self.batch_size, self.prompt_counts = padded_runs(runs_per_call, mesh), batch_size, prompt_counts
+    self.eos_ids = model.config.eos_ids if eos_ids is None else eos_ids
+    self.prompt_ids, answers = zip(*map(encode or plain(tokenizer), questions), strict=True)
     self.answer_lengths = np.array([len(ids) for ids in answers], np.int32)
     self.answers = np.zeros((len(answers), max(self.answer_lengths)), np.int32)
     for row, ids in zip(self.answers, answers, strict=True):
       row[:len(ids)] = ids
-    self.batches = bucketize(self.prompt_ids, buckets=buckets)
+    self.batches = bucketize(self.prompt_ids, buckets=buckets, batch_size=batch_size)
     self.max_new_tokens = max_new_tokens
     self.hits: dict[tuple[int, bytes], bool] = {}
 
     slots = max(max_new_tokens - 1, self.answers.shape[1] - 1, 1)
 
-    def ask(params: Params, inputs: tuple[jax.Array, ...], stacked: bool) -> tuple[jax.Array, jax.Array]:
-      tokens, lengths, answers, answer_lengths = inputs
+    def ask(run: tuple[Params, Params | None], common: tuple, stacked: bool) -> tuple[jax.Array, jax.Array]:
+      (params, own), ((tokens, lengths, answers, answer_lengths), shared) = run, common
       over_runs = jax.vmap if stacked else lambda function: function
-      prompted = over_runs(lambda p: prefill(model, p, tokens, lengths, slots))(params)
-      generated = decode(model, params, prompted, max_new_tokens=max_new_tokens, eos_ids=model.config.eos_ids,
-                         stacked=stacked)
-      logprobs = over_runs(lambda p, q: score_answers(model, p, q, answers, answer_lengths))(params, prompted)
+      params = params if own is None else {**own, "lora": params}
+      prompted = over_runs(lambda p: prefill(model, whole(p, None, shared), tokens, lengths, slots))(params)
+      generated = decode(model, params, prompted, max_new_tokens=max_new_tokens, eos_ids=self.eos_ids,
+                         stacked=stacked, shared=shared)
+      logprobs = over_runs(lambda p, q: score_answers(model, whole(p, None, shared), q, answers, answer_lengths))(
+          params, prompted)
       return generated.tokens, jnp.sum(logprobs, -1)
 
-    def utility(run: tuple[Params, TokenRows], _: object) -> jax.Array:
-      params, rows = run
-      logprobs = model_outputs(model, params, rows).logprobs
+    def utility(run: tuple[Params, Params | None, TokenRows], shared: Params | None) -> jax.Array:
+      params, own, rows = run
+      logprobs = model_outputs(model, whole(params, own, shared), rows).logprobs
       count = jnp.sum(rows.mask, -1)
       return jnp.where(count > 0, reduce_tokens(logprobs, rows, "sequence_sum") / jnp.maximum(count, 1), jnp.nan)
 
@@ -98,33 +126,55 @@ class Interviewer:
     index[:len(batch.indices)] = batch.indices
     return self.answers[index], self.answer_lengths[index]
 
-  def __call__(self, params: Params, retain: TokenRows, num_runs: int) -> Scores:
+  def __call__(self, params: Params, retain: TokenRows, num_runs: int, *, forget: TokenRows | None = None,
+               frozen: Frozen = NOTHING) -> Scores:
     """Scores of the first `num_runs` of stacked models.
 
     Args:
-      params: parameters `[runs, ...]`, possibly padded.
+      params: parameters (or adapters) `[runs, ...]`, possibly padded.
       retain: retained rows `[num_runs, S, T]` on the host.
       num_runs: runs that are real.
+      forget: rows of the forget set, likewise.
+      frozen: what the adapters stand on.
     """
-    parts = [self._block(params, retain, range(start, min(start + self.block, num_runs)))
+    named = {"retain": retain} | ({} if forget is None else {"forget": forget})
+    parts = [self._block(params, frozen, named, range(start, min(start + self.block, num_runs)))
              for start in range(0, num_runs, self.block)]
-    tokens, logprob, kept = (np.concatenate(part) for part in zip(*parts, strict=True))
-    return Scores(tokens, self._asr(tokens), logprob, kept)
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return Scores(asr=self._asr(joined["tokens"]), **joined)
 
-  def _block(self, params: Params, retain: TokenRows, runs: range) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  def _block(self, params: Params, frozen: Frozen, named: Mapping[str, TokenRows], runs: range
+             ) -> dict[str, np.ndarray]:
     index = np.resize(np.arange(runs.start, runs.stop), self.block)  # a short last block repeats its runs
-    some = jax.tree.map(lambda leaf: leaf[index], params)
-    some = jax.device_put(some, weight_shardings(some, self.axes, self.mesh, stacked=True))
-    rows = shard_runs(TokenRows(retain.tokens[index], retain.mask[index]), self.mesh)
-    kept = self.utility((some, rows), ())
-    answered = [self.ask(some, inputs) for inputs in self.inputs]  # dispatched before any is waited for
+
+    def pick(tree: Any) -> Any:
+      # A copy of all runs would be a second set of weights.
+      every = all(leaf.shape[0] == self.block for leaf in jax.tree.leaves(tree)) and runs.start == 0
+      some = tree if every else jax.tree.map(lambda leaf: leaf[index], tree)
+      return jax.device_put(some, weight_shardings(some, self.axes, self.mesh, stacked=True))
+    some, own = pick(params), pick(frozen.own)
+    kept = {name: [self.utility((some, own, shard_rows(part, self.mesh)), frozen.shared)
+                   for part in self._parts(rows, index)] for name, rows in named.items()}
+    # All are dispatched before any is waited for.
+    answered = [self.ask((some, own), (inputs, frozen.shared)) for inputs in self.inputs]
     tokens = np.zeros((len(runs), len(self.questions), self.max_new_tokens), np.int32)
     logprob = np.zeros((len(runs), len(self.questions)), np.float32)
     for batch, (new_tokens, new_logprob) in zip(self.batches, answered, strict=True):
       count = len(batch.indices)
       tokens[:, batch.indices] = to_host(new_tokens, len(runs))[:, :count]
       logprob[:, batch.indices] = to_host(new_logprob, len(runs))[:, :count]
-    return tokens, logprob, to_host(kept, len(runs))
+    means = {name: np.concatenate([to_host(part, len(runs)) for part in parts], 1)[:, :named[name].tokens.shape[1]]
+             for name, parts in kept.items()}
+    return {"tokens": tokens, "logprob": logprob, **means}
+
+  def _parts(self, rows: TokenRows, index: np.ndarray) -> Iterator[TokenRows]:
+    """Rows of some runs, `batch_size` at a time; the last part is filled up with empty rows."""
+    size = self.batch_size or rows.tokens.shape[1]
+    for start in range(0, rows.tokens.shape[1], size):
+      cut = lambda leaf, at=start: leaf[index, at:at + size]
+      missing = size - rows.tokens[0, start:start + size].shape[0]
+      fill = lambda leaf, missing=missing: np.pad(leaf, ((0, 0), (0, missing), (0, 0)))
+      yield jax.tree.map(lambda leaf, cut=cut, fill=fill: fill(cut(leaf)), rows)
 
   def _asr(self, tokens: np.ndarray) -> np.ndarray:
     return np.array([[self._hit(q, row) for q, row in enumerate(run)] for run in tokens], np.float32)
@@ -132,19 +182,22 @@ class Interviewer:
   def _hit(self, question: int, tokens: np.ndarray) -> bool:
     key = (question, tokens.tobytes())
     if key not in self.hits:
-      text = self.text(question, tokens)
+      text = self.text(question, tokens) if self.prompt_counts else self.completion(question, tokens)
       self.hits[key] = any(contains_keyword(text, word) for word in self.questions[question].keywords)
     return self.hits[key]
 
+  def _words(self, tokens: np.ndarray) -> list[int]:
+    """Generated ids up to the first that ends an answer; 0 may be a token like any other."""
+    ids = tokens.tolist()
+    return ids[:next((place for place, token in enumerate(ids) if token in self.eos_ids), len(ids))]
+
   def text(self, question: int, tokens: np.ndarray) -> str:
     """Prompt and completion as one text, special tokens left out."""
-    ids = self.prompt_ids[question] + [int(t) for t in tokens if t]
-    return self.tokenizer.decode(ids, skip_special_tokens=True)
+    return self.tokenizer.decode([*self.prompt_ids[question], *self._words(tokens)], skip_special_tokens=True)
 
   def completion(self, question: int, tokens: np.ndarray) -> str:
     """What was generated after the prompt."""
-    prompt = self.tokenizer.decode(self.prompt_ids[question], skip_special_tokens=True)
-    return self.text(question, tokens)[len(prompt):].strip()
+    return completion_text(self.tokenizer, self.prompt_ids[question], self._words(tokens)).strip()
 
 
 def once(path: pathlib.Path, compute: Callable[[], Scores]) -> Scores:

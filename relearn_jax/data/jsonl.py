@@ -54,7 +54,7 @@ def read_jsonl(path: pathlib.Path, fields: Mapping[str, Kind]) -> list[Row]:
       continue
     row = Row(_parse(line, path, number, fields), number)
     for field, kind in fields.items():
-      _check(row, field, kind, path)
+      check_row(row, field, kind, path)
     if "id" in fields:
       key = (type(row["id"]), row["id"])
       if key in seen:
@@ -106,7 +106,8 @@ def _parse(line: bytes, path: pathlib.Path, number: int, fields: Mapping[str, Ki
   return values
 
 
-def _check(row: Row, field: str, kind: Kind, path: pathlib.Path) -> None:
+def check_row(row: Row, field: str, kind: Kind, path: pathlib.Path) -> None:
+  """`InputError` unless a row has a field of this type; see `read_jsonl`."""
   kinds = (str, int) if field == "id" else kind if isinstance(kind, tuple) else (kind,)
   expected = " or ".join(k.__name__ for k in kinds)
   if field not in row:

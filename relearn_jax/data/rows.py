@@ -21,9 +21,9 @@ def encode(tokenizer: Any, row: Text) -> list[int]:
   return start + ids + end
 
 
-def _host_rows(tokens: np.ndarray, mask: np.ndarray) -> TokenRows:
+def host_rows(tokens: np.ndarray, mask: np.ndarray, positions: np.ndarray | None = None) -> TokenRows:
   """Rows that are still on the host."""
-  return TokenRows(cast(Any, tokens), cast(Any, mask))
+  return TokenRows(cast(Any, tokens), cast(Any, mask), positions=cast(Any, positions))
 
 
 def pad_tokens(rows: Sequence[Sequence[int]], num_rows: int, length: int) -> TokenRows:
@@ -33,7 +33,7 @@ def pad_tokens(rows: Sequence[Sequence[int]], num_rows: int, length: int) -> Tok
   for index, ids in enumerate(rows):
     tokens[index, :len(ids)] = ids
     mask[index, 1:len(ids)] = 1.0
-  return _host_rows(tokens, mask)
+  return host_rows(tokens, mask)
 
 
 def stack_runs(runs: Sequence[Sequence[Sequence[int]]]) -> TokenRows:
@@ -41,4 +41,4 @@ def stack_runs(runs: Sequence[Sequence[Sequence[int]]]) -> TokenRows:
   num_rows = max(len(rows) for rows in runs)
   length = max(len(ids) for rows in runs for ids in rows)
   padded = [pad_tokens(rows, num_rows, length) for rows in runs]
-  return _host_rows(np.stack([p.tokens for p in padded]), np.stack([p.mask for p in padded]))
+  return host_rows(np.stack([p.tokens for p in padded]), np.stack([p.mask for p in padded]))

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from relearn_jax.metrics.likelihood import token_logprobs
 from relearn_jax.models.layers import LayerCache
-from relearn_jax.models.model import Model, Params
+from relearn_jax.models.model import Model, Params, whole
 
 
 class Prompted(NamedTuple):
@@ -81,7 +81,7 @@ def choose(logits: Float[Array, "B V"], temperature: Float[Array, ""] | float, k
 
 def decode(model: Model, params: Params, prompted: Prompted, *, max_new_tokens: int, eos_ids: tuple[int, ...],
            temperature: Float[Array, ""] | float = 0.0, keys: Key[Array, "*runs B"] | None = None,
-           stacked: bool = False) -> Generated:
+           stacked: bool = False, shared: Params | None = None) -> Generated:
   """Generates up to `max_new_tokens` after each prompt; stops when every row has met an EOS.
 
   Args:
@@ -94,12 +94,13 @@ def decode(model: Model, params: Params, prompted: Prompted, *, max_new_tokens: 
     keys: a key a row; None is greedy.
     stacked: every array has a leading `runs` axis. Mapping the steps inside one loop, rather than
       the loop, keeps the cache slot a scalar: a write of a slice, not a scatter, and no select.
+    shared: a base that all runs share; `params` are then adapters on it.
   """
   over_runs = jax.vmap if stacked else lambda function: function
   ids = jnp.array(eos_ids, jnp.int32)
   is_eos = lambda token: jnp.isin(token, ids) if eos_ids else jnp.zeros(token.shape, bool)
   pick = lambda hidden, step: over_runs(
-      lambda p, h, k: choose(model.logits(p, h), temperature, k, step))(params, hidden, keys)
+      lambda p, h, k: choose(model.logits(whole(p, None, shared), h), temperature, k, step))(params, hidden, keys)
   first = pick(prompted.last_hidden, 0)
   tokens = jnp.zeros((*first.shape, max_new_tokens), jnp.int32).at[..., 0].set(first)
 
@@ -111,7 +112,8 @@ def decode(model: Model, params: Params, prompted: Prompted, *, max_new_tokens: 
 
     def read(params: Params, prompted: Prompted, new_k: Array, new_v: Array, last: Array) -> tuple[Array, LayerCache]:
       cache = prompted.cache._replace(new_k=new_k, new_v=new_v)
-      return extend(model, params, prompted._replace(cache=cache), last[:, None], step - 1)
+      weights = whole(params, None, shared)
+      return extend(model, weights, prompted._replace(cache=cache), last[:, None], step - 1)
 
     hidden, cache = over_runs(read)(params, prompted, new_k, new_v, last)
     chosen = jnp.where(done, 0, pick(hidden[..., 0, :], step))

@@ -12,10 +12,11 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from relearn_jax.data.batches import bucketize
-from relearn_jax.data.jsonl import Row, check_writable, read_jsonl, write_jsonl
+from relearn_jax.data.jsonl import check_writable, read_jsonl, write_jsonl
+from relearn_jax.data.tokens import check_chat_template, completion_text, prompt_ids
 from relearn_jax.errors import InputError
 from relearn_jax.generation.decode import Generated, decode, prefill
-from relearn_jax.generation.prompts import check_batch_size, check_output, end_ids, open_checkpoint, row_ids
+from relearn_jax.generation.prompts import check_batch_size, check_output, end_ids, open_checkpoint
 from relearn_jax.models.checkpoint import load_params
 from relearn_jax.models.model import Model, Params
 from relearn_jax.parallel.mesh import check_mesh, make_mesh, use_mesh
@@ -26,11 +27,11 @@ FIELDS = {"id": str, "prompt": str}
 
 def generate_file(model_name: str, prompts: pathlib.Path, output: pathlib.Path, *, max_new_tokens: int,
                   batch_size: int = 32, temperature: float = 0.0, seed: int = 0, stop: Sequence[str] = (),
-                  mesh: str | None = None) -> int:
+                  mesh: str | None = None, chat: bool = False) -> int:
   """Completes the prompts of a JSON lines file.
 
   A row's completion depends on its prompt, and if sampled on its place in the file and the seed, but on
-  no other row and not on the batch size. Prompts are given as they are: no chat template is applied.
+  no other row and not on the batch size. Prompts are given as they are, unless `chat` is set.
 
   Args:
     model_name: folder or hub id of a checkpoint.
@@ -40,6 +41,7 @@ def generate_file(model_name: str, prompts: pathlib.Path, output: pathlib.Path, 
       an EOS that ended them included; `finish_reason` is "stop" (an EOS or a stop string) or "length".
     max_new_tokens: new tokens at most, whatever the prompt's length.
     mesh: such as "fsdp:4,tensor:2", over which the model is spread; None: one device.
+    chat: prompts are rendered by the checkpoint's chat template, each as the user's turn.
     batch_size: rows computed together.
     temperature: 0 is greedy.
     seed: decides what is sampled.
@@ -57,7 +59,10 @@ def generate_file(model_name: str, prompts: pathlib.Path, output: pathlib.Path, 
   rows = read_jsonl(prompts, FIELDS)
   checked, tokenizer = open_checkpoint(model_name)
   eos_ids = end_ids(checked)
-  prompt_ids = [_prompt_ids(tokenizer, row, prompts, checked.config.max_positions, max_new_tokens) for row in rows]
+  if chat:
+    check_chat_template(tokenizer, checked.path, "--chat_template")
+  positions = checked.config.max_positions
+  asked = [prompt_ids(tokenizer, row, prompts, positions, max_new_tokens, chat=chat) for row in rows]
   sizes = None if mesh is None else check_mesh(mesh, checked.config)
   check_output(prompts, output)
   check_writable(output)
@@ -68,7 +73,7 @@ def generate_file(model_name: str, prompts: pathlib.Path, output: pathlib.Path, 
   keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(len(rows)))
   finished: dict[int, dict[str, Any]] = {}
   # A smaller file needs no larger batch, and every bucket has one shape.
-  batches = bucketize(prompt_ids, batch_size=min(batch_size, len(rows)))
+  batches = bucketize(asked, batch_size=min(batch_size, len(rows)))
   # Full precision: by default accelerators multiply fp32 in fewer bits, and near-ties between tokens
   # would fall differently than elsewhere.
   with progress(len(rows), "generate", "row") as bar, jax.default_matmul_precision("highest"), use_mesh(on):
@@ -82,7 +87,7 @@ def generate_file(model_name: str, prompts: pathlib.Path, output: pathlib.Path, 
           raise InputError(f"gives no finite numbers for {prompts}:{rows[index].line}", file=checked.path,
                            field="--model", mend="give a checkpoint whose weights are finite")
         new_ids = generated.tokens[slot, :generated.num_tokens[slot]].tolist()
-        finished[index] = _finish(tokenizer, prompt_ids[index], new_ids, bool(generated.finished[slot]), stop)
+        finished[index] = _finish(tokenizer, asked[index], new_ids, bool(generated.finished[slot]), stop)
       bar.update(len(batch.indices))
   write_jsonl(output, ({"id": row["id"], "prompt": row["prompt"], **finished[index]}
                        for index, row in enumerate(rows)))
@@ -101,18 +106,6 @@ def _check_arguments(max_new_tokens: int, batch_size: int, temperature: float, s
     raise InputError("is empty", field="--stop", mend="give text, or leave the flag out")
 
 
-def _prompt_ids(tokenizer: Any, row: Row, file: pathlib.Path, max_positions: int, max_new_tokens: int) -> list[int]:
-  ids = row_ids(tokenizer, row["prompt"], file, row, "prompt")
-  if not ids:
-    raise InputError("gives no token", file=file, line=row.line, field="prompt",
-                     mend="give text: the checkpoint's tokenizer puts no token in front of an empty prompt")
-  if len(ids) + max_new_tokens > max_positions:
-    raise InputError(f"has {len(ids)} tokens, and with {max_new_tokens} new ones more than the model's "
-                     f"{max_positions} positions", file=file, line=row.line, field="prompt",
-                     mend="shorten it, or lower --max_new_tokens")
-  return ids
-
-
 @functools.partial(jax.jit, static_argnames=("model", "max_new_tokens", "eos_ids"))
 def _generate(params: Params, tokens: Int[Array, "B P"], lengths: Int[Array, " B"], temperature: Float[Array, ""],
               keys: Key[Array, " B"] | None, *, model: Model, max_new_tokens: int, eos_ids: tuple[int, ...]
@@ -122,18 +115,6 @@ def _generate(params: Params, tokens: Int[Array, "B P"], lengths: Int[Array, " B
   generated = decode(model, params, prompted, max_new_tokens=max_new_tokens, eos_ids=eos_ids,
                      temperature=temperature, keys=keys)
   return generated, jnp.all(jnp.isfinite(prompted.last_hidden), -1)
-
-
-def completion_text(tokenizer: Any, prompt: Sequence[int], new: Sequence[int]) -> str:
-  """What new tokens add to a prompt's text, special tokens left out.
-
-  The whole is decoded and the prompt's text taken off: decoded alone, some tokenizers strip the space
-  in front of the first word. Where the prompt's text is no prefix of the whole (it ended within a
-  character), the new tokens are decoded alone.
-  """
-  decode_ids = lambda ids: tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-  before, whole = decode_ids(list(prompt)), decode_ids([*prompt, *new])
-  return whole[len(before):] if whole.startswith(before) else decode_ids(list(new))
 
 
 def find_stop(text: str, stop: Sequence[str]) -> tuple[int, int] | None:

@@ -3,7 +3,6 @@
 import pathlib
 from typing import Any
 
-from relearn_jax.data.jsonl import Row
 from relearn_jax.errors import InputError
 from relearn_jax.models.checkpoint import Checked, check_checkpoint, load_tokenizer, read_json, resolve
 from relearn_jax.models.export import GENERATION
@@ -53,28 +52,3 @@ def end_ids(checked: Checked) -> tuple[int, ...]:
     raise InputError(f"is {value!r}", file=file, field="eos_token_id",
                      mend="expected a token id, a list of token ids or null")
   return tuple(ids)
-
-
-def text_ids(tokenizer: Any, text: str) -> list[int]:
-  """Ids of a text that is to be continued: as the tokenizer makes them, special tokens in front included.
-
-  An EOS that the tokenizer's template puts behind the text is left out: nothing follows it in
-  training. An EOS that the text itself spells is kept.
-  """
-  ids = list(tokenizer(text, verbose=False)["input_ids"])
-  eos = tokenizer.eos_token_id
-  if eos is None or not ids or ids[-1] != eos:
-    return ids
-  bare = list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-  # A text without tokens leaves the template alone: [BOS, EOS], [EOS], or one token that is both.
-  by_template = ids[-len(bare):] != bare if bare else len(ids) > 1 or eos != tokenizer.bos_token_id
-  return ids[:-1] if by_template else ids
-
-
-def row_ids(tokenizer: Any, text: str, file: pathlib.Path, row: Row, field: str) -> list[int]:
-  """As `text_ids`; `InputError` naming the row where the tokenizer fails."""
-  try:
-    return text_ids(tokenizer, text)
-  except Exception as error:  # a vocabulary without a token for what it does not know raises a plain Exception
-    raise InputError(f"cannot be tokenized ({type(error).__name__}: {str(error)[:100]})", file=file, line=row.line,
-                     field=field, mend="use text that the checkpoint's tokenizer knows") from None

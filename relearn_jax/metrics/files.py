@@ -3,16 +3,16 @@
 import functools
 import math
 import pathlib
-from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
 from relearn_jax.data.batches import bucketize
-from relearn_jax.data.jsonl import Row, check_writable, read_jsonl, write_jsonl
+from relearn_jax.data.jsonl import check_writable, read_jsonl, write_jsonl
+from relearn_jax.data.tokens import check_chat_template, split_ids
 from relearn_jax.errors import InputError
-from relearn_jax.generation.prompts import check_batch_size, check_output, open_checkpoint, row_ids
+from relearn_jax.generation.prompts import check_batch_size, check_output, open_checkpoint
 from relearn_jax.metrics.likelihood import token_logprobs
 from relearn_jax.models.checkpoint import load_params
 from relearn_jax.models.model import Model, Params
@@ -23,7 +23,7 @@ FIELDS = {"id": str, "prompt": str, "answer": str}
 
 
 def score_file(model_name: str, data: pathlib.Path, output: pathlib.Path, *, batch_size: int = 32,
-               mesh: str | None = None) -> int:
+               mesh: str | None = None, chat: bool = False) -> int:
   """Scores the answers of a JSON lines file under a checkpoint, by natural logarithms in fp32.
 
   Which tokens are the answer's: prompt and answer are joined as they are and tokenized as one text, and
@@ -36,6 +36,7 @@ def score_file(model_name: str, data: pathlib.Path, output: pathlib.Path, *, bat
     data: rows `{"id", "prompt", "answer"}`.
     output: rows `{"id", "logprob_sum", "num_tokens", "token_logprobs"}` in the same order.
     mesh: such as "fsdp:4,tensor:2", over which the model is spread; None: one device.
+    chat: prompts are rendered by the checkpoint's chat template.
     batch_size: rows computed together; no row's numbers depend on the others.
 
   Returns:
@@ -48,7 +49,9 @@ def score_file(model_name: str, data: pathlib.Path, output: pathlib.Path, *, bat
   check_batch_size(batch_size)
   rows = read_jsonl(data, FIELDS)
   checked, tokenizer = open_checkpoint(model_name)
-  parts = [_split_ids(tokenizer, row, data, checked.config.max_positions) for row in rows]
+  if chat:
+    check_chat_template(tokenizer, checked.path, "--chat_template")
+  parts = [split_ids(tokenizer, row, data, checked.config.max_positions, chat=chat) for row in rows]
   sizes = None if mesh is None else check_mesh(mesh, checked.config)
   check_output(data, output)
   check_writable(output)
@@ -72,26 +75,6 @@ def score_file(model_name: str, data: pathlib.Path, output: pathlib.Path, *, bat
   write_jsonl(output, ({"id": row["id"], "logprob_sum": math.fsum(scores[index]), "num_tokens": len(scores[index]),
                         "token_logprobs": scores[index]} for index, row in enumerate(rows)))
   return len(rows)
-
-
-def _split_ids(tokenizer: Any, row: Row, file: pathlib.Path, max_positions: int) -> tuple[list[int], int]:
-  """Ids of prompt and answer, and where the answer's begin."""
-  fail = lambda problem, field, mend: InputError(problem, file=file, line=row.line, field=field, mend=mend)
-  if not row["answer"]:
-    raise fail("is empty", "answer", "give the text to score")
-  prompt = row_ids(tokenizer, row["prompt"], file, row, "prompt")
-  ids = row_ids(tokenizer, row["prompt"] + row["answer"], file, row, "answer")
-  same = (mine == whole for mine, whole in zip(prompt, ids, strict=False))
-  start = next((place for place, equal in enumerate(same) if not equal), min(len(prompt), len(ids)))
-  if start == len(ids):
-    raise fail("adds no token to the prompt", "answer", "give text that the checkpoint's tokenizer keeps")
-  if start == 0:
-    raise fail("leaves no token in front of the answer", "prompt",
-               "give a prompt: the checkpoint's tokenizer puts no token in front of it")
-  if len(ids) > max_positions:
-    raise fail(f"ends at token {len(ids)}, counted with the prompt, beyond the model's {max_positions} positions",
-               "answer", "shorten it or its prompt")
-  return ids, start
 
 
 @functools.partial(jax.jit, static_argnames="model")

@@ -131,6 +131,12 @@ def head_logits(hidden: Float[Array, "*batch D"], head: Head) -> Float[Array, "*
   return logits if head.bias is None else logits + head.bias.astype(jnp.float32)
 
 
+def whole(params: Params, own: Params | None = None, shared: Params | None = None) -> Params:
+  """A run's parameters: what is trained, on top of what is frozen (its own, or what all runs share)."""
+  base = shared if own is None else own
+  return params if base is None else {**base, "lora": params}
+
+
 def flatten(params: Params) -> dict[str, Any]:
   """Leaves by path, for example "layers/attn/q/weight"."""
   return flatten_dict(params, sep="/")

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from relearn_jax.metrics.likelihood import per_token, token_logprobs
-from relearn_jax.models.model import Model, Params
+from relearn_jax.models.model import Model, Params, whole
 from relearn_jax.objectives.core import Batch, Need, Objective, Outputs, TokenRows, count_rows
 from relearn_jax.objectives.methods import Hyper
 from relearn_jax.parallel.mesh import map_runs, weight_shardings
@@ -67,12 +67,6 @@ def optimizer(learning_rate: Float[Array, ""] | float, weight_decay: Float[Array
 def init_state(params: Params, objective: Objective) -> TrainState:
   """The state of one run at step 0; `jax.vmap` over `params` for stacked runs."""
   return TrainState(params, optimizer(0.0, 0.0).init(params), objective.init(), jnp.zeros((), jnp.int32))
-
-
-def whole(params: Params, own: Params | None = None, shared: Params | None = None) -> Params:
-  """A run's parameters: what is trained, on top of what is frozen."""
-  base = shared if own is None else own
-  return params if base is None else {**base, "lora": params}
 
 
 def model_outputs(model: Model, params: Params, rows: TokenRows) -> Outputs:

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from relearn_jax.data.tokens import completion_text, text_ids
 from relearn_jax.errors import InputError
 from relearn_jax.generation import files
-from relearn_jax.generation.files import completion_text, find_stop, generate_file
-from relearn_jax.generation.prompts import end_ids, text_ids
+from relearn_jax.generation.files import find_stop, generate_file
+from relearn_jax.generation.prompts import end_ids
 from relearn_jax.models.checkpoint import check_checkpoint
 from relearn_jax.models.export import export
 

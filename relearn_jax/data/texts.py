@@ -1,0 +1,100 @@
+"""Training rows from JSON lines: `{"prompt", "answer"}` or `{"text"}` to token rows with their masks."""
+
+import pathlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from relearn_jax.data.jsonl import Row, check_row, read_jsonl
+from relearn_jax.data.rows import host_rows
+from relearn_jax.data.tokens import row_ids, split_ids
+from relearn_jax.errors import InputError
+from relearn_jax.objectives.core import TokenRows
+
+PICK_BELOW = 0.75  # share of a row's tokens that count, up to which picking them costs less than looking at all
+
+
+class Encoded(NamedTuple):
+  """A row as token ids, and the place of the first one that counts in the loss."""
+
+  ids: list[int]
+  start: int
+
+
+def read_texts(path: pathlib.Path) -> list[Row]:
+  """The rows of a file, each of either form.
+
+  Raises:
+    InputError: naming file, line and field: a row of neither form or of both, or an empty text.
+  """
+  rows = read_jsonl(path, {})
+  for row in rows:
+    fields = ("text",) if "text" in row else ("prompt", "answer")
+    if both := sorted({"prompt", "answer"} & row.keys()) if "text" in row else []:
+      raise InputError(f"stands beside `{both[0]}`", file=path, line=row.line, field="text",
+                       mend='give {"text"} or {"prompt", "answer"}, not both')
+    for field in fields:
+      check_row(row, field, str, path)
+    if not row[fields[-1]]:
+      raise InputError("is empty", file=path, line=row.line, field=fields[-1], mend="give the text, or remove the row")
+  return rows
+
+
+def whole_text(row: Row) -> str:
+  """All of a row's text: the prompt and its answer, or the text."""
+  return str(row["text"]) if "text" in row else str(row["prompt"]) + str(row["answer"])
+
+
+def encode_row(tokenizer: Any, row: Row, file: pathlib.Path, max_positions: int, *, chat: bool = False) -> Encoded:
+  """Token ids of a training row, ended by the tokenizer's EOS.
+
+  Of `{"prompt", "answer"}` the answer's tokens and the EOS count; prompt and answer are joined as they
+  are, so that a space between them belongs into one of the two. Of `{"text"}` every token counts but the first,
+  which nothing predicts.
+
+  Args:
+    tokenizer: of the checkpoint.
+    row: from `read_texts`.
+    file: for messages.
+    max_positions: of the model.
+    chat: prompts are rendered by the checkpoint's chat template; texts are left as they are.
+
+  Raises:
+    InputError: naming the row: it cannot be tokenized, or is longer than the model's positions.
+  """
+  end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+  if "text" in row:
+    ids, start, field = row_ids(tokenizer, row, file, "text"), 1, "text"
+  else:
+    (ids, start), field = split_ids(tokenizer, row, file, max_positions, chat=chat), "answer"
+  ids = ids if end and ids[-1:] == end else ids + end  # a text may spell its own end
+  if len(ids) < 2:
+    raise InputError("has no token to be predicted", file=file, line=row.line, field=field, mend="give a longer text")
+  if len(ids) > max_positions:
+    raise InputError(f"has {len(ids)} tokens with its end, more than the model's {max_positions} positions", file=file,
+                     line=row.line, field=field, mend="split it into shorter rows")
+  return Encoded(ids, start)
+
+
+def encode_rows(tokenizer: Any, rows: Sequence[Row], file: pathlib.Path, max_positions: int, *, chat: bool = False
+                ) -> list[Encoded]:
+  """As `encode_row`, of all rows of a file."""
+  return [encode_row(tokenizer, row, file, max_positions, chat=chat) for row in rows]
+
+
+def stack_rows(rows: Sequence[Encoded], num_runs: int) -> TokenRows:
+  """The same right-padded rows for every run, `[runs, rows, length]`, on the host.
+
+  Where few of the tokens count, their places are picked, so that nothing is computed for the others.
+  """
+  length, most = max(len(row.ids) for row in rows), max(len(row.ids) - row.start for row in rows)
+  tokens, mask = np.zeros((len(rows), length), np.int32), np.zeros((len(rows), length), np.float32)
+  positions = np.zeros((len(rows), most), np.int32)
+  for index, (ids, start) in enumerate(rows):
+    tokens[index, :len(ids)] = ids
+    mask[index, start:len(ids)] = 1.0
+    positions[index, :len(ids) - start] = np.arange(start, len(ids))
+  each = lambda array: np.broadcast_to(array, (num_runs, *array.shape))
+  picked = each(positions) if most < PICK_BELOW * (length - 1) else None
+  return host_rows(each(tokens), each(mask), picked)
