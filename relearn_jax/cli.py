@@ -88,10 +88,20 @@ def _workdir_flag(values: flags.FlagValues, text: str) -> None:
   flags.DEFINE_string("workdir", None, text, flag_values=values)
 
 
-def _define_audit(values: flags.FlagValues) -> None:
+def _config_flag(values: flags.FlagValues, example: str) -> None:
   config_flags.DEFINE_config_file(
-      "config", None, "Experiment file, such as configs/names.py; --config.some.field=value sets a field.",
+      "config", None, f"Experiment file, such as {example}; --config.some.field=value sets a field.",
       flag_values=values)
+
+
+def _config_type(values: flags.FlagValues, kind: type) -> None:
+  if not isinstance(values.config, kind):
+    raise InputError(f"describes a {type(values.config).__name__}, and this command wants a {kind.__name__}",
+                     file=_config_path(sys.argv[2:]), field="--config", mend="give a file that is meant for it")
+
+
+def _define_audit(values: flags.FlagValues) -> None:
+  _config_flag(values, "configs/names.py or configs/checkpoint.py")
   _workdir_flag(values, "Folder for everything that is written. Run again with it, an audit continues.")
   flags.DEFINE_string("mesh", "runs:-1", "Sizes of the axes runs, data, fsdp and tensor over the devices (-1: all that "
                       "are left), such as runs:2,fsdp:4.", flag_values=values)
@@ -189,6 +199,8 @@ def _define_export(values: flags.FlagValues) -> None:
   flags.DEFINE_string("checkpoint", None, "A step's folder, such as WORKDIR/checkpoints/unlearn/000040.",
                       flag_values=values)
   flags.DEFINE_string("output", None, "Hugging Face folder to write; must not exist.", flag_values=values)
+  flags.DEFINE_bool("merge", False, "Write an adapter merged into its base, instead of as a PEFT folder.",
+                    flag_values=values)
   flags.DEFINE_string("run", None, 'Which of the stacked runs, such as "U-7-0" (arm, variant, seed).',
                       flag_values=values)
 
@@ -196,11 +208,36 @@ def _define_export(values: flags.FlagValues) -> None:
 def _export(values: flags.FlagValues) -> None:
   _required(values, "checkpoint", "output")
   from relearn_jax.training.export import export_run
-  run = export_run(pathlib.Path(values.checkpoint), pathlib.Path(values.output), values.run)
+  run = export_run(pathlib.Path(values.checkpoint), pathlib.Path(values.output), values.run, merge=values.merge)
   print(f"{run}: {values.output}")
 
 
+def _define_unlearn(values: flags.FlagValues) -> None:
+  _config_flag(values, "configs/unlearn.py")
+  _workdir_flag(values, "Folder for everything that is written. Run again with it, a job continues.")
+  flags.DEFINE_string("mesh", None, "Sizes of the axes data, fsdp and tensor over the devices; by default fsdp:-1 on "
+                      "accelerators, one device on CPU.", flag_values=values)
+
+
+def _unlearn(values: flags.FlagValues) -> None:
+  _required(values, "config")
+  from relearn_jax.training.job import UnlearnJob
+  _config_type(values, UnlearnJob)
+  if values.config.method == "help":
+    from relearn_jax.objectives.methods import method_help
+    print(method_help())
+    return
+  _required(values, "workdir")
+  from relearn_jax.parallel.start import start
+  from relearn_jax.training.unlearn import unlearn
+  start()
+  if not unlearn(values.config, _config_path(sys.argv[2:]) or "", pathlib.Path(values.workdir), values.mesh):
+    print(f"Nothing is left to do in {values.workdir}.")
+  print(f"Unlearned by {values.config.method}: {pathlib.Path(values.workdir) / 'model'}")
+
+
 COMMANDS = {
+    "unlearn": Command("make a checkpoint unlearn a forget set", _define_unlearn, _unlearn),
     "audit": Command("unlearn, attack and judge: the whole experiment of a configuration file", _define_audit, _audit),
     "report": Command("render an audit's report again from its stored rows", _define_report, _report),
     "generate": Command("complete prompts with a checkpoint", _define_generate, _generate),
@@ -250,7 +287,7 @@ def main() -> None:
     if {"--help", "-h", "--helpfull"} & set(arguments):
       print(command_help(name, values, arguments[1:]))
       return
-    if name == "audit" and (path := _config_path(arguments[1:])):
+    if name in ("audit", "unlearn") and (path := _config_path(arguments[1:])):
       check_overrides(arguments[1:], path, load_config_file(path))
     if rest := values([f"relearn {name}", *arguments[1:]])[1:]:
       raise InputError(f"is not understood: {' '.join(rest)}", field="argument", mend="flags are --name=value")

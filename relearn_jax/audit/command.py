@@ -1,6 +1,5 @@
 """`relearn audit`: all stages in order, each timed, each skipped when its files are there."""
 
-import fcntl
 import json
 import pathlib
 import shutil
@@ -14,13 +13,14 @@ from jax.sharding import Mesh
 from relearn_jax.audit import results
 from relearn_jax.audit.arms import all_cases, cells_of_seed, select_points
 from relearn_jax.audit.base import make_tokenizer, model_config
-from relearn_jax.audit.config import AuditConfig, check_config, claim_workdir
+from relearn_jax.audit.config import AuditConfig, check_config
 from relearn_jax.audit.rows import write_rows
 from relearn_jax.audit.run import Audit, memorize, relearn, unlearn
 from relearn_jax.cases.leakage import check_case
 from relearn_jax.errors import InputError
 from relearn_jax.parallel.mesh import DEFAULT, check_mesh, make_mesh
 from relearn_jax.report.render import report_from_rows
+from relearn_jax.workdir import claim_workdir, only_process
 
 OUTPUTS = ("results.parquet", "summary.json", "report.html", "report.md")
 
@@ -41,18 +41,6 @@ class Clock:
     temporary = self.path.with_suffix(".tmp")
     temporary.write_text(json.dumps(self.seconds))
     temporary.replace(self.path)
-
-
-@contextmanager
-def only_process(workdir: pathlib.Path) -> Iterator[None]:
-  """Holds the workdir's lock, which the system releases when the process dies, however it dies."""
-  with (workdir / ".lock").open("w") as file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      raise InputError("is in use by another audit that is still running", file=workdir, field="--workdir",
-                       mend="wait for it, or give another folder") from None
-    yield
 
 
 def check(config: AuditConfig, where: str, allow_leakage: bool) -> None:

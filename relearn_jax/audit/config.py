@@ -1,9 +1,6 @@
 """What an audit is told: one typed value, from a file in configs/ and `--config.some.field=value`."""
 
 import dataclasses
-import json
-import pathlib
-from collections.abc import Iterator
 from typing import Any
 
 from relearn_jax.audit.verdict import VerdictSettings
@@ -140,27 +137,6 @@ class AuditConfig:
     return getattr(self.methods, self.method)
 
 
-def to_dict(config: Any) -> dict[str, Any]:
-  """A configuration (a dataclass) as it stands in config.json."""
-  return json.loads(json.dumps(dataclasses.asdict(config)))
-
-
-def _flatten(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-  if isinstance(values, dict):
-    for key, value in values.items():
-      yield from _flatten(value, f"{prefix}{key}.")
-  else:
-    yield prefix[:-1], values
-
-
-def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
-  """The fields in which two configurations differ, as `field: ours, theirs` lines."""
-  left, right = dict(_flatten(ours)), dict(_flatten(theirs))
-  absent = "(absent)"
-  return [f"{key}: {left.get(key, absent)!r} here, {right.get(key, absent)!r} there"
-          for key in sorted(left.keys() | right.keys()) if left.get(key, absent) != right.get(key, absent)]
-
-
 def check_config(config: AuditConfig, where: str) -> None:
   """Refuses settings that cannot work, before any device work.
 
@@ -238,32 +214,3 @@ def check_verdict(settings: VerdictSettings, where: str) -> None:
   need(settings.min_questions >= 1, "min_questions", settings.min_questions, "expected at least 1")
   for field in ("delta", "min_original", "min_retain_ratio"):
     need(0 <= getattr(settings, field) <= 1, field, getattr(settings, field), "expected 0 to 1")
-
-
-def claim_workdir(workdir: pathlib.Path, config: Any) -> bool:
-  """Makes `workdir` this configuration's own; returns whether it already was.
-
-  Raises:
-    InputError: it cannot be written, or belongs to another configuration (the fields are named).
-  """
-  path = workdir / "config.json"
-  try:
-    workdir.mkdir(parents=True, exist_ok=True)
-    if path.exists():
-      there = json.loads(path.read_text())
-      if changed := differences(to_dict(config), there):
-        raise InputError("belongs to another configuration:\n  " + "\n  ".join(changed), file=path,
-                         mend="give another --workdir, or the configuration that it was started with")
-      return True
-    probe = workdir / ".probe"
-    probe.touch()
-    probe.unlink()
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(to_dict(config), indent=2) + "\n")
-    temporary.replace(path)
-  except OSError as error:
-    raise InputError(f"cannot be written ({error.strerror})", file=workdir, field="--workdir",
-                     mend="give a folder that you may write to") from None
-  except json.JSONDecodeError as error:
-    raise InputError(f"is no JSON ({error.msg})", file=path, mend="give another --workdir") from None
-  return False

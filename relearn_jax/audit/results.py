@@ -10,12 +10,13 @@ import numpy as np
 import pyarrow as pa
 
 from relearn_jax.audit.arms import cells_of_seed
-from relearn_jax.audit.config import AuditConfig, to_dict
+from relearn_jax.audit.config import AuditConfig
 from relearn_jax.audit.evaluate import Scores, load_scores
 from relearn_jax.audit.rows import block
 from relearn_jax.audit.run import Audit
 from relearn_jax.cases.leakage import check_case
 from relearn_jax.models.model import fingerprint
+from relearn_jax.workdir import to_dict
 
 Points = Mapping[tuple[int, int], Sequence[int]]
 EXAMPLES = 3  # questions shown in the report, the first ones: nothing is picked

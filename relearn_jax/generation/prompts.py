@@ -1,24 +1,10 @@
-"""Prompts as token ids, and what a checkpoint says about them."""
+"""What generation and scoring are told, checked; and what a checkpoint says of how its answers end."""
 
 import pathlib
-from typing import Any
 
 from relearn_jax.errors import InputError
-from relearn_jax.models.checkpoint import Checked, check_checkpoint, load_tokenizer, read_json, resolve
+from relearn_jax.models.checkpoint import Checked, read_json
 from relearn_jax.models.export import GENERATION
-
-
-def open_checkpoint(name: str) -> tuple[Checked, Any]:
-  """A checkpoint and its tokenizer, checked without a device.
-
-  Args:
-    name: folder or hub id.
-
-  Raises:
-    InputError: it is not found, or something is wrong with it.
-  """
-  checked = check_checkpoint(resolve(name))
-  return checked, load_tokenizer(checked.path, checked.config)
 
 
 def check_batch_size(batch_size: int) -> None:

@@ -46,8 +46,8 @@ class Checked:
   files: dict[str, pathlib.Path]
 
 
-def resolve(name: str | pathlib.Path) -> pathlib.Path:
-  """A local folder, or a hub id fetched into the hub's own cache (offline: found there).
+def resolve(name: str | pathlib.Path, field: str = "--model") -> pathlib.Path:
+  """A local folder, or a hub id fetched into the hub's own cache (offline: found there); `field` is for messages.
 
   Raises:
     InputError: it is neither, the repository is gated, or the hub cannot be reached.
@@ -59,9 +59,9 @@ def resolve(name: str | pathlib.Path) -> pathlib.Path:
   if path.is_dir():
     return path
   if path.exists():
-    raise InputError("is a file", file=path, field="--model", mend="give the folder that holds config.json")
+    raise InputError("is a file", file=path, field=field, mend="give the folder that holds config.json")
   if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)) or str(name).startswith("."):
-    raise InputError(f"does not exist{hint}, and is no hub id (owner/name)", file=path, field="--model",
+    raise InputError(f"does not exist{hint}, and is no hub id (owner/name)", file=path, field=field,
                      mend="give an existing folder or a hub id")
   import huggingface_hub
   from huggingface_hub import errors
@@ -69,16 +69,16 @@ def resolve(name: str | pathlib.Path) -> pathlib.Path:
     return pathlib.Path(huggingface_hub.snapshot_download(str(name), allow_patterns=list(WANTED)))
   except errors.GatedRepoError:
     mend = "accept its licence on the hub, then set HF_TOKEN"
-    raise InputError("is gated", file=name, field="--model", mend=mend) from None
+    raise InputError("is gated", file=name, field=field, mend=mend) from None
   except errors.RepositoryNotFoundError:
     raise InputError(f"is neither a local folder{hint} nor a repository that the hub shows you", file=name,
-                     field="--model", mend="check the spelling, or set HF_TOKEN if it is private") from None
+                     field=field, mend="check the spelling, or set HF_TOKEN if it is private") from None
   except errors.HFValidationError as error:
-    raise InputError(f"does not exist{hint}, and is no hub id ({error})", file=name, field="--model",
+    raise InputError(f"does not exist{hint}, and is no hub id ({error})", file=name, field=field,
                      mend="give an existing folder or a hub id") from None
   except Exception as error:  # its own kinds, the disk's and those of the HTTP library below it
     raise InputError(f"is no local folder{hint}, and cannot be fetched from the hub ({type(error).__name__})",
-                     file=name, field="--model",
+                     file=name, field=field,
                      mend="give a local folder, or download the checkpoint while online") from None
 
 
@@ -347,3 +347,17 @@ def load_tokenizer(folder: pathlib.Path, config: ModelConfig) -> Any:
                      file=folder / "config.json", field="vocab_size",
                      mend="give the tokenizer that belongs to this checkpoint")
   return tokenizer
+
+
+def open_checkpoint(name: str, field: str = "--model") -> tuple[Checked, Any]:
+  """A checkpoint and its tokenizer, checked without a device.
+
+  Args:
+    name: folder or hub id.
+    field: what messages call it.
+
+  Raises:
+    InputError: it is not found, or something is wrong with it.
+  """
+  checked = check_checkpoint(resolve(name, field))
+  return checked, load_tokenizer(checked.path, checked.config)

@@ -66,3 +66,15 @@ def check_hyper(name: str, hyper: Mapping[str, float], field: str) -> None:
     if not low_ok or value != value or value == float("inf"):
       raise InputError(f"is {value!r}", field=f"{field}.{key}",
                        mend="expected a finite number " + ("above 0" if key in method.positive else "of at least 0"))
+
+
+def method_help() -> str:
+  """A line or two for each method: its formula, the data sets it reads, hyper-parameters, and what it caches."""
+  lines = ["Unlearning methods (--config.method=NAME); NLL is the mean over counted tokens.", ""]
+  for name, method in METHODS.items():
+    objective = method.build(dict.fromkeys(method.hyper, 1.0))
+    needs = [f"{need.kind} of the reference on {need.rows}" for need in sorted(objective.needs)]
+    lines += [f"  {name:<6}{method.formula}",
+              f"        reads: {', '.join(sorted(objective.rows))}; hyper: {', '.join(method.hyper) or 'none'}; "
+              f"cached: {', '.join(needs) or 'nothing'}"]
+  return "\n".join(lines)

@@ -15,6 +15,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from relearn_jax.errors import InputError
+from relearn_jax.models.lora import LoraConfig
 from relearn_jax.models.model import Model
 from relearn_jax.parallel.mesh import pad_runs, to_host
 
@@ -105,7 +106,8 @@ def keep_only(folder: pathlib.Path, step: int) -> None:
       shutil.rmtree(path)
 
 
-def description(model: Model, runs: list[str], stage: str, step: int) -> dict[str, Any]:
+def description(model: Model, runs: list[str], stage: str, step: int, *, tokenizer: str = TOKENIZER,
+                lora: LoraConfig | None = None) -> dict[str, Any]:
   """The description of a checkpoint, as JSON-safe values.
 
   Args:
@@ -113,6 +115,9 @@ def description(model: Model, runs: list[str], stage: str, step: int) -> dict[st
     runs: names of the stacked runs.
     stage: which stage it belongs to.
     step: of that stage.
+    tokenizer: folder of the base, with its tokenizer, from the step's folder.
+    lora: of the adapters, where those are what is kept.
   """
-  return {"model": json.loads(json.dumps(dataclasses.asdict(model.config))), "runs": runs, "stage": stage,
-          "step": step, "tokenizer": TOKENIZER}
+  plain = lambda value: json.loads(json.dumps(dataclasses.asdict(value)))
+  return {"model": plain(model.config), "runs": runs, "stage": stage, "step": step, "tokenizer": tokenizer,
+          **({"lora": plain(lora)} if lora else {})}

@@ -5,7 +5,7 @@ from typing import Any
 
 from relearn_jax.errors import InputError
 from relearn_jax.objectives.methods import check_hyper, get_method
-from relearn_jax.training.settings import TrainSettings, check_train
+from relearn_jax.training.settings import DTYPES, TrainSettings, check_train
 
 SCHEDULES = ("constant", "linear", "cosine")
 
@@ -36,6 +36,7 @@ class UnlearnJob(TrainSettings):
     chat_template: prompts are rendered by the checkpoint's chat template, as the user's turn.
     dtype: precision of products: auto (bfloat16 on accelerators), float32 or bfloat16. What is trained
       is float32 whatever this says.
+    save_dtype: of the weights that are written at the end; bfloat16 may round away what was unlearned.
     checkpoint_seconds: a job that is killed loses at most about so much work.
   """
 
@@ -51,6 +52,7 @@ class UnlearnJob(TrainSettings):
   seed: int = 0
   chat_template: bool = False
   dtype: str = "auto"
+  save_dtype: str = "float32"
   checkpoint_seconds: float = 300.0
 
 
@@ -78,5 +80,6 @@ def check_job(job: UnlearnJob, where: str) -> None:
   need(job.schedule in SCHEDULES, "schedule", job.schedule, f"expected one of {', '.join(SCHEDULES)}")
   need(job.keep_every >= 0, "keep_every", job.keep_every, "expected 0 (none) or a number of steps")
   need(0 <= job.seed < 2**32, "seed", job.seed, "expected 0 to 4294967295")
-  need(job.dtype in ("auto", "float32", "bfloat16"), "dtype", job.dtype, "expected auto, float32 or bfloat16")
+  need(job.dtype in ("auto", *DTYPES), "dtype", job.dtype, f"expected auto, {' or '.join(DTYPES)}")
+  need(job.save_dtype in DTYPES, "save_dtype", job.save_dtype, f"expected {' or '.join(DTYPES)}")
   need(job.checkpoint_seconds >= 0, "checkpoint_seconds", job.checkpoint_seconds, "expected seconds, at least 0")

@@ -239,7 +239,7 @@ def test_two_audits_do_not_share_a_workdir(cache: pathlib.Path, tmp_path: pathli
       assert time.monotonic() < end and first.poll() is None
       time.sleep(0.05)
     done = relearn(cache, *audit_flags(tmp_path), status=2, JAX_PLATFORMS="no_such_platform")
-    assert "is in use by another audit" in done.stderr
+    assert "is in use by another process" in done.stderr
   finally:
     first.kill()
     first.wait()

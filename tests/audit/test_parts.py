@@ -11,13 +11,14 @@ import pytest
 from relearn_jax.audit import base
 from relearn_jax.audit.arms import Run, all_cases, all_runs, cells_of_seed, mean_asr, select_points
 from relearn_jax.audit.command import check
-from relearn_jax.audit.config import AuditConfig, check_config, claim_workdir, differences, to_dict
+from relearn_jax.audit.config import AuditConfig, check_config
 from relearn_jax.audit.evaluate import Interviewer, Scores, load_scores, once, save_scores
 from relearn_jax.cases import names
 from relearn_jax.cases.base import Question, Text
 from relearn_jax.data.rows import encode, stack_runs
 from relearn_jax.errors import InputError
 from relearn_jax.parallel.mesh import repeat_runs, runs_mesh
+from relearn_jax.workdir import claim_workdir, differences, to_dict
 
 from ..small import MODEL, params
 
