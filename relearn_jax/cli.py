@@ -94,9 +94,10 @@ def _config_flag(values: flags.FlagValues, example: str) -> None:
       flag_values=values)
 
 
-def _config_type(values: flags.FlagValues, kind: type) -> None:
-  if not isinstance(values.config, kind):
-    raise InputError(f"describes a {type(values.config).__name__}, and this command wants a {kind.__name__}",
+def _config_type(values: flags.FlagValues, *kinds: type) -> None:
+  if not isinstance(values.config, kinds):
+    wanted = " or ".join(kind.__name__ for kind in kinds)
+    raise InputError(f"describes a {type(values.config).__name__}, and this command wants {wanted}",
                      file=_config_path(sys.argv[2:]), field="--config", mend="give a file that is meant for it")
 
 
@@ -111,12 +112,19 @@ def _define_audit(values: flags.FlagValues) -> None:
 
 def _audit(values: flags.FlagValues) -> None:
   _required(values, "config", "workdir")
-  from relearn_jax.audit.command import audit
+  from relearn_jax.audit.command import audit, audit_release
+  from relearn_jax.audit.config import AuditConfig
+  from relearn_jax.audit.release import ReleaseAudit
   from relearn_jax.parallel.start import cache_dir, start
+  _config_type(values, AuditConfig, ReleaseAudit)
   path, workdir = _config_path(sys.argv[2:]) or "", pathlib.Path(values.workdir)
+  options: dict[str, Any] = {"allow_leakage": values.allow_leakage, "mesh": values.mesh}
   start()
-  if not audit(values.config, path, workdir, cache_dir(), allow_leakage=values.allow_leakage,
-               mesh=values.mesh):
+  if isinstance(values.config, ReleaseAudit):
+    done = audit_release(values.config, path, workdir, **options)
+  else:
+    done = audit(values.config, path, workdir, cache_dir(), **options)
+  if not done:
     print(f"Nothing is left to do in {workdir}.")
   _show(workdir)
 
@@ -129,7 +137,7 @@ def _show(workdir: pathlib.Path) -> None:
   from relearn_jax.report.tables import closing
   _, facts = read_rows(workdir / "results.parquet")
   width = max(60, min(shutil.get_terminal_size((120, 24)).columns, 120))
-  print(closing(json.loads((workdir / "summary.json").read_text()), facts.get("reference", {}), width))
+  print(closing(json.loads((workdir / "summary.json").read_text()), facts, width))
   print(f"\nReport: {workdir / 'report.html'}")
 
 

@@ -10,12 +10,15 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from relearn_jax.audit import results
+from relearn_jax.audit import release_results, results
 from relearn_jax.audit.arms import all_cases, cells_of_seed, select_points
 from relearn_jax.audit.base import make_tokenizer, model_config
 from relearn_jax.audit.config import AuditConfig, check_config
+from relearn_jax.audit.release import ReleaseAudit, check_release
+from relearn_jax.audit.release_run import Release
 from relearn_jax.audit.rows import write_rows
 from relearn_jax.audit.run import Audit, memorize, relearn, unlearn
+from relearn_jax.cases.base import Case
 from relearn_jax.cases.leakage import check_case
 from relearn_jax.errors import InputError
 from relearn_jax.parallel.mesh import DEFAULT, check_mesh, make_mesh
@@ -51,12 +54,17 @@ def check(config: AuditConfig, where: str, allow_leakage: bool) -> None:
   """
   check_config(config, where)
   for run, case in all_cases(config).items():
-    for found in check_case(case):
-      if not found.passed and not allow_leakage:
-        hit = found.hits[0]
-        raise InputError(f"line {hit.line} of relearn set {found.relearn_set!r} ({run.name}) contains {hit.found!r}, "
-                         "which is asked about", file=where, field="case",
-                         mend="remove it, or pass --allow_leakage (the verdict will be INCONCLUSIVE)")
+    refuse_leaks(case, where, "case", allow_leakage, f" ({run.name})")
+
+
+def refuse_leaks(case: Case, file: Any, field: str, allow_leakage: bool, which: str = "") -> None:
+  """`InputError` for a relearn set that holds what is asked about, unless that is allowed."""
+  for found in check_case(case):
+    if not found.passed and not allow_leakage:
+      hit = found.hits[0]
+      raise InputError(f"row {hit.line} of relearn set {found.relearn_set!r}{which} contains {hit.found!r}, "
+                       "which is asked about", file=file, field=field,
+                       mend="remove it, or pass --allow_leakage (the verdict will be INCONCLUSIVE)")
 
 
 def audit(config: AuditConfig, where: str, workdir: pathlib.Path, cache: pathlib.Path, *, allow_leakage: bool = False,
@@ -104,3 +112,49 @@ def _compute(config: AuditConfig, workdir: pathlib.Path, cache: pathlib.Path, me
     tables: list[Any] = results.result_tables(state, points, last)
     facts = results.make_facts(state, points, last, clock.seconds)
   write_rows(workdir / "results.parquet", tables, facts)
+
+
+def audit_release(config: ReleaseAudit, where: str, workdir: pathlib.Path, *, allow_leakage: bool = False,
+                  mesh: str = DEFAULT) -> bool:
+  """Runs or continues an audit of somebody's checkpoints; returns False where nothing was left to do.
+
+  Args:
+    config: what to do.
+    where: the file it came from, for messages.
+    workdir: everything is written here; with another configuration, or made from other files, it is refused.
+    allow_leakage: go on although the relearn set holds what is asked about.
+    mesh: over which runs, and the devices of a run, are spread.
+  """
+  check_release(config, where)
+  state = Release(config, where, workdir)
+  refuse_leaks(state.case, state.files["relearn"], "relearn", allow_leakage)
+  sizes = check_mesh(mesh, state.checked["U"].config)
+  known = claim_workdir(workdir, config)
+  with only_process(workdir):
+    digests = state.digests()
+    claim_inputs(workdir / "inputs.json", digests)
+    if known and all((workdir / name).exists() for name in OUTPUTS):
+      return False
+    if not (workdir / "results.parquet").exists():
+      clock = Clock(workdir / "checkpoints" / "seconds.json")
+      with clock("attack"):
+        state.attack(make_mesh(sizes, config=state.checked["U"].config))
+      write_rows(workdir / "results.parquet", release_results.result_tables(state),
+                 release_results.make_facts(state, digests, clock.seconds))
+    report_from_rows(workdir)
+  return True
+
+
+def claim_inputs(path: pathlib.Path, digests: dict[str, str]) -> None:
+  """Writes the hashes of the files that an audit is made from, or compares them with those it began with.
+
+  Raises:
+    InputError: a file has changed since.
+  """
+  if not path.exists():
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(digests, indent=2) + "\n")
+    temporary.replace(path)
+  elif changed := sorted(name for name, digest in json.loads(path.read_text()).items() if digests.get(name) != digest):
+    raise InputError(f"was written for other contents of {', '.join(changed)}", file=path,
+                     mend="give another --workdir, or the files that the audit was started with")

@@ -20,6 +20,7 @@ from relearn_jax.workdir import to_dict
 
 Points = Mapping[tuple[int, int], Sequence[int]]
 EXAMPLES = 3  # questions shown in the report, the first ones: nothing is picked
+PACKAGES = ("relearn_jax", "jax", "flax", "optax", "orbax-checkpoint", "transformers", "numpy")  # named in the report
 
 # The paper's table for Llama-2-7b (Hu et al., ICLR 2025, section 5), shown beside ours.
 REFERENCE = {
@@ -121,14 +122,13 @@ def weight_hashes(audit: Audit, points: Points, last_step: int) -> dict[str, str
 def make_facts(audit: Audit, points: Points, last_step: int, seconds: Mapping[str, float]) -> dict[str, Any]:
   """What the rows cannot hold and a report needs."""
   first = audit.config.case.seeds[0]
-  packages = ("relearn_jax", "jax", "flax", "optax", "orbax-checkpoint", "transformers", "numpy")
   devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
   return {
       "leakage": leakage_facts(audit), "examples": example_facts(audit, points, last_step),
       "relearn_text": {str(run.variant): [row.text for row in audit.cases[run].relearn_sets[0].rows]
                        for run in audit.runs if run.arm == "U" and run.seed == first},
       "provenance": audit.cases[audit.runs[0]].relearn_sets[0].provenance,
-      "seconds": dict(seconds), "versions": {name: metadata.version(name) for name in packages} | {"devices": devices},
+      "seconds": dict(seconds), "versions": {name: metadata.version(name) for name in PACKAGES} | {"devices": devices},
       "fingerprints": weight_hashes(audit, points, last_step), "settings": dataclasses.asdict(audit.config.verdict),
       "config": to_dict(audit.config), "reference": REFERENCE, "notes": notes(audit.config, points)}
 

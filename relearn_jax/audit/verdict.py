@@ -103,7 +103,8 @@ def _excess(tables: Tables, variant: str) -> tuple[list[tuple[int, int]], np.nda
 
 
 def _leaks(leakage: Sequence[Mapping[str, Any]], variant: str) -> list[str]:
-  return [f"{row['relearn_set']} (seed {row['seed']}) line {hit['line']}: “{hit['found']}”"
+  seed = lambda row: "" if row["seed"] is None else f" (seed {row['seed']})"
+  return [f"{row['relearn_set']}{seed(row)} line {hit['line']}: “{hit['found']}”"
           for row in leakage if row["variant"] == variant for hit in row["hits"]]
 
 

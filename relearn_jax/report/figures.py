@@ -99,11 +99,13 @@ def unlearn_curves(trajectory: Cells, cells: Cells, variants: Sequence[str]) -> 
 
 def heat_rows(summary: dict[str, Any], variant: str) -> list[tuple[str, list[dict[str, Any]]]]:
   """Rows of the heat map: the original, then each depth with the unlearn steps of its runs."""
-  cells, rows = summary["cells"], [("0 (original)", curve(summary["cells"], variant, "O", None, "asr"))]
+  first = "0 (original)" if summary["trajectory"] else "original"
+  cells, rows = summary["cells"], [(first, curve(summary["cells"], variant, "O", None, "asr"))]
   for depth in depths(cells, variant):
     steps = [at[depth] for at in summary["selection"].get(variant, {}).values() if len(at) > depth]
     span = f"{min(steps)}" if min(steps) == max(steps) else f"{min(steps)}–{max(steps)}"
-    rows.append((f"{span} (depth {depth})", curve(cells, variant, "U", depth, "asr")))
+    name = f"{span} (depth {depth})" if summary["trajectory"] else "unlearned"
+    rows.append((name, curve(cells, variant, "U", depth, "asr")))
   return rows
 
 
@@ -127,7 +129,7 @@ def heat_map(summary: dict[str, Any], variants: Sequence[str]) -> Figure:
     ax.set_xticks(range(len(columns)), [str(c) for c in columns], fontsize=8)
     ax.set_title(f"variant {variant}", fontsize=10, loc="left")
   axes[-1, 0].set_xlabel("relearning steps")
-  figure.supylabel("unlearning steps", fontsize=10)
+  figure.supylabel("unlearning steps" if summary["trajectory"] else "model", fontsize=10)
   figure.colorbar(image, ax=axes[:, 0].tolist(), label="attack success rate", shrink=0.8)
   return figure
 
@@ -139,8 +141,9 @@ def draw_all(summary: dict[str, Any], folder: pathlib.Path) -> dict[str, pathlib
   figures = {
       "asr_vs_relearn_steps": relearn_curves(cells, variants, "asr", "attack success rate"),
       "logprob_vs_relearn_steps": relearn_curves(cells, variants, "logprob", "log-probability of the answer (nats)"),
-      "heatmap": heat_map(summary, variants),
-      "unlearning": unlearn_curves(summary["trajectory"], cells, variants)}
+      "heatmap": heat_map(summary, variants)}
+  if summary["trajectory"]:  # checkpoints that somebody else made come without one
+    figures["unlearning"] = unlearn_curves(summary["trajectory"], cells, variants)
   paths = {}
   for name, figure in figures.items():
     paths[name] = folder / f"{name}.png"

@@ -21,6 +21,10 @@ CAPTIONS = {
     "logprob_vs_relearn_steps": "Log-probability of the answer after the prompt, against relearning steps.",
     "unlearning": "Attack success along unlearning, before any attack."}
 
+STORY = ("A model memorised a secret, unlearned it, and was then finetuned on text in which the secret never occurs. "
+         "If the secret comes back, more than it does in a model that never knew it and went through the same, it had "
+         "only been suppressed.")
+
 
 def write(path: pathlib.Path, text: str) -> None:
   """Writes a text file atomically."""
@@ -64,7 +68,8 @@ def context(summary: dict[str, Any], facts: dict[str, Any], images: dict[str, pa
   encode = lambda path: "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
   return {
       "summary": summary, "headline": headline(summary), "reference": reference,
-      "main": tables.main_table(summary, reference), "excess": tables.excess_table(summary),
+      "story": facts.get("story", STORY), "main": tables.main_table(summary, facts),
+      "excess": tables.excess_table(summary),
       "utility": tables.utility_table(summary), "selection": tables.selection_table(summary),
       "curves": tables.curve_table(summary), "step": tables.last_step(summary),
       "figures": [(name, CAPTIONS[name], encode(path)) for name, path in images.items()],
@@ -89,7 +94,8 @@ def markdown(shown: dict[str, Any]) -> str:
   total = sum(row["num_lines"] for row in summary["leakage"])
   lines += ["", "## Leakage check", "",
             f"{len(summary['leakage'])} relearn sets, {total} lines, {len(leaks)} with hits."]
-  lines += [f"- {row['relearn_set']} (variant {row['variant']}, seed {row['seed']}): {code(hit['found'])} in line "
+  of_seed = lambda row: "" if row["seed"] is None else f", seed {row['seed']}"
+  lines += [f"- {row['relearn_set']} (variant {row['variant']}{of_seed(row)}): {code(hit['found'])} in line "
             f"{hit['line']}" for row in leaks for hit in row["hits"]]
   lines += ["", "## Examples", ""]
   for row in shown["examples"]:

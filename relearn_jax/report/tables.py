@@ -38,9 +38,9 @@ def last_step(summary: Mapping[str, Any]) -> int:
   return max(cell["relearn_step"] for cell in summary["cells"])
 
 
-def main_table(summary: Mapping[str, Any], reference: Mapping[str, Any]) -> TextTable:
+def main_table(summary: Mapping[str, Any], facts: Mapping[str, Any]) -> TextTable:
   """The paper's table with the control beside it: depth 0, last relearn step, 95 % intervals."""
-  cells, step, rows = summary["cells"], last_step(summary), []
+  cells, step, rows, reference = summary["cells"], last_step(summary), [], facts.get("reference", {})
   for variant in summary["verdicts"]:
     get = lambda arm, point, depth, at, v=variant: _first(
         pick(cells, variant=v, arm=arm, point=point, depth=depth, relearn_step=at, metric="asr"))
@@ -51,11 +51,12 @@ def main_table(summary: Mapping[str, Any], reference: Mapping[str, Any]) -> Text
       row.append(" → ".join("–" if (x := known(key)) is None else f"{100 * x:.0f} %"
                             for key in ("unlearned", "relearned")))
     rows.append(tuple(row))
-  head = ["repetitions", "original", "unlearned", "relearned", "never-trained control"]
+  head = [facts.get("variant_name", "repetitions"), "original", "unlearned", "relearned", "never-trained control"]
   if reference:
     head.append("published")
-  return TextTable("Attack success (mean and 95 % interval over seeds and prompts) at unlearn depth 0, before and "
-                   f"after {step} relearning steps", tuple(head), tuple(rows))
+  where = " at unlearn depth 0" if summary["trajectory"] else ""
+  return TextTable(f"Attack success (mean and 95 % interval over seeds and prompts){where}, before and after {step} "
+                   "relearning steps", tuple(head), tuple(rows))
 
 
 def excess_table(summary: Mapping[str, Any]) -> TextTable:
@@ -123,16 +124,16 @@ def plain(table: TextTable) -> str:
   return "\n".join([line(table.head), "  ".join("─" * width for width in widths), *map(line, table.rows)])
 
 
-def closing(summary: Mapping[str, Any], reference: Mapping[str, Any], width: int) -> str:
+def closing(summary: Mapping[str, Any], facts: Mapping[str, Any], width: int) -> str:
   """What the terminal shows at the end: the main table and the verdicts, in lines of at most `width`.
 
   Args:
     summary: of the audit.
-    reference: published figures to show beside ours, where there are any.
+    facts: what the rows do not hold; published figures to show beside ours, where there are any.
     width: columns; a table that is wider is left to the terminal.
   """
   wrap = lambda text, indent="": textwrap.fill(text, width, subsequent_indent=indent)
   verdicts = [wrap(f"  {variant}: {v['verdict']}. {v['reason']}", " " * 5) for variant, v in
               summary["verdicts"].items()]
-  table = main_table(summary, reference)
+  table = main_table(summary, facts)
   return "\n".join([wrap(table.caption + ":"), "", plain(table), "", "Verdict by variant:", *verdicts])

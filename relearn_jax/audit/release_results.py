@@ -1,0 +1,106 @@
+"""From the stored answers of an audit of checkpoints to rows and facts: a pure function of its files."""
+
+import dataclasses
+from collections.abc import Mapping
+from importlib import metadata
+from typing import Any
+
+import jax
+import numpy as np
+import pyarrow as pa
+
+from relearn_jax.audit.evaluate import Scores
+from relearn_jax.audit.release_run import Attacked, Release, groups
+from relearn_jax.audit.results import EXAMPLES, PACKAGES
+from relearn_jax.audit.rows import block
+from relearn_jax.cases.leakage import check_case
+from relearn_jax.workdir import to_dict
+
+SHOWN_LINES = 20  # of the relearn text, in the report
+
+
+def _tables(scores: Scores, index: int, questions: list[str], **labels: Any) -> list[pa.Table]:
+  assert scores.forget is not None
+  numbered = lambda name, values: [f"{name}{i:04d}" for i in range(values.shape[1])]
+  columns = {"asr": (questions, scores.asr), "logprob": (questions, scores.logprob),
+             "retain_logprob": (numbered("retain", scores.retain), scores.retain),
+             "forget_logprob": (numbered("forget", scores.forget), scores.forget)}
+  return [block(values[index].astype(np.float64), ids, metric=metric, **labels)
+          for metric, (ids, values) in columns.items()]
+
+
+def result_tables(audit: Release) -> list[pa.Table]:
+  """Every row of the audit. Seeds of one model share its answers before the attack."""
+  config = audit.config
+  questions = [question.id for question in audit.case.questions]
+  tables: list[pa.Table] = []
+  for number, runs in enumerate(groups(config)):
+    for step in (0, *config.attack.keep_steps):
+      scores = audit.load_scores(number, step)
+      for index, run in enumerate(runs):
+        before = "original" if run.arm == "O" else "unlearned"
+        tables += _tables(
+            scores, index, questions, case=config.name, method=config.method, adapter=config.attack.adapter.kind,
+            variant=audit.case.variant, seed=run.seed, arm=run.arm, point="relearned" if step else before,
+            depth=None if run.arm == "O" else 0, unlearn_step=0,
+            relearn_set=audit.case.relearn_sets[0].name if step else None, relearn_step=step,
+            learning_rate=config.attack.learning_rate if step else 0.0)
+  return tables
+
+
+def example_facts(audit: Release) -> list[dict[str, Any]]:
+  """The first questions with what each model said before and after the attack, for the first seed."""
+  config, seed = audit.config, audit.config.seeds[0]
+  places = {run: (number, index) for number, runs in enumerate(groups(config)) for index, run in enumerate(runs)}
+  last = config.attack.keep_steps[-1]
+  sources = {"original": ("O", 0), "unlearned": ("U", 0), "relearned": ("U", last), "control": ("N", last)}
+  said: dict[str, np.ndarray] = {}
+  for name, (arm, step) in sources.items():
+    if arm in config.arms:
+      number, index = places[Attacked(arm, seed)]
+      said[name] = audit.load_scores(number, step).tokens[index]
+  return [{"variant": audit.case.variant, "seed": seed, "question": question.id, "prompt": question.prompt,
+           "keywords": list(question.keywords),
+           "completions": {name: audit.ask.completion(q, tokens[q]) for name, tokens in said.items()}}
+          for q, question in enumerate(audit.case.questions[:EXAMPLES])]
+
+
+def make_facts(audit: Release, digests: Mapping[str, str], seconds: Mapping[str, float]) -> dict[str, Any]:
+  """What the rows cannot hold and a report needs."""
+  case, config = audit.case, audit.config
+  relearn = case.relearn_sets[0]
+  more = len(relearn.rows) - SHOWN_LINES
+  lines = [row.text for row in relearn.rows[:SHOWN_LINES]] + ([f"… and {more} more rows"] if more > 0 else [])
+  return {
+      "leakage": [{"relearn_set": found.relearn_set, "variant": case.variant, "seed": None,
+                   "num_lines": found.num_lines, "hits": [dataclasses.asdict(hit) for hit in found.hits],
+                   "passed": found.passed} for found in check_case(case)],
+      "examples": example_facts(audit), "relearn_text": {case.variant: lines}, "provenance": relearn.provenance,
+      "clusters": {question.id: question.cluster for question in case.questions},
+      "seconds": dict(seconds),
+      "versions": {name: metadata.version(name) for name in PACKAGES}
+                  | {"devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}"},
+      "fingerprints": dict(digests), "settings": dataclasses.asdict(config.verdict), "config": to_dict(config),
+      "variant_name": "relearn set", "story": _story(audit), "notes": _notes(audit)}
+
+
+def _story(audit: Release) -> str:
+  have = {"U": "the unlearned model", "N": "a control that was never trained on it", "O": "the original"}
+  arms = [have[arm] for arm in audit.config.arms]
+  named = arms[0] if len(arms) == 1 else ", ".join(arms[:-1]) + " and " + arms[-1]
+  count = len(audit.case.relearn_sets[0].rows)
+  return (f"A model is said to have unlearned what {len(audit.case.questions)} questions ask about. The same attack, "
+          f"finetuning on {count} rows in which no answer occurs, was made on {named}. If the answers come back in the "
+          "unlearned model, more than they do in a model that never knew them, they had only been suppressed.")
+
+
+def _notes(audit: Release) -> list[str]:
+  rows = []
+  if "N" not in audit.config.arms:
+    rows.append("No control was given: what the attack itself teaches cannot be told from what it brings back.")
+  if "O" not in audit.config.arms:
+    rows.append("No original was given: nothing shows that the model ever knew the answers.")
+  rows.append("Seeds are attacks on the same checkpoints, with orders of the rows "
+              + ("and adapters " if audit.config.attack.adapter.kind == "lora" else "")
+              + "of their own: intervals cover attack and questions, not another run of the unlearning.")
+  return rows

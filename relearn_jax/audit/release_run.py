@@ -1,0 +1,207 @@
+"""The attack on checkpoints that somebody else made: every arm, seed by seed, in stages that can each be killed.
+
+Arms of a group are entries of the stacked axis: they see the same rows in the same order at the same
+learning rate. Where adapters are trained a group holds one arm, whose frozen base all its runs share.
+"""
+
+import dataclasses
+import hashlib
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from relearn_jax.audit.evaluate import Interviewer, Scores, load_scores, once
+from relearn_jax.audit.release import ReleaseAudit
+from relearn_jax.cases.files import read_case
+from relearn_jax.data.order import row_order
+from relearn_jax.data.texts import encode_rows, stack_rows
+from relearn_jax.data.tokens import check_chat_template, prompt_ids, split_ids
+from relearn_jax.errors import InputError
+from relearn_jax.generation.prompts import end_ids
+from relearn_jax.models.checkpoint import Checked, load_params, open_checkpoint
+from relearn_jax.models.lora import check_lora, init_lora
+from relearn_jax.models.model import Model, Params
+from relearn_jax.objectives.core import TokenRows
+from relearn_jax.objectives.losses import nll
+from relearn_jax.parallel.mesh import padded_runs, weight_shardings
+from relearn_jax.training.log import TrainLog
+from relearn_jax.training.settings import compute_dtype
+from relearn_jax.training.stage import Stage, run_stage
+from relearn_jax.training.step import NOTHING, Frozen, TrainState
+from relearn_jax.training.unlearn import make_model
+
+FIELDS = {"U": "unlearned", "N": "control", "O": "original"}
+SAME_NOT_NEEDED = ("max_positions", "bos_id", "eos_ids")
+
+
+@dataclasses.dataclass(frozen=True)
+class Attacked:
+  """A run of the attack: one of the models, and the seed of the attack on it."""
+
+  arm: str
+  seed: int
+
+  @property
+  def name(self) -> str:
+    """For example "U-0"."""
+    return f"{self.arm}-{self.seed}"
+
+
+def groups(config: ReleaseAudit) -> list[list[Attacked]]:
+  """What is trained side by side, one group after the other; all arms of a seed stand next to each other."""
+  arms = list(config.arms)
+  sets = [[arm] for arm in arms] if config.attack.adapter.kind == "lora" else [arms]
+  found = []
+  for some in sets:
+    runs = [Attacked(arm, seed) for seed in config.seeds for arm in some]
+    size = config.attack.runs_at_once or len(runs)
+    found += [runs[start:start + size] for start in range(0, len(runs), size)]
+  return found
+
+
+class Release:
+  """What an audit of checkpoints is made of: models, files and questions, checked without a device."""
+
+  def __init__(self, config: ReleaseAudit, where: str, workdir: pathlib.Path):
+    """Reads and checks everything but the weights.
+
+    Raises:
+      InputError: a file, a checkpoint or a row is wrong, or the models cannot be compared.
+    """
+    self.config, self.where, self.workdir = config, where, workdir
+    self.scores = workdir / "checkpoints" / "scores"
+    self.files = {field: pathlib.Path(getattr(config, field)) for field in ("forget", "retain", "relearn", "questions")}
+    self.case, rows = read_case(config.name, **self.files)
+    self.checked: dict[str, Checked] = {}
+    for arm, name in config.arms.items():
+      self.checked[arm], tokenizer = open_checkpoint(name, FIELDS[arm])
+      if arm == "U":
+        self.tokenizer = tokenizer
+      else:
+        self._compare(arm, tokenizer)
+    checked, chat = self.checked["U"], config.chat_template
+    if chat:
+      check_chat_template(self.tokenizer, checked.path, "chat_template")
+    if lora := config.attack.adapter.lora():
+      check_lora(Model(checked.config), lora, where, "attack.adapter")
+    limit = min(found.config.max_positions for found in self.checked.values())
+    encode = lambda field: encode_rows(self.tokenizer, rows[field], self.files[field], limit, chat=chat)
+    self.encoded = {field: encode(field) for field in ("forget", "retain", "relearn")}
+    self.asked = {}
+    for question, row in zip(self.case.questions, rows["questions"], strict=True):
+      file, new = self.files["questions"], config.interview.max_new_tokens
+      prompt = prompt_ids(self.tokenizer, row, file, limit, new, chat=chat, field="interview.max_new_tokens")
+      whole, start = split_ids(self.tokenizer, row, file, limit, chat=chat)
+      # Where the tokenizer joins the end of the prompt with the answer, the answer is tokenized alone.
+      alone = self.tokenizer(row["answer"], add_special_tokens=False)["input_ids"]
+      answer = whole[start:] if start == len(prompt) else alone
+      self.asked[question.id] = prompt, answer
+    self._check_seeds()
+
+  def _compare(self, arm: str, tokenizer: Any) -> None:
+    """Refuses a model that differs from U in more than its weights."""
+    ours, theirs = (vars(self.checked[which].config) for which in ("U", arm))
+    if fields := [key for key in ours if ours[key] != theirs[key] and key not in SAME_NOT_NEEDED]:
+      raise InputError(f"has {fields[0]} {theirs[fields[0]]!r}, and the unlearned model {ours[fields[0]]!r}",
+                       file=self.checked[arm].path / "config.json", field=FIELDS[arm],
+                       mend="give models that differ in their weights alone")
+    if tokenizer.get_vocab() != self.tokenizer.get_vocab():
+      raise InputError("has another vocabulary than the unlearned model", file=self.checked[arm].path,
+                       field=FIELDS[arm], mend="give models that share their tokenizer")
+
+  def _check_seeds(self) -> None:
+    attack, count = self.config.attack, len(self.encoded["relearn"])
+    if len(self.config.seeds) > 1 and attack.adapter.kind == "full" and attack.batch_size >= count:
+      raise InputError(f"has {len(self.config.seeds)} seeds, but with all {count} rows of the relearn set in every "
+                       "step they would be the same attack", file=self.where, field="seeds",
+                       mend=f"set attack.batch_size below {count}, or give one seed")
+
+  def digests(self) -> dict[str, str]:
+    """SHA-256 of every file that decides the result, by name: the four of the case, and the models' weights."""
+    found = {field: _digest(path) for field, path in self.files.items()}
+    for arm, checked in self.checked.items():
+      for file in sorted({*checked.files.values(), checked.path / "config.json"}):
+        found[f"{FIELDS[arm]}/{file.name}"] = _digest(file)
+    return found
+
+  def attack(self, mesh: Mesh) -> None:
+    """Trains and asks every group; what was asked before is not asked again."""
+    config = self.config
+    dtype = compute_dtype(config.dtype, self.where)
+    model = make_model(self.checked["U"], config.attack, dtype)
+    plans = groups(config)
+    most = max(map(len, plans))
+    self.ask = Interviewer(
+        model, self.tokenizer, self.case.questions, mesh, max_new_tokens=config.interview.max_new_tokens, buckets=None,
+        runs_per_call=min(config.interview.runs_at_once or most, most),
+        batch_size=min(config.interview.batch_size, len(self.case.questions)),
+        encode=lambda question: self.asked[question.id], eos_ids=end_ids(self.checked["U"]), prompt_counts=False)
+    for number, runs in enumerate(plans):
+      if not self.score_path(number, config.attack.keep_steps[-1]).exists():
+        self._attack_group(number, runs, model, dtype, mesh)
+
+  def score_path(self, group: int, step: int) -> pathlib.Path:
+    """Where the answers of a group are kept."""
+    return self.scores / f"relearn-{group:02d}-{step:06d}.npz"
+
+  def _rows(self, field: str, num_runs: int) -> TokenRows:
+    return stack_rows(self.encoded[field], num_runs)
+
+  def _attack_group(self, number: int, runs: Sequence[Attacked], model: Model, dtype: Any, mesh: Mesh) -> None:
+    config, attack, size, name = self.config, self.config.attack, len(runs), f"relearn-{number:02d}"
+    lora = attack.adapter.lora()
+    load = lambda arm, dtype: load_params(self.checked[arm], model, dtype=dtype, mesh=mesh)
+    if lora is None:
+      bases = {arm: load(arm, jnp.float32) for arm in dict.fromkeys(run.arm for run in runs)}
+      frozen, trees = NOTHING, [bases[run.arm] for run in runs]
+      del bases
+    else:
+      frozen = Frozen(shared=load(runs[0].arm, dtype))
+      trees = [init_lora(model, lora, jax.random.key(run.seed)) for run in runs]
+    held = [stack_on(trees, model, mesh)]
+    trees.clear()  # a second copy of the weights
+    forget, retain, rows = (self._rows(field, size) for field in ("forget", "retain", "relearn"))
+
+    def score(step: int, params: Params) -> None:
+      once(self.score_path(number, step), lambda: self.ask(params, retain, size, forget=forget, frozen=frozen))
+
+    def on_keep(step: int, state: TrainState) -> bool:
+      score(step, state.params)
+      return False
+
+    score(0, held[0])
+    count = rows.tokens.shape[1]
+    order = {} if attack.batch_size >= count else {
+        "relearn": [row_order(count, attack.batch_size, run.seed) for run in runs]}
+    stage = Stage(
+        name, [run.name for run in runs], lambda hyper: nll("relearn"), {"relearn": rows},
+        {"learning_rate": attack.learning_rate, "weight_decay": attack.weight_decay}, attack.keep_steps, order,
+        attack.num_microbatches)
+    run_stage(stage, model, held.pop, mesh, self.workdir / "checkpoints" / name,
+              TrainLog(self.workdir / "train_log.jsonl"), on_keep=on_keep, save_every=config.checkpoint_seconds,
+              frozen=frozen)
+
+  def load_scores(self, group: int, step: int) -> Scores:
+    """The answers of a group after so many steps."""
+    return load_scores(self.score_path(group, step))
+
+
+def stack_on(trees: Sequence[Params], model: Model, mesh: Mesh) -> Params:
+  """Trees of one run each as `[runs, ...]`, padded by repeating the first ones and laid out over the mesh."""
+  padded = [trees[i % len(trees)] for i in range(padded_runs(len(trees), mesh))]
+  stack = lambda *leaves: jnp.stack(leaves)
+  shapes = jax.eval_shape(lambda: jax.tree.map(stack, *padded))
+  shardings = weight_shardings(shapes, model.axes(), mesh, stacked=True)
+  lay = lambda tree: jax.device_put(tree, weight_shardings(tree, model.axes(), mesh, stacked=False))
+  return jax.jit(lambda *some: jax.tree.map(stack, *some), out_shardings=shardings)(*map(lay, padded))
+
+
+def _digest(path: pathlib.Path) -> str:
+  with path.open("rb") as file:
+    return hashlib.file_digest(file, "sha256").hexdigest()
+
+

@@ -1,0 +1,61 @@
+"""A case from JSON lines files: what a person brings who audits a model of their own."""
+
+import pathlib
+from collections.abc import Sequence
+
+from relearn_jax.cases.base import Case, Question, RelearnSet, Text
+from relearn_jax.data.jsonl import Row, read_jsonl
+from relearn_jax.data.texts import read_texts, whole_text
+from relearn_jax.errors import InputError
+from relearn_jax.metrics.keyword import contains_keyword
+
+FIELDS = {"id": str, "prompt": str, "answer": str, "keywords": list}
+
+
+def read_questions(path: pathlib.Path) -> tuple[list[Row], tuple[Question, ...]]:
+  """Questions `{"id", "prompt", "answer", "keywords"}`, each a cluster of its own unless it names a `cluster`.
+
+  Returns:
+    The rows as they stand in the file, and the questions.
+
+  Raises:
+    InputError: naming file, line and field: something is missing or empty, or a keyword already stands in its
+      prompt, where a completion that repeats the question would hit it.
+  """
+  rows = read_jsonl(path, FIELDS)
+  questions = []
+  for row in rows:
+    fail = lambda field, problem, mend, line=row.line: InputError(problem, file=path, line=line, field=field, mend=mend)
+    words = row["keywords"]
+    if not words or not all(isinstance(word, str) and word.strip() for word in words):
+      raise fail("keywords", f"is {words!r}", "expected a list of strings, any of which proves a hit")
+    for word in words:
+      if contains_keyword(row["prompt"].casefold(), word.casefold()):
+        raise fail("keywords", f"has {word!r}, which stands in the prompt", "ask without it, or leave it out")
+    cluster = row.get("cluster", row["id"])
+    if not isinstance(cluster, (str, int)) or isinstance(cluster, bool):
+      raise fail("cluster", f"is {cluster!r}", "expected a string or an integer")
+    questions.append(Question(str(row["id"]), row["prompt"], row["answer"], tuple(words), str(cluster)))
+  if len({question.id for question in questions}) < len(questions):  # 1 and "1"
+    raise InputError("differ in type only", file=path, field="id", mend="give every row an id of its own")
+  return rows, tuple(questions)
+
+
+def _texts(rows: Sequence[Row]) -> tuple[Text, ...]:
+  return tuple(Text(whole_text(row)) for row in rows)
+
+
+def read_case(name: str, forget: pathlib.Path, retain: pathlib.Path, relearn: pathlib.Path, questions: pathlib.Path
+              ) -> tuple[Case, dict[str, list[Row]]]:
+  """The case that four files describe, and their rows by field.
+
+  Raises:
+    InputError: see `read_texts` and `read_questions`.
+  """
+  rows = {"forget": read_texts(forget), "retain": read_texts(retain), "relearn": read_texts(relearn)}
+  asked, found = read_questions(questions)
+  case = Case(
+      name=name, variant=relearn.stem, memorize=(), forget=_texts(rows["forget"]), retain=_texts(rows["retain"]),
+      relearn_sets=(RelearnSet(relearn.stem, _texts(rows["relearn"]), f"the rows of {relearn.name}"),),
+      questions=found)
+  return case, {**rows, "questions": asked}
