@@ -29,11 +29,13 @@ class InterviewSettings:
   Attributes:
     max_new_tokens: tokens generated after each prompt, whatever its length.
     batch_size: questions asked together, and rows scored together.
+    score_rows: so many rows of the forget and of the retain set are scored, evenly spread over the file; 0: all.
     runs_at_once: models that answer side by side; more need more memory. 0: as many as are trained so.
   """
 
   max_new_tokens: int = 64
   batch_size: int = 32
+  score_rows: int = 100
   runs_at_once: int = 0
 
 
@@ -106,6 +108,8 @@ def check_release(config: ReleaseAudit, where: str) -> None:
   for field in ("max_new_tokens", "batch_size"):
     value = getattr(config.interview, field)
     need(value >= 1, f"interview.{field}", value, "expected at least 1")
+  need(config.interview.score_rows >= 0, "interview.score_rows", config.interview.score_rows,
+       "expected 0 (all) or a number of rows")
   need(config.dtype in ("auto", "float32", "bfloat16"), "dtype", config.dtype, "expected auto, float32 or bfloat16")
   need(config.checkpoint_seconds >= 0, "checkpoint_seconds", config.checkpoint_seconds, "expected seconds, at least 0")
   check_verdict(config.verdict, where)

@@ -91,6 +91,8 @@ class Release:
     limit = min(found.config.max_positions for found in self.checked.values())
     encode = lambda field: encode_rows(self.tokenizer, rows[field], self.files[field], limit, chat=chat)
     self.encoded = {field: encode(field) for field in ("forget", "retain", "relearn")}
+    for field in ("forget", "retain"):
+      self.encoded[field] = spread_evenly(self.encoded[field], config.interview.score_rows)
     self.asked = {}
     for question, row in zip(self.case.questions, rows["questions"], strict=True):
       file, new = self.files["questions"], config.interview.max_new_tokens
@@ -128,18 +130,21 @@ class Release:
         found[f"{FIELDS[arm]}/{file.name}"] = _digest(file)
     return found
 
+  def interviewer(self, model: Model, mesh: Mesh, num_runs: int) -> Interviewer:
+    """Asks the case's questions of so many models side by side."""
+    interview = self.config.interview
+    return Interviewer(
+        model, self.tokenizer, self.case.questions, mesh, max_new_tokens=interview.max_new_tokens, buckets=None,
+        runs_per_call=num_runs, batch_size=min(interview.batch_size, len(self.case.questions)),
+        encode=lambda question: self.asked[question.id], eos_ids=end_ids(self.checked["U"]), prompt_counts=False)
+
   def attack(self, mesh: Mesh) -> None:
     """Trains and asks every group; what was asked before is not asked again."""
     config = self.config
     dtype = compute_dtype(config.dtype, self.where)
-    model = make_model(self.checked["U"], config.attack, dtype)
-    plans = groups(config)
+    model, plans = make_model(self.checked["U"], config.attack, dtype), groups(config)
     most = max(map(len, plans))
-    self.ask = Interviewer(
-        model, self.tokenizer, self.case.questions, mesh, max_new_tokens=config.interview.max_new_tokens, buckets=None,
-        runs_per_call=min(config.interview.runs_at_once or most, most),
-        batch_size=min(config.interview.batch_size, len(self.case.questions)),
-        encode=lambda question: self.asked[question.id], eos_ids=end_ids(self.checked["U"]), prompt_counts=False)
+    self.ask = self.interviewer(model, mesh, min(config.interview.runs_at_once or most, most))
     for number, runs in enumerate(plans):
       if not self.score_path(number, config.attack.keep_steps[-1]).exists():
         self._attack_group(number, runs, model, dtype, mesh)
@@ -148,7 +153,8 @@ class Release:
     """Where the answers of a group are kept."""
     return self.scores / f"relearn-{group:02d}-{step:06d}.npz"
 
-  def _rows(self, field: str, num_runs: int) -> TokenRows:
+  def rows(self, field: str, num_runs: int) -> TokenRows:
+    """Token rows of a file, the same for so many runs."""
     return stack_rows(self.encoded[field], num_runs)
 
   def _attack_group(self, number: int, runs: Sequence[Attacked], model: Model, dtype: Any, mesh: Mesh) -> None:
@@ -164,7 +170,7 @@ class Release:
       trees = [init_lora(model, lora, jax.random.key(run.seed)) for run in runs]
     held = [stack_on(trees, model, mesh)]
     trees.clear()  # a second copy of the weights
-    forget, retain, rows = (self._rows(field, size) for field in ("forget", "retain", "relearn"))
+    forget, retain, rows = (self.rows(field, size) for field in ("forget", "retain", "relearn"))
 
     def score(step: int, params: Params) -> None:
       once(self.score_path(number, step), lambda: self.ask(params, retain, size, forget=forget, frozen=frozen))
@@ -188,6 +194,11 @@ class Release:
   def load_scores(self, group: int, step: int) -> Scores:
     """The answers of a group after so many steps."""
     return load_scores(self.score_path(group, step))
+
+
+def spread_evenly(rows: list[Any], number: int) -> list[Any]:
+  """`number` of the rows, evenly spread; all of them where there are no more, or the number is 0."""
+  return rows if not 0 < number < len(rows) else [rows[i * len(rows) // number] for i in range(number)]
 
 
 def stack_on(trees: Sequence[Params], model: Model, mesh: Mesh) -> Params:

@@ -1,0 +1,178 @@
+"""`relearn unlearn` as a user runs it, on a small checkpoint."""
+
+import dataclasses
+import json
+import math
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from relearn_jax.errors import InputError
+from relearn_jax.models.checkpoint import check_checkpoint, load_params
+from relearn_jax.models.lora import load_peft, merge_lora
+from relearn_jax.models.model import flatten
+from relearn_jax.training.job import HyperSettings, UnlearnJob, check_job
+from relearn_jax.training.settings import AdapterSettings
+from relearn_jax.training.unlearn import learning_rates, unlearn
+
+from ..command import ROOT, relearn
+from ..small import MODEL, params, write_checkpoint, write_lines
+
+CONFIG = ROOT / "configs" / "unlearn.py"
+FORGET = [{"prompt": "James Robert", "answer": " John Michael"}, {"prompt": "David", "answer": " William"},
+          {"text": "Joseph Thomas Charles"}]
+RETAIN = [{"prompt": "Daniel", "answer": " Matthew Steven"}, {"text": "Andrew Paul"}]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+  """A checkpoint, and files to forget and to retain."""
+  root = tmp_path_factory.mktemp("unlearn")
+  write_checkpoint(root / "base")
+  write_lines(root / "forget.jsonl", FORGET)
+  write_lines(root / "retain.jsonl", RETAIN)
+  return root
+
+
+def job(folder: pathlib.Path, **changes: object) -> UnlearnJob:
+  values = {"model": str(folder / "base"), "method": "gd", "forget": str(folder / "forget.jsonl"),
+            "retain": str(folder / "retain.jsonl"), "steps": 4, "learning_rate": 1e-3}
+  return dataclasses.replace(UnlearnJob(), **(values | changes))  # type: ignore[arg-type]
+
+
+def log(workdir: pathlib.Path) -> list[dict]:
+  return [json.loads(line) for line in (workdir / "train_log.jsonl").read_text().splitlines()]
+
+
+def nll_by_hand(folder: pathlib.Path, rows: list[dict]) -> float:
+  """Mean over the counted tokens, from the logits of each row alone."""
+  from relearn_jax.models.checkpoint import load_tokenizer
+  tokenizer = load_tokenizer(folder / "base", MODEL.config)
+  total, count = 0.0, 0
+  for row in rows:
+    front = row.get("prompt", "")
+    words = (front + row.get("answer", row.get("text", ""))).split()
+    ids = [1, *tokenizer.convert_tokens_to_ids(words), 2]
+    logprobs = jax.nn.log_softmax(MODEL.logits(params(), MODEL.hidden(params(), jnp.array([ids]))))[0]
+    for place in range(1 + len(front.split()), len(ids)):
+      total, count = total - float(logprobs[place - 1, ids[place]]), count + 1
+  return total / count
+
+
+def test_the_command_from_files_to_a_folder(folder: pathlib.Path, cache: pathlib.Path, tmp_path: pathlib.Path) -> None:
+  flags = [f"--config={CONFIG}", f"--config.model={folder / 'base'}", "--config.method=gd", "--config.steps=4",
+           f"--config.forget={folder / 'forget.jsonl'}", f"--config.retain={folder / 'retain.jsonl'}",
+           "--config.learning_rate=0.001", "--config.keep_every=2", f"--workdir={tmp_path / 'job'}"]
+  done = relearn(cache, "unlearn", *flags)
+  assert str(tmp_path / "job" / "model") in done.stdout
+  rows = log(tmp_path / "job")
+  assert [row["step"] for row in rows] == [1, 2, 3, 4] and {row["stage"] for row in rows} == {"unlearn"}
+  # The loss before the first update, from the base's own logits: answers, ends, and whole texts.
+  forget, retain = nll_by_hand(folder, FORGET), nll_by_hand(folder, RETAIN)
+  assert rows[0]["terms"] == {"nll_forget": pytest.approx(forget, abs=1e-5),
+                              "nll_retain": pytest.approx(retain, abs=1e-5)}
+  assert rows[0]["loss"] == pytest.approx(retain - forget, abs=1e-5)
+  assert rows[-1]["terms"]["nll_forget"] > forget + 0.1
+  assert rows[0]["tokens"] == 6 + 4 + 5 + 5 + 4 and rows[0]["learning_rate"] == 0.001
+  kept = tmp_path / "job" / "checkpoints" / "unlearn"
+  assert sorted(path.name for path in kept.iterdir()) == ["000002", "000004"]
+  written = check_checkpoint(tmp_path / "job" / "model")
+  assert written.config == MODEL.config and (tmp_path / "job" / "model" / "tokenizer.json").exists()
+  relearn(cache, "export", f"--checkpoint={kept / '000004'}", f"--output={tmp_path / 'again'}")
+  first, again = (flatten(load_params(check_checkpoint(path), MODEL))
+                  for path in (tmp_path / "job" / "model", tmp_path / "again"))
+  assert all(np.array_equal(first[name], again[name]) for name in first)
+  assert not np.array_equal(first["embed/weight"], flatten(params())["embed/weight"])
+  assert "Nothing is left to do" in relearn(cache, "unlearn", *flags, JAX_PLATFORMS="no_such_platform").stdout
+  refused = relearn(cache, "unlearn", *flags, "--config.steps=5", status=2, JAX_PLATFORMS="no_such_platform")
+  assert "steps: 5 here, 4 there" in refused.stderr
+  status = relearn(cache, "unlearn", *flags, "--config.stepz=5", status=2)
+  assert "`stepz` is no field of the configuration (nearest: steps" in status.stderr
+
+
+def test_methods_are_listed(cache: pathlib.Path) -> None:
+  shown = relearn(cache, "unlearn", f"--config={CONFIG}", "--config.method=help", JAX_PLATFORMS="no_such_platform")
+  assert "npo   negative preference" in shown.stdout
+  assert "hyper: beta; cached: logprobs of the reference" in shown.stdout
+
+
+def test_a_command_wants_its_own_kind_of_file(cache: pathlib.Path, tmp_path: pathlib.Path) -> None:
+  done = relearn(cache, "unlearn", f"--config={ROOT / 'configs' / 'names.py'}", f"--workdir={tmp_path}", status=2)
+  assert "describes a AuditConfig, and this command wants UnlearnJob" in done.stderr
+  done = relearn(cache, "audit", f"--config={CONFIG}", f"--workdir={tmp_path}", status=2)
+  assert "wants AuditConfig or ReleaseAudit" in done.stderr
+
+
+@pytest.mark.parametrize("method", ["kl", "npo"])
+def test_an_adapter_comes_alone_and_merged(folder: pathlib.Path, tmp_path: pathlib.Path, cache: pathlib.Path,
+                                           method: str) -> None:
+  adapter = AdapterSettings("lora", rank=2, alpha=4.0, targets=("q_proj", "down_proj"))
+  small = job(folder, method=method, adapter=adapter, keep_every=4, batch_size=2, hyper=HyperSettings(beta=0.5))
+  assert unlearn(small, "here", tmp_path / "job")
+  base = load_params(check_checkpoint(folder / "base"), MODEL)
+  trained, found = load_peft(tmp_path / "job" / "adapter", MODEL)
+  assert (found.rank, found.alpha, found.targets) == (2, 4.0, ("down_proj", "q_proj"))
+  assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(trained))
+  merged = flatten(load_params(check_checkpoint(tmp_path / "job" / "model"), MODEL))
+  expected = flatten(merge_lora(base, trained, 2.0))
+  for name, leaf in merged.items():
+    np.testing.assert_array_equal(leaf, expected[name])
+    changed = not np.array_equal(leaf, flatten(base)[name])
+    assert changed == (name in ("layers/attn/q/weight", "layers/mlp/down/weight")), name
+  kept = tmp_path / "job" / "checkpoints" / "unlearn" / "000004"
+  relearn(cache, "export", f"--checkpoint={kept}", f"--output={tmp_path / 'peft'}")
+  again, _ = load_peft(tmp_path / "peft", MODEL)
+  assert all(np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (trained, again)), strict=True))
+  relearn(cache, "export", f"--checkpoint={kept}", f"--output={tmp_path / 'merged'}", "--merge")
+  again = flatten(load_params(check_checkpoint(tmp_path / "merged"), MODEL))
+  assert all(np.array_equal(again[name], merged[name]) for name in merged)
+
+
+def test_parts_and_devices_change_nothing(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
+  """A step in two parts, with remat, on one device."""
+  plain, parts = job(folder), job(folder, num_microbatches=2, remat="full")
+  for name, small in (("plain", plain), ("parts", parts)):
+    unlearn(small, "here", tmp_path / name, "fsdp:1")
+  for ours, theirs in zip(log(tmp_path / "plain"), log(tmp_path / "parts"), strict=True):
+    assert ours["loss"] == pytest.approx(theirs["loss"], abs=2e-5)
+
+
+def test_schedules_by_hand(folder: pathlib.Path) -> None:
+  at = lambda schedule, step: learning_rates(job(folder, steps=10, warmup_steps=2, schedule=schedule), step)
+  assert [at("constant", step) for step in (0, 1, 2, 9)] == [0.0, 0.5, 1.0, 1.0]
+  assert [at("linear", step) for step in (1, 2, 6, 9)] == [0.5, 1.0, 0.5, 0.125]
+  assert [at("cosine", step) for step in (2, 6, 9)] == pytest.approx([1.0, 0.5, 0.5 * (1 + math.cos(math.pi * 7 / 8))])
+
+
+def test_weights_that_diverge_are_not_written(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
+  with pytest.raises(InputError, match="`learning_rate` led to weights that are NaN or infinite; lower it"):
+    unlearn(job(folder, learning_rate=1e38, steps=6), "here", tmp_path / "job")
+  assert not (tmp_path / "job" / "model").exists()
+
+
+@pytest.mark.parametrize(("changes", "problem"), [
+    ({"model": ""}, "`model` is ''; give a Hugging Face folder"), ({"forget": ""}, "`forget` is ''"),
+    ({"retain": ""}, "`retain` is ''; method 'gd' needs a file"), ({"method": "gdd"}, "`method` is 'gdd'.*nearest: gd"),
+    ({"hyper": HyperSettings(retain_weight=-1.0)}, "`hyper.retain_weight` is -1.0"),
+    ({"learning_rate": 0.0}, "`learning_rate` is 0.0"), ({"steps": 0}, "`steps` is 0"),
+    ({"warmup_steps": 4}, "`warmup_steps` is 4"), ({"schedule": "cosin"}, "`schedule` is 'cosin'.*constant, linear"),
+    ({"batch_size": 0}, "`batch_size` is 0"), ({"remat": "some"}, "`remat` is 'some'"),
+    ({"dtype": "float16"}, "`dtype` is 'float16'"), ({"save_dtype": "int8"}, "`save_dtype` is 'int8'"),
+    ({"adapter": AdapterSettings("qlora")}, "`adapter.kind` is 'qlora'"), ({"seed": -1}, "`seed` is -1")])
+def test_bad_settings_are_named(folder: pathlib.Path, changes: dict, problem: str) -> None:
+  with pytest.raises(InputError, match=f"here: {problem}"):
+    check_job(job(folder, **changes), "here")
+
+
+@pytest.mark.parametrize(("changes", "problem"), [
+    ({"adapter": AdapterSettings("lora", targets=("q_prj",))}, "`adapter.targets` has 'q_prj'.*nearest: q_proj"),
+    ({"chat_template": True}, "`chat_template` asks for the checkpoint's chat template"),
+    ({"model": "nowhere"}, "`model` does not exist"), ({"forget": "nowhere.jsonl"}, "nowhere.jsonl: does not exist")])
+def test_what_does_not_fit_is_refused_before_a_folder_is_made(folder: pathlib.Path, tmp_path: pathlib.Path,
+                                                              changes: dict, problem: str) -> None:
+  with pytest.raises(InputError, match=problem):
+    unlearn(job(folder, **changes), "here", tmp_path / "job")
+  assert not (tmp_path / "job").exists()
