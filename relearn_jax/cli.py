@@ -42,20 +42,24 @@ def _override_fields(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def load_config_file(path: str) -> Any:
-  """What a configuration file's `get_config()` returns; `InputError` if there is no such thing."""
-  if not pathlib.Path(path).is_file():
-    raise InputError("does not exist", file=path, field="--config", mend="give a file such as configs/names.py")
-  spec = importlib.util.spec_from_file_location("relearn_config", path)
+  """What `get_config()` of FILE, or `get_config(argument)` of FILE:argument, returns; `InputError` if nothing does."""
+  file, colon, argument = path.partition(".py:")
+  file += ".py" if colon else ""
+  if not pathlib.Path(file).is_file():
+    raise InputError("does not exist", file=file, field="--config", mend="give a file such as configs/names.py")
+  spec = importlib.util.spec_from_file_location("relearn_config", file)
   if spec is None or spec.loader is None:
     raise InputError("is no Python file", file=path, field="--config", mend="give a file such as configs/names.py")
   module = importlib.util.module_from_spec(spec)
   try:
     spec.loader.exec_module(module)
-    config = module.get_config()
+    config = module.get_config(argument) if colon else module.get_config()
+  except InputError:
+    raise
   except Exception as error:
     raise InputError(f"cannot be read ({type(error).__name__}: {error})", file=path, field="--config",
                      mend="it must define get_config()") from error
-  if not dataclasses.is_dataclass(config):
+  if not dataclasses.is_dataclass(config) or isinstance(config, type):
     raise InputError(f"returns {type(config).__name__}", file=path, field="get_config", mend="expected a dataclass")
   return config
 
@@ -71,7 +75,7 @@ def check_overrides(arguments: Sequence[str], path: str, config: Any) -> None:
     if field not in known:
       near = difflib.get_close_matches(field, known, 3, 0.5)
       raise InputError("is no field of the configuration" + (f" (nearest: {', '.join(near)})" if near else ""),
-                       file=path, field=field, mend="`relearn audit --config=FILE --help` lists them")
+                       file=path, field=field, mend=f"`relearn COMMAND --config={path} --help` lists them")
     if dataclasses.is_dataclass(known[field]):
       raise InputError("is a group of fields", file=path, field=field, mend="set one of its fields")
 
@@ -244,7 +248,33 @@ def _unlearn(values: flags.FlagValues) -> None:
   print(f"Unlearned by {values.config.method}: {pathlib.Path(values.workdir) / 'model'}")
 
 
+def _define_plan(values: flags.FlagValues) -> None:
+  _config_flag(values, "configs/unlearn.py, configs/checkpoint.py or configs/names.py")
+  flags.DEFINE_string("device", "h200", "Kind of device: h200, h100, a100, v5p, v6e or cpu.", flag_values=values)
+  flags.DEFINE_integer("num_devices", 1, "So many devices (cores, of cpu).", flag_values=values)
+  flags.DEFINE_string("mesh", "fsdp:-1", "Sizes of the axes runs, data, fsdp and tensor over them.",
+                      flag_values=values)
+  flags.DEFINE_float("memory_gib", None, "Memory of a device, where it is not the table's; needed for cpu.",
+                     flag_values=values)
+  flags.DEFINE_integer("rows", 400, "Rows of a data set whose file is not given.", flag_values=values)
+  flags.DEFINE_integer("length", 512, "Its longest row, in tokens.", flag_values=values)
+  flags.DEFINE_integer("counted", 128, "Tokens of a row that count in its loss.", flag_values=values)
+
+
+def _plan(values: flags.FlagValues) -> None:
+  _required(values, "config")
+  for name in ("rows", "length", "counted"):
+    if getattr(values, name) < 1:
+      raise InputError(f"is {getattr(values, name)}", field=f"--{name}", mend="expected at least 1")
+  from relearn_jax.plan.command import plan
+  from relearn_jax.plan.stages import Size
+  print(plan(values.config, _config_path(sys.argv[2:]) or "", device=values.device, num_devices=values.num_devices,
+             mesh=values.mesh, memory_gib=values.memory_gib,
+             default=Size(values.rows, values.length, min(values.counted, values.length))), end="")
+
+
 COMMANDS = {
+    "plan": Command("what a configuration needs of memory and time, before it is launched", _define_plan, _plan),
     "unlearn": Command("make a checkpoint unlearn a forget set", _define_unlearn, _unlearn),
     "audit": Command("unlearn, attack and judge: the whole experiment of a configuration file", _define_audit, _audit),
     "report": Command("render an audit's report again from its stored rows", _define_report, _report),
@@ -295,7 +325,7 @@ def main() -> None:
     if {"--help", "-h", "--helpfull"} & set(arguments):
       print(command_help(name, values, arguments[1:]))
       return
-    if name in ("audit", "unlearn") and (path := _config_path(arguments[1:])):
+    if "config" in values and (path := _config_path(arguments[1:])):
       check_overrides(arguments[1:], path, load_config_file(path))
     if rest := values([f"relearn {name}", *arguments[1:]])[1:]:
       raise InputError(f"is not understood: {' '.join(rest)}", field="argument", mend="flags are --name=value")

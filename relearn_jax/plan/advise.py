@@ -36,6 +36,8 @@ def _knobs(work: Work, mesh: Mesh, device: Device) -> dict[str, list[Any]]:
   if device.name != "cpu":
     others = math.prod(size for axis, size in mesh.items() if axis != "fsdp")
     knobs["fsdp"] = doubled(mesh.get("fsdp", 1), MAX_DEVICES // others)
+  if work.groups:
+    knobs["runs_at_once"] = [work.runs >> i for i in range(1, 32) if work.runs >> i]
   if work.kind == "train" and work.adapter == "full":
     knobs["adapter"] = ["lora"]
   return {field: values for field, values in knobs.items() if values}
@@ -44,7 +46,8 @@ def _knobs(work: Work, mesh: Mesh, device: Device) -> dict[str, list[Any]]:
 def _tried(work: Work, mesh: Mesh, knobs: Mapping[str, list[Any]], fields: Sequence[str]) -> Iterator[Suggestion]:
   for values in itertools.product(*(knobs[field] for field in fields)):
     settings = dict(zip(fields, values, strict=True))
-    changed = dataclasses.replace(work, **{k: v for k, v in settings.items() if k != "fsdp"})
+    names = {"runs_at_once": "runs"}
+    changed = dataclasses.replace(work, **{names.get(k, k): v for k, v in settings.items() if k != "fsdp"})
     laid = dict(mesh) | {k: v for k, v in settings.items() if k == "fsdp"}
     yield Suggestion(settings, changed, laid, estimate(changed, laid))
 

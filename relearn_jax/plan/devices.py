@@ -61,14 +61,15 @@ DEVICES: dict[str, Device] = {device.name: device for device in (
 )}
 
 
-def get_device(name: str, *, memory_bytes: int | None = None, cores: int = 1, field: str = "device") -> Device:
+def get_device(name: str, *, memory_bytes: int | None = None, cores: int = 1, field: str = "device",
+               memory_field: str = "memory_bytes") -> Device:
   """The device called `name`.
 
   Args:
     name: a key of `DEVICES`.
     memory_bytes: replaces the table's; needed for "cpu".
     cores: of "cpu".
-    field: what messages call the name.
+    field, memory_field: what messages call the name and the memory.
 
   Raises:
     InputError: an unknown name (the nearest are listed), or a host whose memory is not given.
@@ -81,8 +82,10 @@ def get_device(name: str, *, memory_bytes: int | None = None, cores: int = 1, fi
   device = DEVICES[name.lower()]
   if memory_bytes is not None:
     device = dataclasses.replace(device, memory_bytes=memory_bytes)
-  if not device.memory_bytes:
-    raise InputError(f"is {name!r}, whose memory is not known", field=field, mend="give its memory")
+  if cores < 1:
+    raise InputError(f"is {cores}", field="--num_devices", mend="expected at least 1")
+  if device.memory_bytes <= 0:
+    raise InputError(f"is {name!r}, whose memory is not known", field=field, mend=f"give {memory_field}")
   if device.name == "cpu":
     device = dataclasses.replace(device, flops=device.flops * cores, flops_fp32=device.flops_fp32 * cores,
                                  bandwidth=device.bandwidth * cores)

@@ -150,9 +150,9 @@ def _copies(work: Work, stored: int, mesh: Mesh) -> int:
 def estimate(work: Work, mesh: Mesh) -> Estimate:
   """Memory of a device and FLOPs of a step; a device's runs are computed all at once, as on accelerators.
 
-  Per run: weights are 4 bytes where trained, else `param_dtype` (an adapter always 4); gradients 4 (8 with
-  micro-batches) and Adam 8 bytes a trained parameter; activations L * `kept_per_token` and the final norm's
-  (8 + c) D, of the tokens of a micro-batch. Full fine-tuning in fp32 is thus 16 bytes a parameter.
+  Per run (a shared base once): weights are 4 bytes where trained, else `param_dtype` (an adapter always 4);
+  gradients 4 (8 with micro-batches) and Adam 8 bytes a trained parameter; activations L * `kept_per_token` and the
+  final norm's (8 + c) D, of the tokens of a micro-batch. Full fine-tuning in fp32 is thus 16 bytes a parameter.
   Traffic: weights once for each pass over them and micro-batch, 28 bytes a trained parameter for the update
   (reads parameter, gradient and moments, writes all but the gradient), in decoding weights and cache once a token.
 
@@ -164,15 +164,17 @@ def estimate(work: Work, mesh: Mesh) -> Estimate:
     raise InputError(f"has the axis {sorted(unknown)[0]!r}", field="mesh", mend=f"expected {', '.join(AXES)}")
   config, c, training = work.config, work.compute_bytes, work.kind == "train"
   tensor, row_shards = mesh.get("tensor", 1), mesh.get("data", 1) * mesh.get("fsdp", 1)
-  runs = -(-work.runs // mesh.get("runs", 1))
+  runs, waiting = (-(-number // mesh.get("runs", 1)) for number in (work.runs, work.waiting))
+  models = runs + waiting  # in memory
+  bases = 1 if work.shared else models
   parts = work.num_microbatches if training else 1
   rows = -(-work.rows // parts)
   rows_here = -(-rows // row_shards)
   tokens = rows_here * work.length
 
   base, extra = leaves(config), _adapter(work)
-  full = training and work.adapter == "full"
-  trained = base if full else extra if training else ()
+  full = (training or work.moments) and work.adapter == "full"
+  trained = base if full else extra if training or work.moments else ()
   stored = 4 if full else work.param_dtype
   trained_here = count_shard(trained, mesh)
 
@@ -190,16 +192,17 @@ def estimate(work: Work, mesh: Mesh) -> Estimate:
   elif work.kind == "score":
     cache = tokens * cache_per_token(config, c, tensor)
   if work.kl and work.kind in ("train", "reference"):
-    rows_kept = -(-work.rows // row_shards)
+    rows_kept = -(-(work.reference_rows or work.rows) // row_shards)
     reference = (rows_kept * work.length * config.hidden_size * c
                  + work.param_dtype * count_shard([output_head(config)], mesh))
 
   flops, phases = _time(work, mesh, stored, trained_here, runs)
   return Estimate(
-      num_params=count(base) + count(extra), num_trained=count(trained),
-      weights=runs * (stored * count_shard(base, mesh) + 4 * count_shard(extra, mesh)),
-      compute=runs * _copies(work, stored, mesh),
-      gradients=runs * trained_here * (8 if parts > 1 else 4), optimizer=runs * trained_here * 8,
+      num_params=count(base) + count(extra), num_trained=count(trained) if training else 0,
+      weights=bases * stored * count_shard(base, mesh) + models * 4 * count_shard(extra, mesh),
+      compute=(1 if work.shared else runs) * _copies(work, stored, mesh),
+      gradients=runs * trained_here * (8 if parts > 1 else 4) if training else 0,
+      optimizer=(waiting or runs) * trained_here * 8,
       activations=runs * kept, layer=runs * layer, logits=runs * _logits_bytes(work, rows, row_shards * tensor),
       cache=runs * cache, reference=runs * reference, flops=flops, phases=phases, compute_bytes=c)
 
@@ -210,12 +213,13 @@ def _time(work: Work, mesh: Mesh, stored: int, trained_here: int, runs: int) -> 
   shards = mesh.get("data", 1) * mesh.get("fsdp", 1) * mesh.get("tensor", 1)
   # A token reads one row of an embedding that is no head.
   read = [leaf for leaf in leaves(config) if leaf.path != "embed/weight" or config.tie_embeddings]
-  weights = stored * count_shard(read, mesh) + 4 * count_shard(_adapter(work), mesh)
+  base, extra = stored * count_shard(read, mesh), 4 * count_shard(_adapter(work), mesh)
+  weights = base + runs * extra if work.shared else runs * (base + extra)  # of all runs
   one = work.rows * work.length * flops_per_token(work)
   if work.kind == "train":
     passes = work.num_microbatches * (2 if work.remat == "none" else 3)
-    return work.runs * one, (Phase(runs * one / shards, runs * (passes * weights + 28 * trained_here)),)
-  first = Phase(runs * one / shards, runs * weights)
+    return work.runs * one, (Phase(runs * one / shards, passes * weights + runs * 28 * trained_here),)
+  first = Phase(runs * one / shards, weights)
   if work.kind != "generate" or not work.max_new_tokens:
     return work.runs * one, (first,)
   reach = work.length + work.max_new_tokens / 2
@@ -227,5 +231,5 @@ def _time(work: Work, mesh: Mesh, stored: int, trained_here: int, runs: int) -> 
   # All slots are read, whatever the mask hides.
   cache = rows_here * (work.length + work.max_new_tokens) * cache_per_token(
       config, work.compute_bytes, mesh.get("tensor", 1))
-  moved = work.max_new_tokens * (weights + cache)
-  return work.runs * (one + decode), (first, Phase(runs * decode / shards, runs * moved))
+  moved = work.max_new_tokens * (weights + runs * cache)
+  return work.runs * (one + decode), (first, Phase(runs * decode / shards, moved))

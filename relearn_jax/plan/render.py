@@ -38,8 +38,17 @@ def _row(work: Work, needed: Estimate, device: Device) -> tuple[str, ...]:
           _time(seconds), _time(work.steps * seconds))
 
 
-def render(stages: Sequence[tuple[Work, Estimate]], device: Device, mesh: Mesh) -> str:
-  """A table with a row a stage, advice for those that do not fit, and what was assumed."""
+def render(stages: Sequence[tuple[Work, Estimate]], device: Device, mesh: Mesh, *, measured: Sequence[str] = (),
+           assumed: Sequence[str] = ()) -> str:
+  """A table with a row a stage, advice for those that do not fit, and what was assumed.
+
+  Args:
+    stages: what is planned, with its estimates.
+    device: one of those that share the work.
+    mesh: sizes of its axes.
+    measured: what was read from files, a line each.
+    assumed: what could not be, likewise.
+  """
   rows = [_COLUMNS, *(_row(work, needed, device) for work, needed in stages)]
   widths = [max(len(row[i]) for row in rows) for i in range(len(_COLUMNS))]
   line = lambda row: "  ".join(
@@ -55,7 +64,9 @@ def render(stages: Sequence[tuple[Work, Estimate]], device: Device, mesh: Mesh) 
   advice = [text for work, needed in stages for text in advise(work, mesh, device, needed)]
   if advice:
     lines += ["", *advice]
-  lines += ["", *_assumptions(stages, device)]
+  if measured:
+    lines += ["", "read:", *(f"- {text}" for text in measured)]
+  lines += ["", "assumed:", *(f"- {text}" for text in assumed), *_assumptions(stages, device)]
   return "\n".join(part for text in lines for part in (
       textwrap.wrap(text, WIDTH, subsequent_indent="    " if text[:1] in " -" else "") or [""])) + "\n"
 
@@ -65,7 +76,6 @@ def _assumptions(stages: Sequence[tuple[Work, Estimate]], device: Device) -> lis
   peaks = [f"{rate / 1e12:.4g} TFLOP/s {name}" for size, rate, name in
            ((2, device.flops, "bf16"), (4, device.flops_fp32, "fp32")) if size in precisions]
   return [
-      "assumed:",
       f"- {device.name}: {' and '.join(peaks)} at its peak, of which {device.mfu:.0%} are reached (a guess, not a "
       f"measurement); {device.bandwidth / 1e9:.0f} GB/s; from: {device.source}",
       f"- {USABLE:.0%} of a device's memory can be used; on GPUs JAX takes 75 % unless XLA_PYTHON_CLIENT_MEM_FRACTION "
@@ -74,6 +84,8 @@ def _assumptions(stages: Sequence[tuple[Work, Estimate]], device: Device) -> lis
       "logits at work; cache: keys and values, or the reference's hidden states and head",
       "- GFLOP/step: 6 per parameter and token in training (4 where frozen), 2 forward, causal attention; padding "
       "counts, what remat computes again does not",
+      *(["- on CPU the runs of a device are computed one after the other: less memory than is said here"]
+        if device.name == "cpu" else []),
       "- not counted: traffic of activations, communication between devices, compilation, loading and checkpoints; "
       "every completion is as long as it may be",
   ]

@@ -1,7 +1,6 @@
 """What is planned: a stage of a job, the arrays of its model, and what an estimate of it says."""
 
 import dataclasses
-import difflib
 import functools
 import math
 from collections.abc import Mapping, Sequence
@@ -10,6 +9,7 @@ from typing import NamedTuple
 from relearn_jax.errors import InputError
 from relearn_jax.models.config import ModelConfig
 from relearn_jax.models.decoder import REMAT
+from relearn_jax.models.lora import ALL, LoraConfig, check_lora
 from relearn_jax.models.model import Model, flatten
 from relearn_jax.parallel.rules import RULES
 from relearn_jax.plan.devices import Device
@@ -35,13 +35,18 @@ class Work:
     steps: of training; batches of the other kinds.
     adapter: "full" (no adapter) or "lora".
     lora_rank: of the adapter.
-    lora_targets: names of linear layers ("q", "down", ...), or ("all",).
+    lora_targets: as in `models.lora.LoraConfig`.
+    shared: one base in memory for all runs, each of which has its own adapter.
     param_dtype: bytes of a number of the weights that are not trained, 4 or 2.
     compute_bytes: 4 for fp32, 2 for bf16.
     remat: a key of `decoder.REMAT`.
     num_microbatches: parts into which a step's rows are split.
     max_new_tokens: of "generate".
     kl: the objective keeps a reference's hidden states and head.
+    reference_rows: rows whose hidden states are kept; 0: those of the step.
+    moments: the optimizer's moments are in memory, although nothing is trained in this stage.
+    groups: the runs may be worked through in smaller groups, by the setting `runs_at_once`.
+    waiting: stacked models in memory besides those at work.
   """
 
   name: str
@@ -54,13 +59,18 @@ class Work:
   steps: int = 1
   adapter: str = "full"
   lora_rank: int = 16
-  lora_targets: tuple[str, ...] = ("all",)
+  lora_targets: tuple[str, ...] = (ALL,)
+  shared: bool = False
   param_dtype: int = 4
   compute_bytes: int = 4
   remat: str = "none"
   num_microbatches: int = 1
   max_new_tokens: int = 0
   kl: bool = False
+  reference_rows: int = 0
+  moments: bool = False
+  groups: bool = False
+  waiting: int = 0
 
   def __post_init__(self) -> None:
     for field, allowed in (("kind", KINDS), ("adapter", ("full", "lora")), ("remat", tuple(REMAT)),
@@ -156,20 +166,14 @@ def adapter_leaves(config: ModelConfig, rank: int, targets: Sequence[str]) -> tu
   """A low-rank adapter: `a [L, rank, in]` and `b [L, out, rank]` of every target (Hu et al., 2021).
 
   Raises:
-    InputError: a target that the architecture does not have; the nearest are listed.
+    InputError: a target that matches no layer; see `models.lora.check_lora`.
   """
-  by_name = {leaf.path.split("/")[-2]: leaf for leaf in linears(config)}
-  for target in targets:
-    if target != "all" and target not in by_name:
-      near = difflib.get_close_matches(target, by_name, 2, 0.3)
-      hint = f" (nearest: {', '.join(near)})" if near else ""
-      raise InputError(f"has {target!r}, which is no linear layer of {config.architecture}{hint}",
-                       field="lora_targets", mend=f"expected all, or some of {', '.join(by_name)}")
-  made = []
-  for name, (path, (layers, out, width), (_, out_axis, in_axis)) in by_name.items():
-    if "all" in targets or name in targets:
-      made += [Leaf(f"lora/{path}/a", (layers, rank, width), ("layers", None, in_axis)),
-               Leaf(f"lora/{path}/b", (layers, out, rank), ("layers", out_axis, None))]
+  model, made = Model(config), []
+  by_path = {leaf.path.removesuffix("/weight"): leaf for leaf in linears(config)}
+  for path in check_lora(model, LoraConfig(rank, 1.0, tuple(targets)), None):
+    _, (layers, out, width), (_, out_axis, in_axis) = by_path[path]
+    made += [Leaf(f"lora/{path}/weight/a", (layers, rank, width), ("layers", None, in_axis)),
+             Leaf(f"lora/{path}/weight/b", (layers, out, rank), ("layers", out_axis, None))]
   return tuple(made)
 
 

@@ -94,16 +94,16 @@ def test_mean_keys(length: int, window: int | None) -> None:
 
 
 def test_adapters() -> None:
-  assert count(adapter_leaves(LLAMA, 16, ("all",))) == 39_976_960
-  assert count(adapter_leaves(LLAMA, 16, ("q", "v"))) == 32 * 2 * 16 * 2 * 4096
+  assert count(adapter_leaves(LLAMA, 16, ("all-linear",))) == 39_976_960
+  assert count(adapter_leaves(LLAMA, 16, ("q_proj", "v_proj"))) == 32 * 2 * 16 * 2 * 4096
   assert count(adapter_leaves(model("microsoft/phi-1_5"), 8, ("fc1",))) == 24 * 8 * (2048 + 8192)
   needed = estimate(Work("relearn", "train", LLAMA, adapter="lora", param_dtype=2, compute_bytes=2), ONE)
   assert (needed.num_trained, needed.num_params) == (39_976_960, 6_738_415_616 + 39_976_960)
   assert needed.weights == 2 * 6_738_415_616 + 4 * 39_976_960
   assert needed.gradients + needed.optimizer == 12 * 39_976_960
   assert needed.compute == 0
-  with pytest.raises(InputError, match=r"`lora_targets` has 'gat'.*nearest: gate"):
-    adapter_leaves(LLAMA, 16, ("gat",))
+  with pytest.raises(InputError, match=r"`lora.targets` has 'gat_proj'.*nearest: gate_proj"):
+    adapter_leaves(LLAMA, 16, ("gat_proj",))
 
 
 @pytest.mark.parametrize("name, kib", [("meta-llama/Llama-2-7b-hf", 512), ("HuggingFaceH4/zephyr-7b-beta", 128),

@@ -1,0 +1,35 @@
+"""`relearn plan`: what a configuration's stages would need on a device, before anything is launched."""
+
+from typing import Any
+
+from relearn_jax.parallel.mesh import check_divides, fill_mesh, parse_mesh
+from relearn_jax.plan.devices import GIB, get_device
+from relearn_jax.plan.estimate import estimate
+from relearn_jax.plan.render import render
+from relearn_jax.plan.stages import DEFAULT, Size, stages
+
+
+def plan(config: Any, where: str, *, device: str, num_devices: int, mesh: str, memory_gib: float | None = None,
+         default: Size = DEFAULT) -> str:
+  """The plan of a configuration, as text; no device is touched.
+
+  Args:
+    config: of any command.
+    where: the file it came from, for messages.
+    device: kind of device; see `devices.DEVICES`.
+    num_devices: so many of them; of "cpu", cores, which are one device.
+    mesh: sizes of the axes over them, such as "fsdp:-1".
+    memory_gib: of a device, where it is not the table's; needed for "cpu".
+    default: of data sets whose files are not given.
+
+  Raises:
+    InputError: a setting that the command would refuse, an unknown device or model, or a mesh that does
+      not fit.
+  """
+  kind = get_device(device, memory_bytes=None if memory_gib is None else int(memory_gib * GIB), cores=num_devices,
+                    field="--device", memory_field="--memory_gib")
+  found = stages(config, where, on_cpu=kind.name == "cpu", default=default)
+  laid = fill_mesh(parse_mesh(mesh), 1 if kind.name == "cpu" else num_devices)
+  check_divides(laid, found.works[0].config)
+  estimates = [(work, estimate(work, laid)) for work in found.works]
+  return render(estimates, kind, laid, measured=found.measured, assumed=found.assumed)
