@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from relearn_jax.audit.evaluate import Scores
-from relearn_jax.audit.release_run import Attacked, Release, groups
+from relearn_jax.audit.release_run import FIELDS, Attacked, Release, groups
 from relearn_jax.audit.results import EXAMPLES, PACKAGES
 from relearn_jax.audit.rows import block
 from relearn_jax.cases.leakage import check_case
@@ -98,6 +98,10 @@ def _notes(audit: Release) -> list[str]:
   rows = []
   if "N" not in audit.config.arms:
     rows.append("No control was given: what the attack itself teaches cannot be told from what it brings back.")
+  same = lambda one, other: audit.checked[one].path.resolve() == audit.checked[other].path.resolve()
+  arms = list(audit.checked)
+  rows += [f"{FIELDS[one].capitalize()} and {FIELDS[other]} are the same checkpoint." for i, one in enumerate(arms)
+           for other in arms[i + 1:] if same(one, other)]
   if "O" not in audit.config.arms:
     rows.append("No original was given: nothing shows that the model ever knew the answers.")
   rows.append("Seeds are attacks on the same checkpoints, with orders of the rows "

@@ -74,6 +74,9 @@ def stages(config: Any, where: str, *, on_cpu: bool, default: Size = DEFAULT) ->
     check_job(_filled(config), where)
     _unlearn(config, where, on_cpu, default, found)
   elif isinstance(config, ReleaseAudit):
+    if not config.unlearned and config.original:
+      config = dataclasses.replace(config, unlearned=config.original, control=config.control or config.original)
+      found.assumed.append("three models of the original's architecture are attacked")
     check_release(_filled(config), where)
     _release(config, where, on_cpu, default, found)
   else:
@@ -190,7 +193,7 @@ def _release(audit: ReleaseAudit, where: str, on_cpu: bool, default: Size, found
   trained = max(map(len, plans))
   some = min(interview.runs_at_once or trained, trained)
   # Those that wait are in memory with those at work, which are copies of some of them.
-  waits = {"moments": True, "waiting": trained if some < trained else 0}
+  waits: dict[str, Any] = {"moments": True, "waiting": trained if some < trained else 0}
   times = len(plans) * (1 + len(attack.keep_steps)) * -(-trained // some)
   scored = [size._replace(rows=min(interview.score_rows or size.rows, size.rows)) for size in
             (sizes["forget"], sizes["retain"])]
@@ -215,10 +218,9 @@ def _names(audit: AuditConfig, found: Stages) -> None:
   objective = get_method(audit.method).build(dataclasses.asdict(audit.method_config))
   cells, asked = variants * (2 * depths + 1), audit.evaluate
   length = longest(lambda case: case.memorize)
-  common = {"length": length, "counted": length - 1}
-  kept = asked.runs_per_call
+  common: dict[str, Any] = {"length": length, "counted": length - 1}
   interviews = 1 + audit.unlearn.max_steps // audit.unlearn.keep_every
-  blocks = lambda runs: -(-runs // kept)
+  blocks = lambda runs: -(-runs // asked.runs_per_call)
   times = blocks(len(cases)) + interviews * blocks(len(cases) // 2) + seeds * (
       1 + len(audit.relearn.keep_steps)) * blocks(cells)
   found.works += [
@@ -233,7 +235,7 @@ def _names(audit: AuditConfig, found: Stages) -> None:
            steps=seeds * audit.relearn.keep_steps[-1],
            length=longest(lambda case: case.relearn_sets[0].rows),
            counted=longest(lambda case: case.relearn_sets[0].rows) - 1),
-      Work("ask", "generate", config, runs=min(kept, len(cases)), rows=audit.case.num_questions,
+      Work("ask", "generate", config, runs=min(asked.runs_per_call, len(cases)), rows=audit.case.num_questions,
            length=max(asked.buckets), counted=1, steps=times, max_new_tokens=asked.max_new_tokens, moments=True,
            waiting=len(cases))]
   found.measured.append(f"rows of at most {length} tokens; unlearning is planned to its last step, although runs that "

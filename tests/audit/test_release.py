@@ -154,8 +154,10 @@ def test_one_after_the_other_is_the_same_audit(folder: pathlib.Path, tmp_path: p
 
 def test_a_control_that_is_the_model_itself_shows_no_excess(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
   run(folder, tmp_path / "audit", control=str(folder / "unlearned"))
-  verdict = json.loads((tmp_path / "audit" / "summary.json").read_text())["verdicts"]["relearn"]
+  found = json.loads((tmp_path / "audit" / "summary.json").read_text())
+  verdict = found["verdicts"]["relearn"]
   assert verdict["excess"] == 0.0 and verdict["verdict"] != "OBFUSCATED"
+  assert "Unlearned and control are the same checkpoint." in found["notes"]
 
 
 def test_without_control_or_original_there_is_a_reason(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:

@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# The plans in benchmarks/plan.md: every full-size configuration on one H200 and on a v5p-16 (8 chips).
+set -euo pipefail
+configs="$(cd "$(dirname "$0")/../configs" && pwd)"
+cd "$configs/.."
+for model in llama_2_7b llama_2_7b_chat zephyr_7b_beta phi_1_5; do
+  for what in unlearn audit; do
+    for devices in "--device=h200" "--device=v5p --num_devices=8 --mesh=fsdp:-1"; do
+      echo "\$ relearn plan --config=configs/$model.py:$what $devices"
+      # shellcheck disable=SC2086
+      relearn plan --config="configs/$model.py:$what" $devices | sed '/^assumed:/,$d'
+    done
+  done
+done
+echo "What every one of them assumes:"
+relearn plan --config=configs/llama_2_7b.py:audit --device=h200 | sed -n '/^assumed:/,$p'
