@@ -17,8 +17,7 @@ from relearn_jax.parallel.mesh import repeat_runs, runs_mesh
 from relearn_jax.parallel.start import start
 from relearn_jax.training import checkpoints
 from relearn_jax.training.export import export_run
-from relearn_jax.training.settings import TrainSettings
-from relearn_jax.training.unlearn import make_model
+from relearn_jax.training.settings import TrainSettings, make_model
 
 
 def main() -> None:

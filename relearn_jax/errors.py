@@ -1,5 +1,8 @@
 """The one exception for input that a person can mend."""
 
+from collections.abc import Callable
+from typing import Any
+
 
 class InputError(ValueError):
   """Bad input, found before any device work: what is wrong, where, and how to mend it.
@@ -18,3 +21,11 @@ class InputError(ValueError):
     where = "" if file is None else f"{file}: " if line is None else f"{file}:{line}: "
     what = problem if field is None else f"`{field}` {problem}"
     super().__init__(where + what + ("" if mend is None else f"; {mend}"))
+
+
+def checker(where: object, prefix: str = "") -> Callable[[bool, str, Any, str], None]:
+  """A function (ok, field, value, mend) that raises `InputError` unless `ok`; `prefix` stands before the fields."""
+  def need(ok: bool, field: str, value: Any, mend: str) -> None:
+    if not ok:
+      raise InputError(f"is {value!r}", file=where, field=prefix + field, mend=mend)
+  return need

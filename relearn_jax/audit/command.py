@@ -62,7 +62,7 @@ def refuse_leaks(case: Case, file: Any, field: str, allow_leakage: bool, which: 
   for found in check_case(case):
     if not found.passed and not allow_leakage:
       hit = found.hits[0]
-      raise InputError(f"row {hit.line} of relearn set {found.relearn_set!r}{which} contains {hit.found!r}, "
+      raise InputError(f"line {hit.line} of relearn set {found.relearn_set!r}{which} contains {hit.found!r}, "
                        "which is asked about", file=file, field=field,
                        mend="remove it, or pass --allow_leakage (the verdict will be INCONCLUSIVE)")
 

@@ -1,11 +1,10 @@
 """What an audit is told: one typed value, from a file in configs/ and `--config.some.field=value`."""
 
 import dataclasses
-from typing import Any
 
 from relearn_jax.audit.verdict import VerdictSettings
 from relearn_jax.cases.names import COUPLED, NamesConfig, check_names_config, repetitions
-from relearn_jax.errors import InputError
+from relearn_jax.errors import InputError, checker
 from relearn_jax.objectives.methods import check_hyper, get_method
 
 
@@ -147,9 +146,7 @@ def check_config(config: AuditConfig, where: str) -> None:
   Raises:
     InputError: naming the file, the field and what was expected.
   """
-  def need(ok: bool, field: str, value: Any, mend: str) -> None:
-    if not ok:
-      raise InputError(f"is {value!r}", file=where, field=field, mend=mend)
+  need = checker(where)
 
   try:
     get_method(config.method)
@@ -205,9 +202,7 @@ def check_verdict(settings: VerdictSettings, where: str) -> None:
   Raises:
     InputError: naming the file, the field and what was expected.
   """
-  def need(ok: bool, field: str, value: Any, mend: str) -> None:
-    if not ok:
-      raise InputError(f"is {value!r}", file=where, field=f"verdict.{field}", mend=mend)
+  need = checker(where, "verdict.")
   need(0 < settings.alpha < 1, "alpha", settings.alpha, "expected a probability between 0 and 1")
   need(settings.draws >= 1, "draws", settings.draws, "expected at least 1")
   need(settings.seed >= 0, "seed", settings.seed, "expected a number of at least 0")

@@ -101,7 +101,7 @@ class Interviewer:
     def ask(run: tuple[Params, Params | None], common: tuple, stacked: bool) -> tuple[jax.Array, jax.Array]:
       (params, own), ((tokens, lengths, answers, answer_lengths), shared) = run, common
       over_runs = jax.vmap if stacked else lambda function: function
-      params = params if own is None else {**own, "lora": params}
+      params = whole(params, own)
       prompted = over_runs(lambda p: prefill(model, whole(p, None, shared), tokens, lengths, slots))(params)
       generated = decode(model, params, prompted, max_new_tokens=max_new_tokens, eos_ids=self.eos_ids,
                          stacked=stacked, shared=shared)

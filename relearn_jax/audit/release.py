@@ -1,12 +1,11 @@
 """What an audit of someone's own checkpoints is told: one typed value, from configs/checkpoint.py."""
 
 import dataclasses
-from typing import Any
 
 from relearn_jax.audit.config import check_verdict
 from relearn_jax.audit.verdict import VerdictSettings
-from relearn_jax.errors import InputError
-from relearn_jax.training.settings import TrainSettings, check_train
+from relearn_jax.errors import checker
+from relearn_jax.training.settings import DTYPES, TrainSettings, check_train
 
 
 @dataclasses.dataclass
@@ -90,9 +89,7 @@ def check_release(config: ReleaseAudit, where: str) -> None:
   Raises:
     InputError: naming the file, the field and what was expected.
   """
-  def need(ok: bool, field: str, value: Any, mend: str) -> None:
-    if not ok:
-      raise InputError(f"is {value!r}", file=where, field=field, mend=mend)
+  need = checker(where)
   need(bool(config.unlearned), "unlearned", config.unlearned, "give a Hugging Face folder or a hub id")
   for field in ("forget", "retain", "relearn", "questions"):
     need(bool(getattr(config, field)), field, getattr(config, field), "give a file of JSON lines")
@@ -110,6 +107,6 @@ def check_release(config: ReleaseAudit, where: str) -> None:
     need(value >= 1, f"interview.{field}", value, "expected at least 1")
   need(config.interview.score_rows >= 0, "interview.score_rows", config.interview.score_rows,
        "expected 0 (all) or a number of rows")
-  need(config.dtype in ("auto", "float32", "bfloat16"), "dtype", config.dtype, "expected auto, float32 or bfloat16")
+  need(config.dtype in ("auto", *DTYPES), "dtype", config.dtype, f"expected auto, {' or '.join(DTYPES)}")
   need(config.checkpoint_seconds >= 0, "checkpoint_seconds", config.checkpoint_seconds, "expected seconds, at least 0")
   check_verdict(config.verdict, where)

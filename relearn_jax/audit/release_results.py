@@ -2,31 +2,17 @@
 
 import dataclasses
 from collections.abc import Mapping
-from importlib import metadata
 from typing import Any
 
-import jax
 import numpy as np
 import pyarrow as pa
 
-from relearn_jax.audit.evaluate import Scores
 from relearn_jax.audit.release_run import FIELDS, Attacked, Release, groups
-from relearn_jax.audit.results import EXAMPLES, PACKAGES
-from relearn_jax.audit.rows import block
+from relearn_jax.audit.results import EXAMPLES, leakage_fact, score_tables, versions
 from relearn_jax.cases.leakage import check_case
 from relearn_jax.workdir import to_dict
 
 SHOWN_LINES = 20  # of the relearn text, in the report
-
-
-def _tables(scores: Scores, index: int, questions: list[str], **labels: Any) -> list[pa.Table]:
-  assert scores.forget is not None
-  numbered = lambda name, values: [f"{name}{i:04d}" for i in range(values.shape[1])]
-  columns = {"asr": (questions, scores.asr), "logprob": (questions, scores.logprob),
-             "retain_logprob": (numbered("retain", scores.retain), scores.retain),
-             "forget_logprob": (numbered("forget", scores.forget), scores.forget)}
-  return [block(values[index].astype(np.float64), ids, metric=metric, **labels)
-          for metric, (ids, values) in columns.items()]
 
 
 def result_tables(audit: Release) -> list[pa.Table]:
@@ -39,7 +25,7 @@ def result_tables(audit: Release) -> list[pa.Table]:
       scores = audit.load_scores(number, step)
       for index, run in enumerate(runs):
         before = "original" if run.arm == "O" else "unlearned"
-        tables += _tables(
+        tables += score_tables(
             scores, index, questions, case=config.name, method=config.method, adapter=config.attack.adapter.kind,
             variant=audit.case.variant, seed=run.seed, arm=run.arm, point="relearned" if step else before,
             depth=None if run.arm == "O" else 0, unlearn_step=0,
@@ -72,14 +58,11 @@ def make_facts(audit: Release, digests: Mapping[str, str], seconds: Mapping[str,
   more = len(relearn.rows) - SHOWN_LINES
   lines = [row.text for row in relearn.rows[:SHOWN_LINES]] + ([f"… and {more} more rows"] if more > 0 else [])
   return {
-      "leakage": [{"relearn_set": found.relearn_set, "variant": case.variant, "seed": None,
-                   "num_lines": found.num_lines, "hits": [dataclasses.asdict(hit) for hit in found.hits],
-                   "passed": found.passed} for found in check_case(case)],
+      "leakage": [leakage_fact(found, case.variant, None) for found in check_case(case)],
       "examples": example_facts(audit), "relearn_text": {case.variant: lines}, "provenance": relearn.provenance,
       "clusters": {question.id: question.cluster for question in case.questions},
       "seconds": dict(seconds),
-      "versions": {name: metadata.version(name) for name in PACKAGES}
-                  | {"devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}"},
+      "versions": versions(),
       "fingerprints": dict(digests), "settings": dataclasses.asdict(config.verdict), "config": to_dict(config),
       "variant_name": "relearn set", "story": _story(audit), "notes": _notes(audit)}
 

@@ -17,25 +17,25 @@ from jax.sharding import Mesh
 from relearn_jax.audit.evaluate import Interviewer, Scores, load_scores, once
 from relearn_jax.audit.release import ReleaseAudit
 from relearn_jax.cases.files import read_case
-from relearn_jax.data.order import row_order
+from relearn_jax.data.order import small_batches
 from relearn_jax.data.texts import encode_rows, stack_rows
 from relearn_jax.data.tokens import check_chat_template, prompt_ids, split_ids
 from relearn_jax.errors import InputError
 from relearn_jax.generation.prompts import end_ids
-from relearn_jax.models.checkpoint import Checked, load_params, open_checkpoint
+from relearn_jax.models.checkpoint import Checked, load_params
 from relearn_jax.models.lora import check_lora, init_lora
 from relearn_jax.models.model import Model, Params
+from relearn_jax.models.sources import open_checkpoint
 from relearn_jax.objectives.core import TokenRows
 from relearn_jax.objectives.losses import nll
-from relearn_jax.parallel.mesh import padded_runs, weight_shardings
+from relearn_jax.parallel.mesh import stack_trees
 from relearn_jax.training.log import TrainLog
-from relearn_jax.training.settings import compute_dtype
+from relearn_jax.training.settings import compute_dtype, make_model
 from relearn_jax.training.stage import Stage, run_stage
 from relearn_jax.training.step import NOTHING, Frozen, TrainState
-from relearn_jax.training.unlearn import make_model
 
 FIELDS = {"U": "unlearned", "N": "control", "O": "original"}
-SAME_NOT_NEEDED = ("max_positions", "bos_id", "eos_ids")
+MAY_DIFFER = ("max_positions", "bos_id", "eos_ids")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +107,7 @@ class Release:
   def _compare(self, arm: str, tokenizer: Any) -> None:
     """Refuses a model that differs from U in more than its weights."""
     ours, theirs = (vars(self.checked[which].config) for which in ("U", arm))
-    if fields := [key for key in ours if ours[key] != theirs[key] and key not in SAME_NOT_NEEDED]:
+    if fields := [key for key in ours if ours[key] != theirs[key] and key not in MAY_DIFFER]:
       raise InputError(f"has {fields[0]} {theirs[fields[0]]!r}, and the unlearned model {ours[fields[0]]!r}",
                        file=self.checked[arm].path / "config.json", field=FIELDS[arm],
                        mend="give models that differ in their weights alone")
@@ -168,7 +168,7 @@ class Release:
     else:
       frozen = Frozen(shared=load(runs[0].arm, dtype))
       trees = [init_lora(model, lora, jax.random.key(run.seed)) for run in runs]
-    held = [stack_on(trees, model, mesh)]
+    held = [stack_trees(trees, mesh, model.axes())]
     trees.clear()  # a second copy of the weights
     forget, retain, rows = (self.rows(field, size) for field in ("forget", "retain", "relearn"))
 
@@ -180,13 +180,11 @@ class Release:
       return False
 
     score(0, held[0])
-    count = rows.tokens.shape[1]
-    order = {} if attack.batch_size >= count else {
-        "relearn": [row_order(count, attack.batch_size, run.seed) for run in runs]}
+    data = {"relearn": rows}
     stage = Stage(
-        name, [run.name for run in runs], lambda hyper: nll("relearn"), {"relearn": rows},
-        {"learning_rate": attack.learning_rate, "weight_decay": attack.weight_decay}, attack.keep_steps, order,
-        attack.num_microbatches)
+        name, [run.name for run in runs], lambda hyper: nll("relearn"), data,
+        {"learning_rate": attack.learning_rate, "weight_decay": attack.weight_decay}, attack.keep_steps,
+        small_batches(data, attack.batch_size, [run.seed for run in runs]), attack.num_microbatches)
     run_stage(stage, model, held.pop, mesh, self.workdir / "checkpoints" / name,
               TrainLog(self.workdir / "train_log.jsonl"), on_keep=on_keep, save_every=config.checkpoint_seconds,
               frozen=frozen)
@@ -201,18 +199,6 @@ def spread_evenly(rows: list[Any], number: int) -> list[Any]:
   return rows if not 0 < number < len(rows) else [rows[i * len(rows) // number] for i in range(number)]
 
 
-def stack_on(trees: Sequence[Params], model: Model, mesh: Mesh) -> Params:
-  """Trees of one run each as `[runs, ...]`, padded by repeating the first ones and laid out over the mesh."""
-  padded = [trees[i % len(trees)] for i in range(padded_runs(len(trees), mesh))]
-  stack = lambda *leaves: jnp.stack(leaves)
-  shapes = jax.eval_shape(lambda: jax.tree.map(stack, *padded))
-  shardings = weight_shardings(shapes, model.axes(), mesh, stacked=True)
-  lay = lambda tree: jax.device_put(tree, weight_shardings(tree, model.axes(), mesh, stacked=False))
-  return jax.jit(lambda *some: jax.tree.map(stack, *some), out_shardings=shardings)(*map(lay, padded))
-
-
 def _digest(path: pathlib.Path) -> str:
   with path.open("rb") as file:
     return hashlib.file_digest(file, "sha256").hexdigest()
-
-

@@ -14,7 +14,7 @@ from relearn_jax.audit.config import AuditConfig
 from relearn_jax.audit.evaluate import Scores, load_scores
 from relearn_jax.audit.rows import block
 from relearn_jax.audit.run import Audit
-from relearn_jax.cases.leakage import check_case
+from relearn_jax.cases.leakage import Leakage, check_case
 from relearn_jax.models.model import fingerprint
 from relearn_jax.workdir import to_dict
 
@@ -28,13 +28,26 @@ REFERENCE = {
     "unlearned": {"7": 0.0, "5": 0.0, "3": 0.0, "1": 0.0}, "relearned": {"7": 1.0, "5": 0.97, "3": 0.23, "1": 0.0}}
 
 
-def _tables(scores: Scores, index: int, questions: list[str], **labels: Any) -> list[pa.Table]:
-  """The rows of one model: a value a question and metric."""
-  retained = [f"retain{i:02d}" for i in range(scores.retain.shape[1])]
-  return [
-      block(scores.asr[index].astype(np.float64), questions, metric="asr", **labels),
-      block(scores.logprob[index].astype(np.float64), questions, metric="logprob", **labels),
-      block(scores.retain[index].astype(np.float64), retained, metric="retain_logprob", **labels)]
+def score_tables(scores: Scores, index: int, questions: list[str], **labels: Any) -> list[pa.Table]:
+  """The rows of one model: a value a question, or a scored row, and metric."""
+  columns = {"asr": (questions, scores.asr), "logprob": (questions, scores.logprob)}
+  for name, means in (("retain", scores.retain), ("forget", scores.forget)):
+    if means is not None:
+      columns[f"{name}_logprob"] = [f"{name}{i:02d}" for i in range(means.shape[1])], means
+  return [block(values[index].astype(np.float64), ids, metric=metric, **labels)
+          for metric, (ids, values) in columns.items()]
+
+
+def leakage_fact(found: Leakage, variant: str, seed: int | None) -> dict[str, Any]:
+  """The outcome of a leakage check as the report shows it; `seed` is None where all seeds share the text."""
+  return {"relearn_set": found.relearn_set, "variant": variant, "seed": seed, "num_lines": found.num_lines,
+          "hits": [dataclasses.asdict(hit) for hit in found.hits], "passed": found.passed}
+
+
+def versions() -> dict[str, str]:
+  """Packages, and the devices there are."""
+  devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+  return {name: metadata.version(name) for name in PACKAGES} | {"devices": devices}
 
 
 def result_tables(audit: Audit, points: Points, last_step: int) -> list[pa.Table]:
@@ -54,14 +67,14 @@ def result_tables(audit: Audit, points: Points, last_step: int) -> list[pa.Table
 
   memorized = load_scores(audit.scores / "memorize.npz")
   for i, run in enumerate(audit.runs):
-    tables += _tables(memorized, i, questions, **still, **label(run), arm="O" if run.arm == "U" else "N",
+    tables += score_tables(memorized, i, questions, **still, **label(run), arm="O" if run.arm == "U" else "N",
                       point="original", unlearn_step=0, learning_rate=config.memorize.learning_rate)
   u_runs = [run for run in audit.runs if run.arm == "U"]
   for path in sorted(audit.scores.glob("unlearn-*.npz")):
     step, scores = int(path.stem.split("-")[1]), load_scores(path)
     for i, run in enumerate(u_runs if step else ()):
-      tables += _tables(scores, i, questions, **still, **label(run), arm="U", point="trajectory", unlearn_step=step,
-                        learning_rate=config.method_config.learning_rate)
+      tables += score_tables(scores, i, questions, **still, **label(run), arm="U", point="trajectory",
+                             unlearn_step=step, learning_rate=config.method_config.learning_rate)
   for seed in config.case.seeds:
     cells = cells_of_seed(config, seed, points, last_step)
     for step in (0, *config.relearn.keep_steps):
@@ -69,7 +82,7 @@ def result_tables(audit: Audit, points: Points, last_step: int) -> list[pa.Table
       for i, cell in enumerate(cells):
         if cell.missing or (step == 0 and cell.arm == "O"):  # O before relearning is the original, above
           continue
-        tables += _tables(
+        tables += score_tables(
             scores, i, questions, **always, **label(cell.run), arm=cell.arm, point="relearned" if step else "unlearned",
             depth=cell.depth, unlearn_step=cell.unlearn_step,
             relearn_set=audit.cases[cell.run].relearn_sets[0].name if step else None, relearn_step=step,
@@ -79,10 +92,8 @@ def result_tables(audit: Audit, points: Points, last_step: int) -> list[pa.Table
 
 def leakage_facts(audit: Audit) -> list[dict[str, Any]]:
   """The leakage check of every relearn set of every U run (the others are attacked with the same text)."""
-  return [
-      {"relearn_set": found.relearn_set, "variant": str(run.variant), "seed": run.seed, "num_lines": found.num_lines,
-       "hits": [dataclasses.asdict(hit) for hit in found.hits], "passed": found.passed}
-      for run in audit.runs for found in check_case(audit.cases[run])]
+  return [leakage_fact(found, str(run.variant), run.seed) for run in audit.runs
+          for found in check_case(audit.cases[run])]
 
 
 def example_facts(audit: Audit, points: Points, last_step: int) -> list[dict[str, Any]]:
@@ -122,13 +133,12 @@ def weight_hashes(audit: Audit, points: Points, last_step: int) -> dict[str, str
 def make_facts(audit: Audit, points: Points, last_step: int, seconds: Mapping[str, float]) -> dict[str, Any]:
   """What the rows cannot hold and a report needs."""
   first = audit.config.case.seeds[0]
-  devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
   return {
       "leakage": leakage_facts(audit), "examples": example_facts(audit, points, last_step),
       "relearn_text": {str(run.variant): [row.text for row in audit.cases[run].relearn_sets[0].rows]
                        for run in audit.runs if run.arm == "U" and run.seed == first},
       "provenance": audit.cases[audit.runs[0]].relearn_sets[0].provenance,
-      "seconds": dict(seconds), "versions": {name: metadata.version(name) for name in PACKAGES} | {"devices": devices},
+      "seconds": dict(seconds), "versions": versions(),
       "fingerprints": weight_hashes(audit, points, last_step), "settings": dataclasses.asdict(audit.config.verdict),
       "config": to_dict(audit.config), "reference": REFERENCE, "notes": notes(audit.config, points)}
 

@@ -18,8 +18,9 @@ from relearn_jax.audit.config import AuditConfig
 from relearn_jax.audit.evaluate import Interviewer, Scores, once
 from relearn_jax.cases.base import Case, Text
 from relearn_jax.data.rows import encode, stack_runs
-from relearn_jax.models.checkpoint import check_checkpoint, load_params, load_tokenizer
-from relearn_jax.models.model import Model, Params
+from relearn_jax.models.checkpoint import check_checkpoint, load_params
+from relearn_jax.models.model import Model, Params, unroll
+from relearn_jax.models.sources import load_tokenizer
 from relearn_jax.objectives.core import TokenRows
 from relearn_jax.objectives.losses import nll
 from relearn_jax.objectives.methods import get_method
@@ -61,8 +62,7 @@ class Audit:
       base.copy_base(cached, folder)
     checked = check_checkpoint(folder)
     self.tokenizer = load_tokenizer(folder, checked.config)
-    # A short stack of layers is unrolled: on CPU the loop costs more than its compilation saves.
-    self.model = Model(checked.config, unroll=checked.config.num_layers if checked.config.num_layers <= 8 else 1)
+    self.model = Model(checked.config, unroll=unroll(checked.config))
     self.base_params = load_params(checked, self.model)
     evaluate = self.config.evaluate
     most = max(len(self.runs), len(self.config.case.variants) * (2 * self.config.unlearn.depths + 1))

@@ -4,12 +4,35 @@ import pathlib
 from collections.abc import Sequence
 
 from relearn_jax.cases.base import Case, Question, RelearnSet, Text
-from relearn_jax.data.jsonl import Row, read_jsonl
-from relearn_jax.data.texts import read_texts, whole_text
+from relearn_jax.data.jsonl import Row, check_row, read_jsonl
 from relearn_jax.errors import InputError
 from relearn_jax.metrics.keyword import contains_keyword
 
 FIELDS = {"id": str, "prompt": str, "answer": str, "keywords": list}
+
+
+def read_texts(path: pathlib.Path) -> list[Row]:
+  """The rows of a file, each of either form.
+
+  Raises:
+    InputError: naming file, line and field: a row of neither form or of both, or an empty text.
+  """
+  rows = read_jsonl(path, {})
+  for row in rows:
+    fields = ("text",) if "text" in row else ("prompt", "answer")
+    if both := sorted({"prompt", "answer"} & row.keys()) if "text" in row else []:
+      raise InputError(f"stands beside `{both[0]}`", file=path, line=row.line, field="text",
+                       mend='give {"text"} or {"prompt", "answer"}, not both')
+    for field in fields:
+      check_row(row, field, str, path)
+    if not row[fields[-1]]:
+      raise InputError("is empty", file=path, line=row.line, field=fields[-1], mend="give the text, or remove the row")
+  return rows
+
+
+def whole_text(row: Row) -> str:
+  """All of a row's text: the prompt and its answer, or the text."""
+  return str(row["text"]) if "text" in row else str(row["prompt"]) + str(row["answer"])
 
 
 def read_questions(path: pathlib.Path) -> tuple[list[Row], tuple[Question, ...]]:

@@ -1,8 +1,10 @@
 """Which rows a step sees: a pure function of the step, so that a resumed run sees what it would have seen."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+
+from relearn_jax.objectives.core import TokenRows
 
 Order = Callable[[int], np.ndarray]
 
@@ -28,3 +30,15 @@ def row_order(num_rows: int, batch_size: int, seed: int) -> Order:
               for e in np.unique(places // num_rows)}
     return np.array([epochs[int(p) // num_rows][p % num_rows] for p in places])
   return take
+
+
+def small_batches(data: Mapping[str, TokenRows], batch_size: int, seeds: Sequence[int]) -> dict[str, list[Order]]:
+  """`Stage.order`: an order a run for the data sets of more rows than a batch; the others are seen whole.
+
+  Args:
+    data: name -> token rows `[runs, rows, T]`.
+    batch_size: rows of each data set in a step.
+    seeds: of the runs.
+  """
+  return {name: [row_order(rows.tokens.shape[1], batch_size, seed) for seed in seeds] for name, rows in data.items()
+          if batch_size < rows.tokens.shape[1]}

@@ -26,13 +26,14 @@ def host_rows(tokens: np.ndarray, mask: np.ndarray, positions: np.ndarray | None
   return TokenRows(cast(Any, tokens), cast(Any, mask), positions=cast(Any, positions))
 
 
-def pad_tokens(rows: Sequence[Sequence[int]], num_rows: int, length: int) -> TokenRows:
-  """Right-pads to `[num_rows, length]`; every token but the first counts, padding never does."""
+def pad_tokens(rows: Sequence[Sequence[int]], num_rows: int, length: int, starts: Sequence[int] | None = None
+               ) -> TokenRows:
+  """Right-pads to `[num_rows, length]`; of each row the tokens from `starts` on count (from 1 by default)."""
   tokens = np.zeros((num_rows, length), np.int32)
   mask = np.zeros((num_rows, length), np.float32)
   for index, ids in enumerate(rows):
     tokens[index, :len(ids)] = ids
-    mask[index, 1:len(ids)] = 1.0
+    mask[index, starts[index] if starts else 1:len(ids)] = 1.0
   return host_rows(tokens, mask)
 
 

@@ -1,4 +1,4 @@
-"""Training rows from JSON lines: `{"prompt", "answer"}` or `{"text"}` to token rows with their masks."""
+"""Rows of JSON lines, `{"prompt", "answer"}` or `{"text"}`, to token rows with their masks."""
 
 import pathlib
 from collections.abc import Sequence
@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from relearn_jax.data.jsonl import Row, check_row, read_jsonl
-from relearn_jax.data.rows import host_rows
+from relearn_jax.data.jsonl import Row
+from relearn_jax.data.rows import host_rows, pad_tokens
 from relearn_jax.data.tokens import row_ids, split_ids
 from relearn_jax.errors import InputError
 from relearn_jax.objectives.core import TokenRows
@@ -22,30 +22,6 @@ class Encoded(NamedTuple):
   start: int
 
 
-def read_texts(path: pathlib.Path) -> list[Row]:
-  """The rows of a file, each of either form.
-
-  Raises:
-    InputError: naming file, line and field: a row of neither form or of both, or an empty text.
-  """
-  rows = read_jsonl(path, {})
-  for row in rows:
-    fields = ("text",) if "text" in row else ("prompt", "answer")
-    if both := sorted({"prompt", "answer"} & row.keys()) if "text" in row else []:
-      raise InputError(f"stands beside `{both[0]}`", file=path, line=row.line, field="text",
-                       mend='give {"text"} or {"prompt", "answer"}, not both')
-    for field in fields:
-      check_row(row, field, str, path)
-    if not row[fields[-1]]:
-      raise InputError("is empty", file=path, line=row.line, field=fields[-1], mend="give the text, or remove the row")
-  return rows
-
-
-def whole_text(row: Row) -> str:
-  """All of a row's text: the prompt and its answer, or the text."""
-  return str(row["text"]) if "text" in row else str(row["prompt"]) + str(row["answer"])
-
-
 def encode_row(tokenizer: Any, row: Row, file: pathlib.Path, max_positions: int, *, chat: bool = False) -> Encoded:
   """Token ids of a training row, ended by the tokenizer's EOS.
 
@@ -55,7 +31,7 @@ def encode_row(tokenizer: Any, row: Row, file: pathlib.Path, max_positions: int,
 
   Args:
     tokenizer: of the checkpoint.
-    row: from `read_texts`.
+    row: from `cases.files.read_texts`.
     file: for messages.
     max_positions: of the model.
     chat: prompts are rendered by the checkpoint's chat template; texts are left as they are.
@@ -89,12 +65,10 @@ def stack_rows(rows: Sequence[Encoded], num_runs: int) -> TokenRows:
   Where few of the tokens count, their places are picked, so that nothing is computed for the others.
   """
   length, most = max(len(row.ids) for row in rows), max(len(row.ids) - row.start for row in rows)
-  tokens, mask = np.zeros((len(rows), length), np.int32), np.zeros((len(rows), length), np.float32)
+  padded = pad_tokens([row.ids for row in rows], len(rows), length, [row.start for row in rows])
   positions = np.zeros((len(rows), most), np.int32)
   for index, (ids, start) in enumerate(rows):
-    tokens[index, :len(ids)] = ids
-    mask[index, start:len(ids)] = 1.0
     positions[index, :len(ids) - start] = np.arange(start, len(ids))
   each = lambda array: np.broadcast_to(array, (num_runs, *array.shape))
   picked = each(positions) if most < PICK_BELOW * (length - 1) else None
-  return host_rows(each(tokens), each(mask), picked)
+  return host_rows(each(padded.tokens), each(padded.mask), picked)

@@ -3,8 +3,9 @@
 import pathlib
 
 from relearn_jax.errors import InputError
-from relearn_jax.models.checkpoint import Checked, read_json
+from relearn_jax.models.checkpoint import Checked
 from relearn_jax.models.export import GENERATION
+from relearn_jax.models.safetensor_files import read_json
 
 
 def check_batch_size(batch_size: int) -> None:

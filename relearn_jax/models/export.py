@@ -16,9 +16,9 @@ from safetensors.numpy import save_file
 
 from relearn_jax.errors import InputError
 from relearn_jax.models.architectures import ARCHITECTURES
-from relearn_jax.models.checkpoint import INDEX, SINGLE
 from relearn_jax.models.config import ModelConfig
 from relearn_jax.models.model import Model, Params, flatten
+from relearn_jax.models.safetensor_files import INDEX, SINGLE
 
 SHARD_BYTES = 5 * 1024**3
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json",

@@ -19,9 +19,9 @@ from jaxtyping import Array
 from safetensors.numpy import save_file
 
 from relearn_jax.errors import InputError
-from relearn_jax.models.checkpoint import read_header, read_json, read_tensors
 from relearn_jax.models.export import new_folder
 from relearn_jax.models.model import Model, Params, flatten, unflatten
+from relearn_jax.models.safetensor_files import read_header, read_json, read_tensors
 
 ALL = "all-linear"
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

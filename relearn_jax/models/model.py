@@ -16,6 +16,8 @@ from relearn_jax.models.config import ModelConfig
 from relearn_jax.models.decoder import Decoder
 from relearn_jax.models.layers import Context, LayerCache, rope_tables
 
+UNROLLED = 8  # layers, at most
+
 Params = dict[str, Any]  # with an adapter, its leaves are under "lora"
 
 
@@ -123,6 +125,11 @@ class Model:
   def logits(self, params: Params, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
     """Logits in fp32, accumulated in fp32 at any compute precision."""
     return head_logits(hidden, self.head(params))
+
+
+def unroll(config: ModelConfig) -> int:
+  """`Model.unroll` for training: a short stack whole, since on CPU the loop costs more than its compilation saves."""
+  return config.num_layers if config.num_layers <= UNROLLED else 1
 
 
 def head_logits(hidden: Float[Array, "*batch D"], head: Head) -> Float[Array, "*batch V"]:

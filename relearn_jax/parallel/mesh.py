@@ -266,3 +266,18 @@ def repeat_runs(tree: Tree, num_runs: int, mesh: Mesh, axes: Mapping[str, tuple[
   on_mesh = all(getattr(leaf, "sharding", None) is not None and leaf.sharding.device_set == set(mesh.devices.flat)
                 for leaf in jax.tree.leaves(tree))
   return spread(tree if on_mesh else jax.device_put(tree, weight_shardings(tree, axes or {}, mesh, stacked=False)))
+
+
+def stack_trees(trees: Sequence[Tree], mesh: Mesh, axes: Mapping[str, tuple[str, ...]]) -> Tree:
+  """Parameters of several runs as `[runs, ...]`, padded by repeating the first ones and laid out over the mesh.
+
+  Args:
+    trees: one run's parameters each, laid out on the mesh or elsewhere.
+    mesh: the mesh.
+    axes: see `weight_shardings`.
+  """
+  padded = [trees[i % len(trees)] for i in range(padded_runs(len(trees), mesh))]
+  stack = lambda *some: jax.tree.map(lambda *leaves: jnp.stack(leaves), *some)
+  lay = lambda tree: jax.device_put(tree, weight_shardings(tree, axes, mesh, stacked=False))
+  shardings = weight_shardings(jax.eval_shape(stack, *padded), axes, mesh, stacked=True)
+  return jax.jit(stack, out_shardings=shardings)(*map(lay, padded))

@@ -10,16 +10,17 @@ from relearn_jax.audit.base import make_tokenizer, model_config
 from relearn_jax.audit.config import AuditConfig, check_config
 from relearn_jax.audit.release import ReleaseAudit, check_release
 from relearn_jax.audit.release_run import groups
-from relearn_jax.cases.files import read_questions
+from relearn_jax.cases.files import read_questions, read_texts
 from relearn_jax.data.batches import bucket_length
-from relearn_jax.data.texts import encode_rows, read_texts
+from relearn_jax.data.texts import encode_rows
 from relearn_jax.data.tokens import prompt_ids
 from relearn_jax.errors import InputError
 from relearn_jax.models.architectures import parse_config
-from relearn_jax.models.checkpoint import load_tokenizer, read_json
 from relearn_jax.models.config import ModelConfig
 from relearn_jax.models.lora import check_lora
 from relearn_jax.models.model import Model
+from relearn_jax.models.safetensor_files import read_json
+from relearn_jax.models.sources import VOCABULARIES, load_tokenizer
 from relearn_jax.objectives.methods import get_method
 from relearn_jax.plan.presets import PRESETS, preset
 from relearn_jax.plan.work import Work
@@ -114,8 +115,7 @@ class _Files:
 
   def __init__(self, config: ModelConfig, folder: pathlib.Path | None, chat: bool, default: Size, found: Stages):
     self.config, self.chat, self.default, self.found = config, chat, default, found
-    has_tokenizer = folder is not None and any((folder / name).exists() for name in ("tokenizer.json", "vocab.json",
-                                                                                     "tokenizer.model"))
+    has_tokenizer = folder is not None and any((folder / name).exists() for name in VOCABULARIES)
     self.tokenizer = load_tokenizer(folder, config) if folder is not None and has_tokenizer else None
 
   def rows(self, field: str, path: str) -> Size:

@@ -1,9 +1,8 @@
 """What `relearn unlearn` is told: one typed value, from configs/unlearn.py and `--config.field=value`."""
 
 import dataclasses
-from typing import Any
 
-from relearn_jax.errors import InputError
+from relearn_jax.errors import InputError, checker
 from relearn_jax.objectives.methods import check_hyper, get_method
 from relearn_jax.training.settings import DTYPES, TrainSettings, check_train
 
@@ -62,9 +61,7 @@ def check_job(job: UnlearnJob, where: str) -> None:
   Raises:
     InputError: naming the file, the field and what was expected.
   """
-  def need(ok: bool, field: str, value: Any, mend: str) -> None:
-    if not ok:
-      raise InputError(f"is {value!r}", file=where, field=field, mend=mend)
+  need = checker(where)
   try:
     method = get_method(job.method)
     check_hyper(job.method, dataclasses.asdict(job.hyper), "hyper")

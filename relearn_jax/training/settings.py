@@ -7,9 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from relearn_jax.errors import InputError
+from relearn_jax.errors import InputError, checker
+from relearn_jax.models.checkpoint import Checked
 from relearn_jax.models.decoder import REMAT
 from relearn_jax.models.lora import ALL, LoraConfig
+from relearn_jax.models.model import Model, unroll
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -57,9 +59,7 @@ def check_train(settings: TrainSettings, where: Any, prefix: str = "") -> None:
   Raises:
     InputError: naming the file, the field and what was expected.
   """
-  def need(ok: bool, field: str, value: Any, mend: str) -> None:
-    if not ok:
-      raise InputError(f"is {value!r}", file=where, field=prefix + field, mend=mend)
+  need = checker(where, prefix)
   need(0 < settings.learning_rate < math.inf, "learning_rate", settings.learning_rate, "expected a positive number")
   need(0 <= settings.weight_decay < math.inf, "weight_decay", settings.weight_decay, "expected a number of at least 0")
   for field in ("batch_size", "num_microbatches"):
@@ -79,3 +79,10 @@ def compute_dtype(name: str, where: Any, field: str = "dtype") -> Any:
   if name not in DTYPES:
     raise InputError(f"is {name!r}", file=where, field=field, mend=f"expected auto, {' or '.join(DTYPES)}")
   return DTYPES[name]
+
+
+def make_model(checked: Checked, settings: TrainSettings, dtype: Any) -> Model:
+  """The model of a checkpoint as these settings train it."""
+  lora = settings.adapter.lora()
+  return Model(checked.config, dtype=dtype, unroll=unroll(checked.config), remat=settings.remat,
+               lora_scale=lora.scale if lora else 1.0)

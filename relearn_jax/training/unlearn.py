@@ -9,39 +9,33 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from relearn_jax.data.order import Order, row_order
-from relearn_jax.data.texts import encode_rows, read_texts, stack_rows
+from relearn_jax.cases.files import read_texts
+from relearn_jax.data.order import small_batches
+from relearn_jax.data.texts import encode_rows, stack_rows
 from relearn_jax.data.tokens import check_chat_template
 from relearn_jax.errors import InputError
-from relearn_jax.models.checkpoint import Checked, load_params, open_checkpoint
+from relearn_jax.models.checkpoint import Checked, load_params
 from relearn_jax.models.export import export
 from relearn_jax.models.lora import check_lora, export_peft, init_lora, merge_lora
 from relearn_jax.models.model import Model, Params
+from relearn_jax.models.sources import open_checkpoint
 from relearn_jax.objectives.core import TokenRows
 from relearn_jax.objectives.methods import get_method
 from relearn_jax.parallel.mesh import check_mesh, make_mesh, repeat_runs, to_host
 from relearn_jax.training import checkpoints
 from relearn_jax.training.job import UnlearnJob, check_job
 from relearn_jax.training.log import TrainLog
-from relearn_jax.training.settings import DTYPES, TrainSettings, compute_dtype
+from relearn_jax.training.settings import DTYPES, compute_dtype, make_model
 from relearn_jax.training.stage import Stage, run_stage
 from relearn_jax.training.step import NOTHING, Frozen, TrainState
 from relearn_jax.workdir import claim_workdir, only_process
 
 STAGE, RUN = "unlearn", "U"
-UNROLL = 8  # a stack of up to so many layers is unrolled: on CPU the loop costs more than its compilation saves
 
 
 def default_mesh() -> str:
   """All accelerators share the model; on CPU one device, which uses all cores."""
   return "fsdp:1" if jax.default_backend() == "cpu" else "fsdp:-1"
-
-
-def make_model(checked: Checked, settings: TrainSettings, dtype: Any) -> Model:
-  """The model of a checkpoint as these settings train it."""
-  lora, layers = settings.adapter.lora(), checked.config.num_layers
-  return Model(checked.config, dtype=dtype, unroll=layers if layers <= UNROLL else 1, remat=settings.remat,
-               lora_scale=lora.scale if lora else 1.0)
 
 
 def learning_rates(job: UnlearnJob, step: int) -> float:
@@ -112,7 +106,7 @@ def _train(job: UnlearnJob, where: str, workdir: pathlib.Path, checked: Checked,
     return repeat_runs(one, 1, mesh, model.axes())
 
   def on_keep(step: int, state: TrainState) -> bool:
-    if job.keep_every and (step == job.steps or step % job.keep_every == 0):
+    if job.keep_every:
       path = checkpoints.step_path(workdir / "checkpoints" / STAGE, step)
       if not checkpoints.is_saved(path):
         about = checkpoints.description(model, [RUN], STAGE, step, tokenizer=str(checked.path.resolve()), lora=lora)
@@ -121,15 +115,12 @@ def _train(job: UnlearnJob, where: str, workdir: pathlib.Path, checked: Checked,
       _export(job, workdir, checked, model, to_host(state.params, 1), mesh)
     return False
 
-  # Each data set has its own order, and a step sees so many rows of each.
-  order: dict[str, list[Order]] = {
-      name: [row_order(data.tokens.shape[1], job.batch_size, job.seed)] for name, data in rows.items()
-      if job.batch_size < data.tokens.shape[1]}
   hyper = {"learning_rate": job.learning_rate, "weight_decay": job.weight_decay,
            **{name: getattr(job.hyper, name) for name in method.hyper}}
   every = job.keep_every or job.steps
-  stage = Stage(STAGE, [RUN], method.build, rows, hyper, sorted({*range(every, job.steps, every), job.steps}), order,
-                job.num_microbatches, lambda step: learning_rates(job, step))
+  stage = Stage(
+      STAGE, [RUN], method.build, rows, hyper, sorted({*range(every, job.steps, every), job.steps}),
+      small_batches(rows, job.batch_size, [job.seed]), job.num_microbatches, lambda step: learning_rates(job, step))
   run_stage(stage, model, start, mesh, workdir / "checkpoints" / STAGE, TrainLog(workdir / "train_log.jsonl"),
             on_keep=on_keep, save_every=job.checkpoint_seconds, frozen=frozen)
 
@@ -146,5 +137,4 @@ def _export(job: UnlearnJob, workdir: pathlib.Path, checked: Checked, model: Mod
       export_peft(one, model, lora, workdir / "adapter", base=job.model)
     # Merged into the base in fp32: the copy that was trained on may be in fewer bits than what it learned needs.
     one = merge_lora(load_params(checked, model, mesh=mesh), one, lora.scale)
-  if not (workdir / "model").exists():
-    export(one, model, workdir / "model", source=checked.path, dtype=DTYPES[job.save_dtype])
+  export(one, model, workdir / "model", source=checked.path, dtype=DTYPES[job.save_dtype])

@@ -17,8 +17,9 @@ from relearn_jax.audit.command import audit_release
 from relearn_jax.audit.release import AttackSettings, InterviewSettings, ReleaseAudit, check_release
 from relearn_jax.audit.release_run import groups, spread_evenly
 from relearn_jax.audit.verdict import VerdictSettings
+from relearn_jax.cases.files import read_texts
 from relearn_jax.data.order import row_order
-from relearn_jax.data.texts import encode_rows, read_texts, stack_rows
+from relearn_jax.data.texts import encode_rows, stack_rows
 from relearn_jax.errors import InputError
 from relearn_jax.models.export import export
 from relearn_jax.models.lora import LoraConfig, init_lora
@@ -234,7 +235,7 @@ def test_a_bad_question_is_named(folder: pathlib.Path, tmp_path: pathlib.Path, r
 
 def test_a_relearn_set_that_tells_is_refused(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
   file = write_lines(tmp_path / "leaky.jsonl", [{"text": f"James {name}"} for name in (*NAMES, "Mark")])
-  refused(folder, tmp_path, "leaky.jsonl: `relearn` row 13 of relearn set 'leaky' contains 'mark'", relearn=str(file))
+  refused(folder, tmp_path, "leaky.jsonl: `relearn` line 13 of relearn set 'leaky' contains 'mark'", relearn=str(file))
   assert audit_release(setting(folder, relearn=str(file), seeds=(0,)), "here", tmp_path / "told", allow_leakage=True)
   verdict = json.loads((tmp_path / "told" / "summary.json").read_text())["verdicts"]["leaky"]
   assert verdict["verdict"] == "INCONCLUSIVE" and "leaky line 13: “mark”" in verdict["reason"]

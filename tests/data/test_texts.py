@@ -12,7 +12,8 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from relearn_jax.data.texts import encode_row, read_texts, stack_rows, whole_text
+from relearn_jax.cases.files import read_texts, whole_text
+from relearn_jax.data.texts import encode_row, stack_rows
 from relearn_jax.data.tokens import check_chat_template
 from relearn_jax.errors import InputError
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from relearn_jax.models.checkpoint import INDEX, check_checkpoint, read_json
+from relearn_jax.models.checkpoint import check_checkpoint
+from relearn_jax.models.safetensor_files import INDEX, read_json
 
 from .tiny import (
     CONFIG,

@@ -6,7 +6,8 @@ import huggingface_hub
 import pytest
 from huggingface_hub import errors
 
-from relearn_jax.models.checkpoint import check_checkpoint, load_tokenizer, resolve
+from relearn_jax.models.checkpoint import check_checkpoint
+from relearn_jax.models.sources import load_tokenizer, resolve
 
 from .tiny import (
     refuses,

@@ -49,7 +49,7 @@ def log(workdir: pathlib.Path) -> list[dict]:
 
 def nll_by_hand(folder: pathlib.Path, rows: list[dict]) -> float:
   """Mean over the counted tokens, from the logits of each row alone."""
-  from relearn_jax.models.checkpoint import load_tokenizer
+  from relearn_jax.models.sources import load_tokenizer
   tokenizer = load_tokenizer(folder / "base", MODEL.config)
   total, count = 0.0, 0
   for row in rows:
