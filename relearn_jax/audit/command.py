@@ -2,7 +2,6 @@
 
 import json
 import pathlib
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from relearn_jax.cases.leakage import check_case
 from relearn_jax.errors import InputError
 from relearn_jax.parallel.mesh import DEFAULT, check_mesh, make_mesh
 from relearn_jax.report.render import report_from_rows
+from relearn_jax.training.checkpoints import remove_resumes
 from relearn_jax.workdir import claim_workdir, only_process
 
 OUTPUTS = ("results.parquet", "summary.json", "report.html", "report.md")
@@ -106,8 +106,7 @@ def _compute(config: AuditConfig, workdir: pathlib.Path, cache: pathlib.Path, me
   with clock("relearn"):
     for seed in config.case.seeds:
       relearn(state, seed, cells_of_seed(config, seed, points, last))
-  for left in state.checkpoints.glob("*/resume"):  # of a stage that was killed after its last result
-    shutil.rmtree(left)
+  remove_resumes(state.checkpoints)
   with clock("results"):
     tables: list[Any] = results.result_tables(state, points, last)
     facts = results.make_facts(state, points, last, clock.seconds)
@@ -139,6 +138,7 @@ def audit_release(config: ReleaseAudit, where: str, workdir: pathlib.Path, *, al
       clock = Clock(workdir / "checkpoints" / "seconds.json")
       with clock("attack"):
         state.attack(make_mesh(sizes, config=state.checked["U"].config))
+      remove_resumes(workdir / "checkpoints")
       write_rows(workdir / "results.parquet", release_results.result_tables(state),
                  release_results.make_facts(state, digests, clock.seconds))
     report_from_rows(workdir)

@@ -23,6 +23,7 @@ from relearn_jax.data.tokens import check_chat_template, prompt_ids, split_ids
 from relearn_jax.errors import InputError
 from relearn_jax.generation.prompts import end_ids
 from relearn_jax.models.checkpoint import Checked, load_params
+from relearn_jax.models.export import GENERATION, TOKENIZER_FILES
 from relearn_jax.models.lora import check_lora, init_lora
 from relearn_jax.models.model import Model, Params
 from relearn_jax.models.sources import open_checkpoint
@@ -123,10 +124,11 @@ class Release:
                        mend=f"set attack.batch_size below {count}, or give one seed")
 
   def digests(self) -> dict[str, str]:
-    """SHA-256 of every file that decides the result, by name: the four of the case, and the models' weights."""
+    """SHA-256 of every file that decides the result, by name: the four of the case, and each model's."""
     found = {field: _digest(path) for field, path in self.files.items()}
     for arm, checked in self.checked.items():
-      for file in sorted({*checked.files.values(), checked.path / "config.json"}):
+      others = (checked.path / name for name in ("config.json", GENERATION, *TOKENIZER_FILES))
+      for file in sorted({*checked.files.values(), *(file for file in others if file.exists())}):
         found[f"{FIELDS[arm]}/{file.name}"] = _digest(file)
     return found
 

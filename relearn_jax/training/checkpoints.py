@@ -106,6 +106,12 @@ def keep_only(folder: pathlib.Path, step: int) -> None:
       shutil.rmtree(path)
 
 
+def remove_resumes(folder: pathlib.Path) -> None:
+  """Removes the resume states of stages that were killed after their last result, from which nothing goes on."""
+  for left in folder.glob("*/resume"):
+    shutil.rmtree(left)
+
+
 def description(model: Model, runs: list[str], stage: str, step: int, *, tokenizer: str = TOKENIZER,
                 lora: LoraConfig | None = None) -> dict[str, Any]:
   """The description of a checkpoint, as JSON-safe values.

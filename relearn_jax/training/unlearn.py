@@ -76,6 +76,7 @@ def unlearn(job: UnlearnJob, where: str, workdir: pathlib.Path, mesh: str | None
   known = claim_workdir(workdir, job)
   with only_process(workdir):
     if known and (workdir / "model").is_dir():
+      checkpoints.remove_resumes(workdir / "checkpoints")
       return False
     sizes = check_mesh(default_mesh() if mesh is None else mesh, checked.config)
     _train(job, where, workdir, checked, rows, make_mesh(sizes, config=checked.config))

@@ -83,7 +83,8 @@ def test_the_command_from_files_to_a_report(folder: pathlib.Path, cache: pathlib
   assert "relearn: INCONCLUSIVE" in done.stdout and "relearn set" in done.stdout
   found = json.loads((tmp_path / "audit" / "summary.json").read_text())
   assert found["case"] == "mine" and found["leakage"][0]["passed"] and found["leakage"][0]["num_lines"] == 9
-  assert {"questions", "unlearned/model.safetensors", "control/config.json"} <= set(found["fingerprints"])
+  assert {"questions", "unlearned/model.safetensors", "control/config.json",
+          "original/tokenizer.json"} <= set(found["fingerprints"])
   page = (tmp_path / "audit" / "report.html").read_text()
   assert "A model is said to have unlearned what 6 questions ask about" in page and "repetitions" not in page
   assert not (tmp_path / "audit" / "figures" / "unlearning.png").exists() and "Which models were attacked" not in page
@@ -186,7 +187,10 @@ def test_a_killed_audit_goes_on_to_the_same_rows(folder: pathlib.Path, tmp_path:
   with pytest.raises(KeyboardInterrupt):
     audit_release(config, "here", tmp_path / "killed")
   monkeypatch.setattr(release_run, "once", real)
-  assert calls[-1] == "relearn-01-000002.npz" and audit_release(config, "here", tmp_path / "killed")
+  assert calls[-1] == "relearn-01-000002.npz" and list((tmp_path / "killed").glob("checkpoints/*/resume"))
+  (tmp_path / "killed" / "checkpoints" / "relearn-00" / "resume").mkdir()  # of a kill after the last answer
+  assert audit_release(config, "here", tmp_path / "killed")
+  assert not list((tmp_path / "killed").glob("checkpoints/*/resume"))
   again = pq.read_table(tmp_path / "killed" / "results.parquet").to_pandas()
   np.testing.assert_array_equal(again["value"], whole_rows["value"])
   log = [json.loads(line) for line in (tmp_path / "killed" / "train_log.jsonl").read_text().splitlines()]
