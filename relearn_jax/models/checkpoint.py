@@ -1,15 +1,17 @@
 """Hugging Face checkpoints in: checked from their headers first, then read by slice, without torch."""
 
+import collections
 import contextlib
 import dataclasses
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors
-from jax.sharding import Mesh, SingleDeviceSharding
+from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 
 from relearn_jax.errors import InputError
 from relearn_jax.models.architectures import parse_config
@@ -93,8 +95,9 @@ def check_checkpoint(path: str | pathlib.Path) -> Checked:
 def load_params(checked: Checked, model: Model, *, dtype: Any = jnp.float32, mesh: Mesh | None = None) -> Params:
   """Reads the weights straight into stacked `[layers, ...]` leaves.
 
-  Each device's part is read by slice, so that the host holds one such part at a time, whatever the
-  model's size, and a process reads only what its own devices hold.
+  Each device's part is read by slice, once for all devices that hold the same, so that the host holds one
+  such part at a time (and one tensor of it), whatever the model's size and however many its devices. A
+  process reads only what its own devices hold.
 
   Args:
     checked: from `check_checkpoint`.
@@ -124,8 +127,7 @@ def load_params(checked: Checked, model: Model, *, dtype: Any = jnp.float32, mes
   def leaf(path: str, shape: jax.ShapeDtypeStruct) -> jax.Array:
     name = model.names[path]
 
-    def part(index: tuple[slice, ...] | None) -> np.ndarray:
-      assert index is not None  # the shape has axes
+    def part(index: tuple[slice, ...]) -> np.ndarray:
       layers = range(*index[0].indices(shape.shape[0])) if "{i}" in name else ()
       names = [name.format(i=i) for i in layers] or [name]
       rest = index[1:] if layers else index
@@ -140,6 +142,23 @@ def load_params(checked: Checked, model: Model, *, dtype: Any = jnp.float32, mes
         for row, n in zip(out[1:], names[1:], strict=True):
           row[...] = tensor(files[checked.files[n]], n, rest)
         return out
-    return jax.make_array_from_callback(shape.shape, shardings.get(path, first), part)
+    return _place(shape.shape, shardings.get(path, first), part, dtype)
 
   return unflatten({path: leaf(path, shape) for path, shape in flatten(model.abstract()).items()})
+
+
+def _place(shape: tuple[int, ...], sharding: Sharding, part: Callable[[tuple[slice, ...]], np.ndarray], dtype: Any
+           ) -> jax.Array:
+  """As `jax.make_array_from_callback`, which would hold the parts of all devices on the host at once."""
+  places = sharding.addressable_devices_indices_map(shape)
+  alike = collections.defaultdict(list)
+  for device, index in places.items():
+    alike[str(index)].append(device)  # slices cannot be hashed before Python 3.12
+  arrays: dict[Any, jax.Array] = {}
+  for devices in alike.values():
+    host = part(places[devices[0]] or ())
+    arrays |= {device: jax.device_put(host, device) for device in devices}
+    jax.block_until_ready([arrays[device] for device in devices])
+    del host
+    jax.device_put(np.zeros(()), devices[0])  # the runtime lets go of what it has copied at its next transfer
+  return jax.make_array_from_single_device_arrays(shape, sharding, [arrays[device] for device in places], dtype=dtype)

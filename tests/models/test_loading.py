@@ -8,11 +8,13 @@ import sys
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
 
 from relearn_jax.models import export as export_module
+from relearn_jax.models.architectures import parse_config
 from relearn_jax.models.checkpoint import check_checkpoint, load_params
 from relearn_jax.models.export import export, hf_tensors
 from relearn_jax.models.model import Model, fingerprint, flatten
@@ -21,6 +23,7 @@ from relearn_jax.models.sources import load_tokenizer
 from relearn_jax.parallel.mesh import runs_mesh
 
 from .tiny import (
+  CONFIG,
   DTYPES,
   refuses,
   weights,
@@ -97,6 +100,34 @@ def test_loading_over_several_devices(tmp_path: pathlib.Path) -> None:
                         env=environment, timeout=120)
   assert done.returncode == 0, done.stderr
   assert set(done.stdout.split()) == {fingerprint(load(tmp_path)[1])} and len(done.stdout.split()) == 5
+
+
+def test_the_host_holds_one_part_at_a_time(tmp_path: pathlib.Path) -> None:
+  """numpy's own memory at its peak, against the largest part of a device: never those of all devices at once."""
+  code = ("import sys, tracemalloc, jax, numpy as np\n"
+          "from relearn_jax.models.checkpoint import check_checkpoint, load_params\n"
+          "from relearn_jax.models.model import Model\n"
+          "from relearn_jax.parallel.mesh import make_mesh, parse_mesh\n"
+          "checked = check_checkpoint(sys.argv[1]); model = Model(checked.config)\n"
+          "for text in ('fsdp:1', 'fsdp:1', 'fsdp:8', 'data:4,fsdp:2'):\n"
+          "  mesh = make_mesh(parse_mesh(text))\n"
+          "  tracemalloc.start()\n"
+          "  params = load_params(checked, model, mesh=mesh)\n"
+          "  peak = tracemalloc.get_traced_memory()[1]; tracemalloc.stop()\n"
+          "  part = max(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(params))\n"
+          "  print(text, peak / part)\n")
+  sizes = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 32, "num_attention_heads": 8,
+           "num_key_value_heads": 8, "head_dim": 32}
+  config = parse_config(CONFIG | sizes, "config.json")
+  model = Model(config)
+  tensors = {name: np.ones(value().shape, ml_dtypes.bfloat16) for name, value in hf_tensors(
+      jax.tree.map(lambda leaf: np.empty(leaf.shape, ml_dtypes.bfloat16), model.abstract()), model)}
+  environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8"}
+  done = subprocess.run([sys.executable, "-c", code, str(write(tmp_path, tensors, **sizes))], text=True,
+                        capture_output=True, env=environment, timeout=120)
+  assert done.returncode == 0, done.stderr
+  lines = done.stdout.splitlines()[1:]  # the first load also traces the model
+  assert len(lines) == 3 and all(float(line.split()[1]) < 2 for line in lines), done.stdout
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
