@@ -1,4 +1,4 @@
-"""A folder that belongs to one configuration: claimed, locked, refused to any other."""
+"""A folder that belongs to one configuration: claimed, locked, refused to any other; and a lock to wait for."""
 
 import dataclasses
 import fcntl
@@ -70,4 +70,22 @@ def only_process(workdir: pathlib.Path) -> Iterator[None]:
     except BlockingIOError:
       raise InputError("is in use by another process that is still running", file=workdir, field="--workdir",
                        mend="wait for it, or give another folder") from None
+    yield
+
+
+@contextmanager
+def one_at_a_time(path: pathlib.Path, field: str) -> Iterator[None]:
+  """Holds the lock of the file `path`, after whoever else has it; the system releases it when the process dies.
+
+  Raises:
+    InputError: the folder that `field` names cannot be written.
+  """
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.open("w")
+  except OSError as error:
+    raise InputError(f"cannot be written ({error.strerror})", file=path.parent, field=field,
+                     mend="give a folder that you may write to") from None
+  with file:
+    fcntl.flock(file, fcntl.LOCK_EX)
     yield

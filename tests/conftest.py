@@ -1,14 +1,24 @@
 """A cache of this test run's own, so that nothing of the user's is read or written."""
 
+import os
 import pathlib
 
 import pytest
 
 
 @pytest.fixture(scope="session")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-  """Where base models and compiled programs of the test run are kept."""
-  return tmp_path_factory.mktemp("cache")
+def shared_tmp(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+  """A folder that all workers of this test run share."""
+  base = tmp_path_factory.getbasetemp()
+  return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session")
+def cache(shared_tmp: pathlib.Path) -> pathlib.Path:
+  """Where base models and compiled programs of the test run are kept, by all its workers."""
+  folder = shared_tmp / "cache"
+  folder.mkdir(exist_ok=True)
+  return folder
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -22,6 +22,7 @@ from relearn_jax.models.config import ModelConfig
 from relearn_jax.models.export import export
 from relearn_jax.models.model import Model
 from relearn_jax.training.pretrain import OnStep, pretrain
+from relearn_jax.workdir import one_at_a_time
 
 PAD, BOS, EOS, UNKNOWN = "<pad>", "<s>", "</s>", "<unk>"
 RECIPE = 1  # raised when the code below changes what it makes
@@ -72,18 +73,23 @@ def content_key(config: BaseConfig, batches: list[np.ndarray]) -> str:
 
 
 def cached_base(config: BaseConfig, cache: pathlib.Path, on_step: OnStep = lambda *_: None) -> pathlib.Path:
-  """The base as a Hugging Face folder in `cache`, trained now if it is not there yet."""
+  """The base as a Hugging Face folder in `cache`, trained now if it is not there yet.
+
+  Of several processes that want the same base at once, one trains it and the others wait.
+  """
   tokenizer = make_tokenizer()
   batches = pretraining_batches(config, tokenizer)
   folder = cache / "base" / content_key(config, batches)
   if folder.exists():
     return folder
-  # One device, whatever the machine has, so that every machine's base is the same up to its arithmetic.
-  with jax.default_device(jax.local_devices()[0]):
-    model = Model(model_config(config, tokenizer), unroll=config.num_layers)
-    params = pretrain(model, batches, learning_rate=config.learning_rate, warmup_steps=config.warmup_steps,
-                      seed=config.seed, on_step=on_step)
-  export(params, model, folder, tokenizer=tokenizer)
+  with one_at_a_time(folder.with_suffix(".lock"), "RELEARN_CACHE"):
+    if not folder.exists():
+      # One device, whatever the machine has, so that every machine's base is the same up to its arithmetic.
+      with jax.default_device(jax.local_devices()[0]):
+        model = Model(model_config(config, tokenizer), unroll=config.num_layers)
+        params = pretrain(model, batches, learning_rate=config.learning_rate, warmup_steps=config.warmup_steps,
+                          seed=config.seed, on_step=on_step)
+      export(params, model, folder, tokenizer=tokenizer)
   return folder
 
 

@@ -6,7 +6,7 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -201,13 +201,12 @@ def test_meshes_that_cannot_be(cache: pathlib.Path, tmp_path: pathlib.Path, mesh
 
 
 @pytest.fixture
-def fresh_base(cache: pathlib.Path, tmp_path: pathlib.Path) -> Iterator[pathlib.Path]:
-  """The cache, its compiled programs kept, without a base model: the audit has to train it."""
-  kept = tmp_path / "base"
-  (cache / "base").rename(kept)
-  yield cache
-  if not (cache / "base").exists():
-    kept.rename(cache / "base")
+def fresh_base(cache: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
+  """A cache with the compiled programs, without a base model: the audit has to train it."""
+  folder = tmp_path / "cache"
+  folder.mkdir()
+  (folder / "xla").symlink_to(cache / "xla")
+  return folder
 
 
 def test_killed_in_every_stage_it_ends_with_the_same_summary(workdir: pathlib.Path, fresh_base: pathlib.Path,

@@ -1,10 +1,14 @@
 """Arms, settings and interviews: who is attacked where, and what is refused before any work."""
 
+import concurrent.futures
 import dataclasses
 import json
 import pathlib
+import threading
+import time
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
@@ -126,6 +130,34 @@ def test_pretraining_rows_are_whole() -> None:
   assert key == base.content_key(config, batches)
   assert key != base.content_key(dataclasses.replace(config, learning_rate=0.1), batches)
   assert key != base.content_key(config, batches[:2])
+
+
+def test_a_base_that_two_want_at_once_is_trained_once(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+  config = change(base__steps=1, base__hidden_size=8, base__num_heads=2, base__num_kv_heads=2, base__num_layers=1).base
+  trained, both = [], threading.Barrier(2, timeout=60)
+  batches = base.pretraining_batches
+
+  def wanted(*arguments: Any) -> Any:
+    made = batches(*arguments)
+    both.wait()  # neither looks for the folder before both are here
+    return made
+
+  def slow(model: Any, *_: Any, **__: Any) -> Any:
+    trained.append(model)
+    time.sleep(0.5)  # the other is at the lock by now
+    return model.init(jax.random.key(0))
+  monkeypatch.setattr(base, "pretraining_batches", wanted)
+  monkeypatch.setattr(base, "pretrain", slow)
+  with concurrent.futures.ThreadPoolExecutor() as pool:
+    first, second = pool.map(lambda _: base.cached_base(config, tmp_path), range(2))
+  assert first == second and len(trained) == 1 and (first / "model.safetensors").exists()
+  assert [path.name for path in first.parent.iterdir() if path.is_dir()] == [first.name]
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path: pathlib.Path) -> None:
+  (tmp_path / "file").touch()
+  with pytest.raises(InputError, match="file/base: `RELEARN_CACHE` cannot be written .*that you may write to"):
+    base.cached_base(change(base__steps=1).base, tmp_path / "file")
 
 
 def test_scores_survive_a_restart(tmp_path: pathlib.Path) -> None:
