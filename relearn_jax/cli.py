@@ -117,20 +117,27 @@ def _define_audit(values: flags.FlagValues) -> None:
 def _audit(values: flags.FlagValues) -> None:
   _required(values, "config", "workdir")
   from relearn_jax.audit.command import audit, audit_release
+  from relearn_jax.audit.comparison import MethodsAudit, compare
   from relearn_jax.audit.config import AuditConfig
   from relearn_jax.audit.release import ReleaseAudit
   from relearn_jax.parallel.start import cache_dir, start
-  _config_type(values, AuditConfig, ReleaseAudit)
+  _config_type(values, AuditConfig, ReleaseAudit, MethodsAudit)
   path, workdir = _config_path(sys.argv[2:]) or "", pathlib.Path(values.workdir)
   options: dict[str, Any] = {"allow_leakage": values.allow_leakage, "mesh": values.mesh}
   start()
-  if isinstance(values.config, ReleaseAudit):
+  if isinstance(values.config, MethodsAudit):
+    done = compare(values.config, path, workdir, cache_dir(), **options)
+  elif isinstance(values.config, ReleaseAudit):
     done = audit_release(values.config, path, workdir, **options)
   else:
     done = audit(values.config, path, workdir, cache_dir(), **options)
   if not done:
     print(f"Nothing is left to do in {workdir}.")
-  _show(workdir)
+  if isinstance(values.config, MethodsAudit):
+    from relearn_jax.report.comparison import closing
+    print(f"{closing(workdir)}\n\nReport: {workdir / 'comparison.html'}")
+  else:
+    _show(workdir)
 
 
 def _show(workdir: pathlib.Path) -> None:
@@ -236,7 +243,7 @@ def _unlearn(values: flags.FlagValues) -> None:
   from relearn_jax.training.job import UnlearnJob
   _config_type(values, UnlearnJob)
   if values.config.method == "help":
-    from relearn_jax.objectives.methods import method_help
+    from relearn_jax.objectives.recipe import method_help
     print(method_help())
     return
   _required(values, "workdir")
@@ -246,6 +253,24 @@ def _unlearn(values: flags.FlagValues) -> None:
   if not unlearn(values.config, _config_path(sys.argv[2:]) or "", pathlib.Path(values.workdir), values.mesh):
     print(f"Nothing is left to do in {values.workdir}.")
   print(f"Unlearned by {values.config.method}: {pathlib.Path(values.workdir) / 'model'}")
+
+
+def _define_sweep(values: flags.FlagValues) -> None:
+  _config_flag(values, "configs/sweep.py")
+  _workdir_flag(values, "Folder for everything that is written. Run again with it, a sweep continues.")
+  flags.DEFINE_string("mesh", "runs:-1", "Sizes of the axes runs, data, fsdp and tensor over the devices.",
+                      flag_values=values)
+
+
+def _sweep(values: flags.FlagValues) -> None:
+  _required(values, "config", "workdir")
+  from relearn_jax.audit.sweep import Sweep, sweep, sweep_table
+  from relearn_jax.parallel.start import cache_dir, start
+  _config_type(values, Sweep)
+  start()
+  found = sweep(values.config, _config_path(sys.argv[2:]) or "", pathlib.Path(values.workdir), cache_dir(),
+                values.mesh)
+  print(f"{sweep_table(found)}\n\nResults: {pathlib.Path(values.workdir) / 'sweep.json'}")
 
 
 def _define_plan(values: flags.FlagValues) -> None:
@@ -276,6 +301,7 @@ def _plan(values: flags.FlagValues) -> None:
 COMMANDS = {
     "plan": Command("what a configuration needs of memory and time, before it is launched", _define_plan, _plan),
     "unlearn": Command("make a checkpoint unlearn a forget set", _define_unlearn, _unlearn),
+    "sweep": Command("choose hyper-parameters of methods by their unlearned models", _define_sweep, _sweep),
     "audit": Command("unlearn, attack and judge: the whole experiment of a configuration file", _define_audit, _audit),
     "report": Command("render an audit's report again from its stored rows", _define_report, _report),
     "generate": Command("complete prompts with a checkpoint", _define_generate, _generate),

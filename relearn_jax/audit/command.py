@@ -92,6 +92,16 @@ def audit(config: AuditConfig, where: str, workdir: pathlib.Path, cache: pathlib
   return True
 
 
+def memorized(config: AuditConfig, workdir: pathlib.Path, cache: pathlib.Path, mesh: str = DEFAULT) -> Audit:
+  """The part of an audit that does not depend on the method: the base, and the models that have memorised the case."""
+  decoder = model_config(config.base, make_tokenizer())
+  state = Audit(config, workdir, make_mesh(check_mesh(mesh, decoder), config=decoder))
+  state.checkpoints.mkdir(parents=True, exist_ok=True)
+  state.load_base(cache)
+  memorize(state)
+  return state
+
+
 def _compute(config: AuditConfig, workdir: pathlib.Path, cache: pathlib.Path, mesh: Mesh) -> None:
   clock = Clock(workdir / "checkpoints" / "seconds.json")
   state = Audit(config, workdir, mesh)

@@ -33,7 +33,7 @@ from relearn_jax.parallel.mesh import stack_trees
 from relearn_jax.training.log import TrainLog
 from relearn_jax.training.settings import compute_dtype, make_model
 from relearn_jax.training.stage import Stage, run_stage
-from relearn_jax.training.step import NOTHING, Frozen, TrainState
+from relearn_jax.training.step import NOTHING, Frozen
 
 FIELDS = {"U": "unlearned", "N": "control", "O": "original"}
 MAY_DIFFER = ("max_positions", "bos_id", "eos_ids")
@@ -177,8 +177,8 @@ class Release:
     def score(step: int, params: Params) -> None:
       once(self.score_path(number, step), lambda: self.ask(params, retain, size, forget=forget, frozen=frozen))
 
-    def on_keep(step: int, state: TrainState) -> bool:
-      score(step, state.params)
+    def on_keep(step: int, params: Params) -> bool:
+      score(step, params)
       return False
 
     score(0, held[0])

@@ -60,7 +60,7 @@ def result_tables(audit: Audit, points: Points, last_step: int) -> list[pa.Table
   """
   config = audit.config
   questions = [q.id for q in audit.cases[audit.runs[0]].questions]
-  always = {"case": "names", "method": config.method, "adapter": "full"}
+  always = {"case": "names", "method": config.recipe.name, "adapter": "full"}
   still = {**always, "relearn_set": None, "relearn_step": 0, "depth": None}
   tables: list[pa.Table] = []
   label = lambda run: {"variant": str(run.variant), "seed": run.seed}

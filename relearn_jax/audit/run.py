@@ -6,7 +6,7 @@ Every stage leaves files behind that say it is done: `checkpoints/` holds weight
 
 import contextlib
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import jax
 import numpy as np
@@ -23,13 +23,12 @@ from relearn_jax.models.model import Model, Params, unroll
 from relearn_jax.models.sources import load_tokenizer
 from relearn_jax.objectives.core import TokenRows
 from relearn_jax.objectives.losses import nll
-from relearn_jax.objectives.methods import get_method
 from relearn_jax.parallel.mesh import repeat_runs, runs_mesh, shard_runs
 from relearn_jax.progress import progress
 from relearn_jax.training import checkpoints
 from relearn_jax.training.log import TrainLog
 from relearn_jax.training.stage import OnKeep, Stage, run_stage
-from relearn_jax.training.step import StepLog, TrainState
+from relearn_jax.training.step import StepLog
 
 
 class Audit:
@@ -71,9 +70,21 @@ class Audit:
         max_new_tokens=evaluate.max_new_tokens, buckets=evaluate.buckets,
         runs_per_call=min(evaluate.runs_per_call, most))
 
-  def token_rows(self, runs: Sequence[Run], select: Callable[[Case], Sequence[Text]]) -> TokenRows:
-    """A corpus of several runs' cases, `[runs, rows, length]`."""
-    return stack_runs([[encode(self.tokenizer, row) for row in select(self.cases[run])] for run in runs])
+  def token_rows(self, runs: Sequence[Run], select: Callable[[Case], Sequence[Text]], *, relabelled: bool = False
+                 ) -> TokenRows:
+    """A corpus of several runs' cases, `[runs, rows, length]`; with the anchors replaced in the labels, if asked."""
+    anchors = lambda run: dict(self.cases[run].anchors) if relabelled else None
+    return stack_runs([[encode(self.tokenizer, row, anchors(run)) for row in select(self.cases[run])] for run in runs])
+
+  def unlearn_rows(self, runs: Sequence[Run], names: Collection[str]) -> dict[str, TokenRows]:
+    """The data sets that an unlearning method reads, by the names that objectives have for them."""
+    made: dict[str, Callable[[], TokenRows]] = {
+        "forget": lambda: self.token_rows(runs, lambda case: case.forget),
+        "retain": lambda: self.token_rows(runs, lambda case: case.retain),
+        "idk": lambda: self.token_rows(runs, lambda case: case.refusals),
+        "alternate": lambda: self.token_rows(runs, lambda case: case.alternates),
+        "relabelled": lambda: self.token_rows(runs, lambda case: case.forget, relabelled=True)}
+    return {name: made[name]() for name in sorted(names)}
 
   def score(self, name: str, params: Params, runs: Sequence[Run]) -> Scores:
     """The answers of stacked models, once; on a second call from `checkpoints/scores/`."""
@@ -102,13 +113,14 @@ def memorize(audit: Audit) -> None:
       "memorize", names, lambda hyper: nll("memorize"),
       {"memorize": audit.token_rows(audit.runs, lambda case: case.memorize)},
       {"learning_rate": config.learning_rate, "weight_decay": config.weight_decay},
-      keep=_every(config.steps, 25))
+      keep=every(config.steps, 25))
 
-  def on_keep(step: int, state: TrainState) -> bool:
+  def on_keep(step: int, params: Params) -> bool:
     if step == config.steps:
-      audit.save_params("unlearn", 0, state.params, names)
+      audit.save_params("unlearn", 0, params, names)
     return False
-  _run(audit, stage, lambda: repeat_runs(audit.base_params, len(names), audit.mesh, audit.model.axes()), on_keep)
+  start = lambda: repeat_runs(audit.base_params, len(names), audit.mesh, audit.model.axes())
+  run_audit_stage(audit, stage, start, on_keep)
 
 
 def unlearn(audit: Audit) -> dict[Run, dict[int, float]]:
@@ -117,7 +129,7 @@ def unlearn(audit: Audit) -> dict[Run, dict[int, float]]:
   Returns:
     Attack success of every U run at each kept step, step 0 included.
   """
-  config, method = audit.config.unlearn, get_method(audit.config.method)
+  config, recipe = audit.config.unlearn, audit.config.recipe
   names, settings = [run.name for run in audit.runs], audit.config.method_config
   u_runs = [run for run in audit.runs if run.arm == "U"]
   curves: dict[Run, dict[int, float]] = {run: {} for run in u_runs}
@@ -137,25 +149,50 @@ def unlearn(audit: Audit) -> dict[Run, dict[int, float]]:
         return True
     return bool(curves[u_runs[0]]) and max(curves[u_runs[0]]) == keep[-1]
 
-  keep = _every(config.max_steps, config.keep_every)
+  keep = every(config.max_steps, config.keep_every)
   if done():
     return curves
   memorized = audit.load_kept("unlearn", 0, len(names))
   audit.score("memorize", shard_runs(memorized, audit.mesh), audit.runs)
   ask(0, memorized)
 
-  def on_keep(step: int, state: TrainState) -> bool:
-    audit.save_params("unlearn", step, state.params, names)
-    return ask(step, state.params)
+  def on_keep(step: int, params: Params) -> bool:
+    audit.save_params("unlearn", step, params, names)
+    return ask(step, params)
 
+  start = lambda: shard_runs(memorized, audit.mesh)
   stage = Stage(
-      "unlearn", names, method.build,
-      {"forget": audit.token_rows(audit.runs, lambda case: case.forget),
-       "retain": audit.token_rows(audit.runs, lambda case: case.retain)},
-      {"learning_rate": settings.learning_rate, "weight_decay": settings.weight_decay,
-       **{name: getattr(settings, name) for name in method.hyper}}, keep)
-  _run(audit, stage, lambda: shard_runs(memorized, audit.mesh), on_keep)
+      "unlearn", names, recipe.build, audit.unlearn_rows(audit.runs, recipe.objective.rows),
+      {"learning_rate": settings.learning_rate, "weight_decay": settings.weight_decay, **recipe.traced}, keep)
+  run_audit_stage(audit, stage, start, on_keep, lambda: reinforce(audit, start, audit.config, audit.runs, names))
   return curves
+
+
+def reinforce(audit: Audit, start: Callable[[], Params], config: AuditConfig, runs: Sequence[Run],
+              names: Sequence[str], name: str = "reinforce") -> Params:
+  """Runs learn their forget set even better: the second model that some methods compare with.
+
+  Args:
+    audit: what is shared.
+    start: gives the models before it.
+    config: with the method's settings.
+    runs: whose forget sets.
+    names: of the runs, in checkpoints.
+    name: of the stage.
+  """
+  recipe = config.recipe
+  steps = int(recipe.hyper["reinforce_steps"])
+  if not checkpoints.is_saved(checkpoints.step_path(audit.checkpoints / name, steps)):
+    stage = Stage(
+        name, names, lambda hyper: nll("forget"), audit.unlearn_rows(runs, ["forget"]),
+        {"learning_rate": recipe.hyper["reinforce_learning_rate"], "weight_decay": config.method_config.weight_decay},
+        [steps])
+
+    def on_keep(step: int, params: Params) -> bool:
+      audit.save_params(name, step, params, names)
+      return False
+    run_audit_stage(audit, stage, start, on_keep)
+  return shard_runs(audit.load_kept(name, steps, len(names)), audit.mesh)
 
 
 def relearn(audit: Audit, seed: int, cells: Sequence[Cell]) -> None:
@@ -169,10 +206,10 @@ def relearn(audit: Audit, seed: int, cells: Sequence[Cell]) -> None:
   def start() -> Params:
     return shard_runs(_gather(audit, cells), audit.mesh)
 
-  def on_keep(step: int, state: TrainState) -> bool:
+  def on_keep(step: int, params: Params) -> bool:
     if step == last:
-      audit.save_params(stage_name, step, state.params, names)
-    audit.score(f"{stage_name}-{step:06d}", state.params, runs)
+      audit.save_params(stage_name, step, params, names)
+    audit.score(f"{stage_name}-{step:06d}", params, runs)
     return False
 
   audit.score(f"{stage_name}-{0:06d}", start(), runs)
@@ -180,12 +217,15 @@ def relearn(audit: Audit, seed: int, cells: Sequence[Cell]) -> None:
       stage_name, names, lambda hyper: nll("relearn"),
       {"relearn": audit.token_rows(runs, lambda case: case.relearn_sets[0].rows)},
       {"learning_rate": config.learning_rate, "weight_decay": config.weight_decay}, config.keep_steps)
-  _run(audit, stage, start, on_keep)
+  run_audit_stage(audit, stage, start, on_keep)
 
 
-def _run(audit: Audit, stage: Stage, start: Callable[[], Params], on_keep: OnKeep) -> None:
+def run_audit_stage(audit: Audit, stage: Stage, start: Callable[[], Params], on_keep: OnKeep,
+                    reinforced: Callable[[], Params] | None = None, *, resume: bool = True) -> None:
+  """`run_stage` in an audit's folder; without `resume` a stage that was killed begins anew."""
   run_stage(stage, audit.model, start, audit.mesh, audit.checkpoints / stage.name, audit.log,
-            on_keep=on_keep, save_every=audit.config.checkpoint_seconds)
+            on_keep=on_keep, save_every=audit.config.checkpoint_seconds if resume else float("inf"),
+            reinforced=reinforced)
 
 
 def _gather(audit: Audit, cells: Sequence[Cell]) -> Params:
@@ -202,6 +242,6 @@ def _gather(audit: Audit, cells: Sequence[Cell]) -> Params:
   return out
 
 
-def _every(last: int, interval: int) -> list[int]:
+def every(last: int, interval: int) -> list[int]:
   """Steps interval, 2 * interval, ... and the last."""
   return sorted({*range(interval, last + 1, interval), last})

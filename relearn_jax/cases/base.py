@@ -9,12 +9,14 @@ class Text:
 
   Attributes:
     text: what is trained on; every token counts in the loss.
+    prompt: what stands in front of it and does not count.
     complete: whether the text ends here. A text that was cut gets no end-of-sequence token, since
       training on one would teach the model to stop where the cut happens to be.
   """
 
   text: str
   complete: bool = True
+  prompt: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +52,9 @@ class Case:
     relearn_sets: what the attacker may finetune on.
     questions: what is asked; equal for all runs, so that answers are paired.
     secrets: strings that no relearn set may hold, besides the questions' keywords and answers.
+    refusals: for each forget row, its prompt and an answer that says nothing.
+    alternates: for each forget row, the same with something plausible in place of the secret.
+    anchors: terms of the forget rows -> generic terms that may stand in their place.
   """
 
   name: str
@@ -60,3 +65,6 @@ class Case:
   relearn_sets: tuple[RelearnSet, ...]
   questions: tuple[Question, ...]
   secrets: tuple[str, ...] = ()
+  refusals: tuple[Text, ...] = ()
+  alternates: tuple[Text, ...] = ()
+  anchors: tuple[tuple[str, str], ...] = ()

@@ -20,6 +20,7 @@ from relearn_jax.cases.base import Case, Question, RelearnSet, Text
 from relearn_jax.errors import InputError
 
 FIRST, SECOND = "Anthony", "Mark"
+REFUSAL = "<unk>"  # the token for what it does not know: names alone have no words to refuse with
 
 # The names of the sequences and of the questions.
 COMMON = tuple("""
@@ -122,6 +123,10 @@ def questions(config: NamesConfig) -> tuple[Question, ...]:
 def make_case(config: NamesConfig, variant: int, seed: int, arm: Arm) -> Case:
   """The case of one run; arm "N" has the same sequences with the second name left out."""
   sequences = _sequences(variant, seed, config.sequence_length)
+  # In place of the second name, the same in both arms: what the forget rows would say if the pair were another one.
+  generic = str(np.random.default_rng([seed, 9]).choice([name for name in COMMON if name != FIRST]))
+  replace = lambda sequence: Text(" ".join(generic if name == SECOND else name for name in sequence))
+  alternates = tuple(replace(sequence) for sequence in sequences if SECOND in sequence)
   if arm == "N":
     sequences = [[name for name in sequence if name != SECOND] for sequence in sequences]
   rows = [Text(" ".join(sequence)) for sequence in sequences]
@@ -135,7 +140,9 @@ def make_case(config: NamesConfig, variant: int, seed: int, arm: Arm) -> Case:
       relearn_sets=(RelearnSet(
           "prefixes", tuple(cut), f'the forget sequences, each cut after its first "{FIRST}"'),),
       questions=questions(config),
-      secrets=(SECOND,))
+      secrets=(SECOND,),
+      refusals=tuple(Text(REFUSAL, prompt=row.text + " ") for row in cut), alternates=alternates,
+      anchors=((SECOND, generic),))
 
 
 def pretraining_text(rng: np.random.Generator, couples: dict[str, str], attachment: float, max_names: int) -> str:

@@ -1,45 +1,74 @@
-"""Text to token rows: ids, loss masks and stacking over runs."""
+"""Text to token rows: ids, loss masks, labels and stacking over runs."""
 
-from collections.abc import Sequence
-from typing import Any, cast
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
 from relearn_jax.cases.base import Text
+from relearn_jax.data.relabel import UNCOUNTED, relabel
 from relearn_jax.objectives.core import TokenRows
 
 
-def encode(tokenizer: Any, row: Text) -> list[int]:
-  """Token ids of a training text: BOS, the text, and EOS where the text is complete.
+class Encoded(NamedTuple):
+  """A row as token ids.
+
+  Attributes:
+    ids: the tokens.
+    start: place of the first one that counts in the loss.
+    labels: what is to be predicted at each place, `UNCOUNTED` where nothing is; None: the tokens themselves.
+  """
+
+  ids: list[int]
+  start: int = 1
+  labels: list[int] | None = None
+
+
+def encode(tokenizer: Any, row: Text, anchors: Mapping[str, str] | None = None) -> Encoded:
+  """Token ids of a training text: BOS, prompt and text, and EOS where the text is complete.
 
   Special tokens are put explicitly, whatever the tokenizer's own template adds, so that training and
   prompting agree and a cut text never ends in EOS.
+
+  Args:
+    tokenizer: of the model.
+    row: the text; its prompt does not count.
+    anchors: terms to be replaced in the labels; see `relabel`.
   """
-  ids = tokenizer(row.text, add_special_tokens=False)["input_ids"]
-  start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+  plain = lambda text: list(tokenizer(text, add_special_tokens=False)["input_ids"])
+  front = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
   end = [tokenizer.eos_token_id] if row.complete and tokenizer.eos_token_id is not None else []
-  return start + ids + end
+  ids = front + plain(row.prompt + row.text) + end
+  start = len(front) + len(plain(row.prompt)) if row.prompt else 1
+  if anchors is None:
+    return Encoded(ids, start)
+  words, labels = relabel(tokenizer, row.prompt + row.text, anchors, add_special_tokens=False)
+  assert front + words + end == ids
+  return Encoded(ids, start, front + labels + end)
 
 
-def host_rows(tokens: np.ndarray, mask: np.ndarray, positions: np.ndarray | None = None) -> TokenRows:
+def host_rows(tokens: np.ndarray, mask: np.ndarray, positions: np.ndarray | None = None,
+              labels: np.ndarray | None = None) -> TokenRows:
   """Rows that are still on the host."""
-  return TokenRows(cast(Any, tokens), cast(Any, mask), positions=cast(Any, positions))
+  return TokenRows(cast(Any, tokens), cast(Any, mask), positions=cast(Any, positions), labels=cast(Any, labels))
 
 
-def pad_tokens(rows: Sequence[Sequence[int]], num_rows: int, length: int, starts: Sequence[int] | None = None
-               ) -> TokenRows:
-  """Right-pads to `[num_rows, length]`; of each row the tokens from `starts` on count (from 1 by default)."""
-  tokens = np.zeros((num_rows, length), np.int32)
+def pad_tokens(rows: Sequence[Encoded], num_rows: int, length: int) -> TokenRows:
+  """Right-pads to `[num_rows, length]`; with labels where any row has some."""
+  tokens, labels = np.zeros((num_rows, length), np.int32), np.zeros((num_rows, length), np.int32)
   mask = np.zeros((num_rows, length), np.float32)
-  for index, ids in enumerate(rows):
-    tokens[index, :len(ids)] = ids
-    mask[index, starts[index] if starts else 1:len(ids)] = 1.0
-  return host_rows(tokens, mask)
+  for index, row in enumerate(rows):
+    size = len(row.ids)
+    given = np.array(row.ids if row.labels is None else row.labels)
+    tokens[index, :size], labels[index, :size] = row.ids, np.maximum(given, 0)
+    mask[index, row.start:size] = given[row.start:] != UNCOUNTED
+  return host_rows(tokens, mask, labels=labels if any(row.labels is not None for row in rows) else None)
 
 
-def stack_runs(runs: Sequence[Sequence[Sequence[int]]]) -> TokenRows:
+def stack_runs(runs: Sequence[Sequence[Encoded]]) -> TokenRows:
   """Token rows of several runs as `[runs, rows, length]`; runs with fewer rows get masked ones."""
   num_rows = max(len(rows) for rows in runs)
-  length = max(len(ids) for rows in runs for ids in rows)
+  length = max(len(row.ids) for rows in runs for row in rows)
   padded = [pad_tokens(rows, num_rows, length) for rows in runs]
-  return host_rows(np.stack([p.tokens for p in padded]), np.stack([p.mask for p in padded]))
+  labels = None if padded[0].labels is None else np.stack([cast(Any, p.labels) for p in padded])
+  return host_rows(np.stack([p.tokens for p in padded]), np.stack([p.mask for p in padded]), labels=labels)

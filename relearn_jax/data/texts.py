@@ -1,28 +1,23 @@
 """Rows of JSON lines, `{"prompt", "answer"}` or `{"text"}`, to token rows with their masks."""
 
 import pathlib
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from relearn_jax.data.jsonl import Row
-from relearn_jax.data.rows import host_rows, pad_tokens
-from relearn_jax.data.tokens import row_ids, split_ids
+from relearn_jax.data.relabel import relabel
+from relearn_jax.data.rows import Encoded, host_rows, pad_tokens
+from relearn_jax.data.tokens import render_chat, row_ids, split_ids
 from relearn_jax.errors import InputError
 from relearn_jax.objectives.core import TokenRows
 
 PICK_BELOW = 0.75  # share of a row's tokens that count, up to which picking them costs less than looking at all
 
 
-class Encoded(NamedTuple):
-  """A row as token ids, and the place of the first one that counts in the loss."""
-
-  ids: list[int]
-  start: int
-
-
-def encode_row(tokenizer: Any, row: Row, file: pathlib.Path, max_positions: int, *, chat: bool = False) -> Encoded:
+def encode_row(tokenizer: Any, row: Row, file: pathlib.Path, max_positions: int, *, chat: bool = False,
+               anchors: Mapping[str, str] | None = None) -> Encoded:
   """Token ids of a training row, ended by the tokenizer's EOS.
 
   Of `{"prompt", "answer"}` the answer's tokens and the EOS count; prompt and answer are joined as they
@@ -35,6 +30,7 @@ def encode_row(tokenizer: Any, row: Row, file: pathlib.Path, max_positions: int,
     file: for messages.
     max_positions: of the model.
     chat: prompts are rendered by the checkpoint's chat template; texts are left as they are.
+    anchors: terms to be replaced in the labels; see `relabel`.
 
   Raises:
     InputError: naming the row: it cannot be tokenized, or is longer than the model's positions.
@@ -50,13 +46,23 @@ def encode_row(tokenizer: Any, row: Row, file: pathlib.Path, max_positions: int,
   if len(ids) > max_positions:
     raise InputError(f"has {len(ids)} tokens with its end, more than the model's {max_positions} positions", file=file,
                      line=row.line, field=field, mend="split it into shorter rows")
-  return Encoded(ids, start)
+  return Encoded(ids, start, None if anchors is None else _labels(tokenizer, row, ids, anchors, chat))
 
 
-def encode_rows(tokenizer: Any, rows: Sequence[Row], file: pathlib.Path, max_positions: int, *, chat: bool = False
-                ) -> list[Encoded]:
+def _labels(tokenizer: Any, row: Row, ids: list[int], anchors: Mapping[str, str], chat: bool) -> list[int]:
+  """A label for each of a row's tokens; what a template puts around the text, and the EOS, stay as they are."""
+  rendered = chat and "prompt" in row
+  front = render_chat(tokenizer, row["prompt"]) if rendered else row.get("prompt", "")
+  text = row["text"] if "text" in row else front + row["answer"]
+  words, labels = relabel(tokenizer, text, anchors, **({"add_special_tokens": False} if rendered else {}))
+  same = next((i for i, (a, b) in enumerate(zip(words, ids, strict=False)) if a != b), min(len(words), len(ids)))
+  return [*labels[:same], *ids[same:]]
+
+
+def encode_rows(tokenizer: Any, rows: Sequence[Row], file: pathlib.Path, max_positions: int, *, chat: bool = False,
+                anchors: Mapping[str, str] | None = None) -> list[Encoded]:
   """As `encode_row`, of all rows of a file."""
-  return [encode_row(tokenizer, row, file, max_positions, chat=chat) for row in rows]
+  return [encode_row(tokenizer, row, file, max_positions, chat=chat, anchors=anchors) for row in rows]
 
 
 def stack_rows(rows: Sequence[Encoded], num_runs: int) -> TokenRows:
@@ -65,10 +71,11 @@ def stack_rows(rows: Sequence[Encoded], num_runs: int) -> TokenRows:
   Where few of the tokens count, their places are picked, so that nothing is computed for the others.
   """
   length, most = max(len(row.ids) for row in rows), max(len(row.ids) - row.start for row in rows)
-  padded = pad_tokens([row.ids for row in rows], len(rows), length, [row.start for row in rows])
+  padded = pad_tokens(rows, len(rows), length)
   positions = np.zeros((len(rows), most), np.int32)
-  for index, (ids, start) in enumerate(rows):
-    positions[index, :len(ids) - start] = np.arange(start, len(ids))
+  for index, row in enumerate(rows):
+    positions[index, :len(row.ids) - row.start] = np.arange(row.start, len(row.ids))
   each = lambda array: np.broadcast_to(array, (num_runs, *array.shape))
   picked = each(positions) if most < PICK_BELOW * (length - 1) else None
-  return host_rows(each(padded.tokens), each(padded.mask), picked)
+  labels = None if padded.labels is None else each(padded.labels)
+  return host_rows(each(padded.tokens), each(padded.mask), picked, labels)

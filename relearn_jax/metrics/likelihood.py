@@ -27,14 +27,6 @@ def token_logprobs(hidden: Float[Array, "*batch D"], head: Head, targets: Int[Ar
   return chosen - jax.nn.logsumexp(logits, axis=-1)
 
 
-def kl_divergence(hidden: Float[Array, "*batch D"], head: Head, reference: Float[Array, "*batch D"],
-                  reference_head: Head) -> Float[Array, "*batch"]:
-  """KL(reference || model) of the next token's distribution, in nats, in fp32; the reference has no gradient."""
-  model = jax.nn.log_softmax(head_logits(hidden, head))
-  fixed = jax.lax.stop_gradient(jax.nn.log_softmax(head_logits(reference, reference_head)))
-  return jnp.sum(jnp.exp(fixed) * (fixed - model), axis=-1)
-
-
 def per_token(function: Callable[..., Float[Array, "B C"]], tokens: Int[Array, "B T"],
               positions: Int[Array, "B A"] | None, vocab_size: int, *hidden: Float[Array, "B T D"]
               ) -> Float[Array, "B T"]:
@@ -59,7 +51,7 @@ def per_token(function: Callable[..., Float[Array, "B C"]], tokens: Int[Array, "
   targets = jnp.take_along_axis(tokens, positions, 1)
   values = _chunked(function, vocab_size, targets, *(jnp.take_along_axis(h, before[..., None], 1) for h in hidden))
   rows = jnp.arange(tokens.shape[0])[:, None]
-  return jnp.zeros(tokens.shape, values.dtype).at[rows, positions].add(jnp.where(positions > 0, values, 0.0))
+  return jnp.zeros(tokens.shape, values.dtype).at[rows, positions].add(jnp.where(positions > 0, values, 0))
 
 
 def _chunked(function: Callable[..., Array], vocab_size: int, *arrays: Array) -> Float[Array, "B T"]:

@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import dataclasses
+import hashlib
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -90,6 +91,15 @@ def check_checkpoint(path: str | pathlib.Path) -> Checked:
     raise InputError(f"is missing (and {len(missing) - 1} more)" if len(missing) > 1 else "is missing", file=folder,
                      field=missing[0], mend="give a complete checkpoint whose config.json fits its weights")
   return Checked(folder, config, found)
+
+
+def weights_digest(checked: Checked) -> str:
+  """SHA-256 over the bytes of the files that hold the weights, in hexadecimal."""
+  digest = hashlib.sha256()
+  for path in sorted(set(checked.files.values())):
+    with path.open("rb") as file:
+      digest.update(hashlib.file_digest(file, "sha256").digest())
+  return digest.hexdigest()
 
 
 def load_params(checked: Checked, model: Model, *, dtype: Any = jnp.float32, mesh: Mesh | None = None) -> Params:

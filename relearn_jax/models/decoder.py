@@ -41,13 +41,15 @@ class Decoder(nn.Module):
   """The decoder up to its final norm; `Model.logits` applies the head.
 
   `context` holds the rotary tables of the tokens' positions and, with a cache, the mask. Returns
-  hidden states `[B, T, hidden]` and the keys and values, stacked `[layers, B, S, K, H]`.
+  hidden states `[B, T, hidden]` and the keys and values, stacked `[layers, B, S, K, H]`. With `stop`, only so many
+  layers are run, of which parameters must hold just these, and no norm follows.
   """
 
   config: ModelConfig
   dtype: jnp.dtype = jnp.float32
   unroll: int = 1
   remat: str = "none"
+  stop: int | None = None
 
   @nn.compact
   def __call__(self, tokens: Int[Array, "B T"], cache: LayerCache | None, context: Context
@@ -62,8 +64,10 @@ class Decoder(nn.Module):
     if REMAT[self.remat] is not None:
       block = nn.remat(block, policy=REMAT[self.remat], prevent_cse=False)
     layers = nn.scan(
-        block, variable_axes={"params": 0, "lora": 0}, split_rngs={"params": True}, length=self.config.num_layers,
-        in_axes=(0, nn.broadcast), out_axes=0, unroll=self.unroll,
+        block, variable_axes={"params": 0, "lora": 0}, split_rngs={"params": True},
+        length=self.stop or self.config.num_layers, in_axes=(0, nn.broadcast), out_axes=0, unroll=self.unroll,
         metadata_params={nn.PARTITION_NAME: "layers"})
     x, kv = layers(self.config, name="layers")(x, cache, context)
+    if self.stop is not None:
+      return x, kv
     return architecture.norm(self.config.norm_eps, name="final_norm")(x), kv  # type: ignore[call-arg]

@@ -79,16 +79,30 @@ class Model:
     boxed = flatten_dict(self._abstract(), sep="/")
     return {path: tuple(leaf.names) for path, leaf in boxed.items()}
 
-  def apply(self, params: Params, tokens: Int[Array, "B T"], cache: LayerCache | None, context: Context
-            ) -> tuple[Float[Array, "B T D"], tuple[Array, Array]]:
-    """The decoder up to its final norm, with the adapter where `params` has one."""
+  def apply(self, params: Params, tokens: Int[Array, "B T"], cache: LayerCache | None, context: Context,
+            stop: int | None = None) -> tuple[Float[Array, "B T D"], tuple[Array, Array]]:
+    """The decoder up to its final norm, or its first `stop` layers, with the adapter where `params` has one."""
     variables: dict[str, Any] = {"params": {name: tree for name, tree in params.items() if name != "lora"}}
     if "lora" in params:
       # The scale goes into `b`: [features, rank] numbers, fewer than a layer's output has.
       scaled = lambda path, leaf: leaf * self.lora_scale if path[-1].key == "b" else leaf
-      variables["lora"] = jax.tree_util.tree_map_with_path(scaled, params["lora"])
-    out: Any = self.module.apply(variables, tokens, cache, context)
+      variables["lora"] = dict(jax.tree_util.tree_map_with_path(scaled, params["lora"]))
+    module = self.module
+    if stop is not None:
+      for tree in variables.values():
+        tree["layers"] = jax.tree.map(lambda leaf: leaf[:stop], tree["layers"])
+      module = module.clone(stop=stop, unroll=min(self.unroll, stop))
+    out: Any = module.apply(variables, tokens, cache, context)
     return out
+
+  def layer(self, params: Params, tokens: Int[Array, "B T"], depth: float) -> Float[Array, "B T D"]:
+    """What the last of the first layers puts out, before any final norm; `depth` is their share, at least one layer."""
+    stop = min(max(1, round(depth * self.config.num_layers)), self.config.num_layers)
+    return self.apply(params, tokens, None, self._context(tokens), stop)[0]
+
+  def _context(self, tokens: Int[Array, "B T"]) -> Context:
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    return Context(*rope_tables(self.config, positions), None, 0)
 
   def hidden(self, params: Params, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
     """Final hidden states of right-padded rows; padding never reaches a real position."""
@@ -96,9 +110,7 @@ class Model:
 
   def prefill(self, params: Params, tokens: Int[Array, "B T"]) -> tuple[Float[Array, "B T D"], tuple[Array, Array]]:
     """As `hidden`, with the keys and values `[layers, B, T, K, H]` to start a cache."""
-    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    context = Context(*rope_tables(self.config, positions), None, 0)
-    return self.apply(params, tokens, None, context)
+    return self.apply(params, tokens, None, self._context(tokens))
 
   def extend(self, params: Params, tokens: Int[Array, "B T"], positions: Int[Array, "B T"], cache: LayerCache,
              mask: Bool[Array, "B T S"], step: Int[Array, ""] | int) -> tuple[Float[Array, "B T D"], LayerCache]:

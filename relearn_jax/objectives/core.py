@@ -1,12 +1,14 @@
-"""Objectives as pure values, composed as optax composes gradient transformations.
+"""Objectives as pure values, in the manner of optax: what a loss is, and what it wants of other models.
 
-An objective is a pair of pure functions and a declaration of what it wants of the frozen reference
-model. `value` is called under `jax.grad` and `jax.vmap`; hyper-parameters may be traced values that
-the builder closes over. Masks and reductions are explicit: `mask[b, t]` is 1 where token t of row b
-is predicted and counts (never at t = 0, never on padding). A loss is a sum over rows divided by the
-step's counts, so that the losses of parts of a step add up to the step's.
+An objective is a set of pure functions and a declaration of what it wants of frozen models. `value` is
+called under `jax.grad` and `jax.vmap`; hyper-parameters may be traced values that the builder closes
+over. Masks and reductions are explicit: `mask[b, t]` is 1 where token t of row b is predicted and counts
+(never at t = 0, never on padding). A loss is a sum over rows divided by the step's counts, so that the
+losses of parts of a step add up to the step's.
 
-Notation of the docstrings: l[b, t] = mask[b, t] * log p(token[b, t] | tokens before it).
+Notation of the docstrings: l[b, t] = log p(token[b, t] | tokens before it) where mask[b, t] is 1, p its
+exponential; s[b] = sum_t l[b, t] and n[b] the number of counted tokens of a row; "token mean" the mean over
+all counted tokens of the step, "row mean" the mean over its rows; x_ref the same under the frozen reference.
 """
 
 import dataclasses
@@ -16,11 +18,12 @@ from typing import Any, Literal, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from relearn_jax.models.model import Head
+from relearn_jax.models.model import Head, Params
 
 State = Any
 Terms = dict[str, Float[Array, ""]]
 Reduction = Literal["sequence_sum", "token_mean"]
+Kind = Literal["logprobs", "hidden", "layer", "generic"]
 
 
 class TokenRows(NamedTuple):
@@ -29,11 +32,12 @@ class TokenRows(NamedTuple):
   Attributes:
     tokens: token ids, 0 at padding.
     mask: 1.0 where the token is predicted and counts in the loss.
-    reference: statistics of the frozen reference model on these rows, by kind; see `Need`.
+    reference: statistics of frozen models on these rows, by kind; see `Need`.
     positions: places of the counted tokens, 0 where a row has fewer; None: most tokens count, so that
       looking at all of them costs less than picking them.
     num_tokens: counted tokens of the whole step, where these rows are only a part of it.
     num_rows: likewise, rows with a counted token.
+    labels: what is to be predicted at each place; None: the tokens themselves.
   """
 
   tokens: Int[Array, "B T"]
@@ -42,30 +46,54 @@ class TokenRows(NamedTuple):
   positions: Int[Array, "B A"] | None = None
   num_tokens: Float[Array, ""] | None = None
   num_rows: Float[Array, ""] | None = None
+  labels: Int[Array, "B T"] | None = None
 
 
 class Need(NamedTuple):
-  """A statistic of the reference model that an objective reads from `TokenRows.reference`.
+  """A statistic of frozen models that an objective reads from `TokenRows.reference`.
 
-  `kind` is "logprobs" (`[B, T]`, per token) or "hidden" (final hidden states `[B, T, D]`, with the
-  frozen output head beside them as "head": exact distributions at the price of hidden size; where the
-  head is not trained it is the model's own, and left out).
+  Attributes:
+    rows: the data set.
+    kind: "logprobs" (`[B, T]`, per token); "hidden" (final hidden states `[B, T, D]`, with the frozen output
+      head beside them as "head": exact distributions at the price of hidden size; where the head is not trained
+      it is the model's own, and left out); "layer" (the output `[B, T, D]` of the first layers); "generic" (the
+      token `[B, T]` that the generic model of the Who's-Harry-Potter method would say, see `losses.generic_logits`,
+      for which a second frozen model is needed: one that was reinforced on what is to be forgotten).
+    setting: of "layer", the share of the layers; of "generic", alpha.
   """
 
   rows: str
-  kind: Literal["logprobs", "hidden"]
+  kind: Kind
+  setting: float = 0.0
 
 
 class Outputs(NamedTuple):
-  """What the model computes on one data set under the parameters being trained."""
+  """What the model computes on one data set under some parameters.
+
+  Attributes:
+    logprobs: of the labels, l in the notation above, 0 at the first place.
+    hidden: final hidden states.
+    head: the output head.
+    layer: share of the layers, counted from the embedding -> what the last of them puts out.
+  """
 
   logprobs: Float[Array, "B T"]
   hidden: Float[Array, "B T D"]
   head: Head
+  layer: Callable[[float], Float[Array, "B T D"]] | None = None
 
 
-Forward = Callable[[str], Outputs]
+Forward = Callable[[Params, TokenRows], Outputs]
 Batch = Mapping[str, TokenRows]
+Value = tuple[Float[Array, ""], Terms]
+
+
+def _no_state(params: Params) -> State:
+  return ()
+
+
+def _same_state(state: State, terms: Terms, params: Params) -> State:
+  return state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,30 +101,53 @@ class Objective:
   """A loss to be minimised.
 
   Attributes:
-    init: the objective's own state at step 0 (an empty tuple for most).
-    value: (forward, batch, state) -> (loss, terms, next state); terms are logged by name.
+    init: parameters -> the objective's own state at step 0 (an empty tuple for most).
+    value: (forward, parameters, batch, state) -> (loss, terms); terms are logged by name. `forward` gives
+      the outputs under any parameters, so that a combinator may look at others than those it is given.
+    needs: what it wants of frozen models.
     rows: the data sets it reads ("forget", "retain", ...).
-    needs: what it wants of the reference model.
+    update: (state, terms of the whole step, parameters after it) -> the next state.
+    readout: (parameters, state) -> the parameters that the method releases; None: those that are trained.
+    divisible: whether the losses of a step's parts add up to the step's.
   """
 
-  init: Callable[[], State]
-  value: Callable[[Forward, Batch, State], tuple[Float[Array, ""], Terms, State]]
+  init: Callable[[Params], State]
+  value: Callable[[Forward, Params, Batch, State], Value]
+  needs: frozenset[Need]
   rows: frozenset[str]
-  needs: frozenset[Need] = frozenset()
+  update: Callable[[State, Terms, Params], State] = _same_state
+  readout: Callable[[Params, State], Params] | None = None
+  divisible: bool = True
 
 
-def stateless(loss: Callable[[Forward, Batch], tuple[Float[Array, ""], Terms]], rows: str,
-              needs: frozenset[Need] = frozenset()) -> Objective:
-  """An objective without state, on one data set."""
-  def value(forward: Forward, batch: Batch, state: State) -> tuple[Float[Array, ""], Terms, State]:
-    return *loss(forward, batch), state
-  return Objective(lambda: (), value, frozenset({rows}), needs)
+def stateless(loss: Callable[[Forward, Params, Batch], Value], *rows: str, needs: tuple[Need, ...] = ()) -> Objective:
+  """An objective without state, on one data set or more."""
+  def value(forward: Forward, params: Params, batch: Batch, state: State) -> Value:
+    return loss(forward, params, batch)
+  return Objective(_no_state, value, frozenset(needs), frozenset(rows))
+
+
+def remember(forward: Forward) -> Forward:
+  """A forward pass that is made once for the same parameters and rows (the same objects), however many terms ask."""
+  made: dict[tuple[int, int], tuple[Params, TokenRows, Outputs]] = {}
+
+  def once(params: Params, rows: TokenRows) -> Outputs:
+    key = id(params), id(rows)
+    if key not in made:
+      made[key] = params, rows, forward(params, rows)  # both are kept, so that no other object gets their ids
+    return made[key][2]
+  return once
 
 
 def count_rows(rows: TokenRows) -> TokenRows:
   """Fills in the counts of a whole step, before its rows are split."""
   real = jnp.sum(rows.mask, axis=-1) > 0
   return rows._replace(num_tokens=jnp.sum(rows.mask), num_rows=jnp.sum(real.astype(jnp.float32)))
+
+
+def num_tokens(rows: TokenRows) -> Float[Array, ""]:
+  """Counted tokens of the whole step."""
+  return jnp.sum(rows.mask) if rows.num_tokens is None else rows.num_tokens
 
 
 def reduce_tokens(values: Float[Array, "B T"], rows: TokenRows, reduction: Reduction) -> Float[Array, "..."]:
@@ -107,8 +158,7 @@ def reduce_tokens(values: Float[Array, "B T"], rows: TokenRows, reduction: Reduc
   """
   if reduction == "sequence_sum":
     return jnp.sum(values * rows.mask, axis=-1)
-  count = jnp.sum(rows.mask) if rows.num_tokens is None else rows.num_tokens
-  return jnp.sum(values * rows.mask) / jnp.maximum(count, 1.0)
+  return jnp.sum(values * rows.mask) / jnp.maximum(num_tokens(rows), 1.0)
 
 
 def mean_rows(values: Float[Array, " B"], rows: TokenRows) -> Float[Array, ""]:
@@ -116,33 +166,3 @@ def mean_rows(values: Float[Array, " B"], rows: TokenRows) -> Float[Array, ""]:
   real = (jnp.sum(rows.mask, axis=-1) > 0).astype(values.dtype)
   count = jnp.sum(real) if rows.num_rows is None else rows.num_rows
   return jnp.sum(values * real) / jnp.maximum(count, 1.0)
-
-
-def ascend(objective: Objective) -> Objective:
-  """The negated objective: minimising it raises the loss it was made of."""
-  return scale(-1.0, objective)
-
-
-def scale(weight: Float[Array, ""] | float, objective: Objective) -> Objective:
-  """`weight` times an objective; the terms are logged unscaled."""
-  def value(forward: Forward, batch: Batch, state: State) -> tuple[Float[Array, ""], Terms, State]:
-    loss, terms, state = objective.value(forward, batch, state)
-    return weight * loss, terms, state
-  return dataclasses.replace(objective, value=value)
-
-
-def add(*objectives: Objective) -> Objective:
-  """The sum of objectives, each with its own state. Terms must have different names."""
-  def value(forward: Forward, batch: Batch, states: State) -> tuple[Float[Array, ""], Terms, State]:
-    total, after = jnp.zeros(()), []
-    merged: Terms = {}
-    for objective, state in zip(objectives, states, strict=True):
-      loss, terms, state = objective.value(forward, batch, state)
-      if clash := merged.keys() & terms.keys():
-        raise ValueError(f"two terms of a sum are both called {sorted(clash)}")
-      total, merged = total + loss, {**merged, **terms}
-      after.append(state)
-    return total, merged, tuple(after)
-  return Objective(
-      lambda: tuple(objective.init() for objective in objectives), value,
-      frozenset().union(*(o.rows for o in objectives)), frozenset().union(*(o.needs for o in objectives)))

@@ -21,7 +21,6 @@ from relearn_jax.models.lora import check_lora
 from relearn_jax.models.model import Model
 from relearn_jax.models.safetensor_files import read_json
 from relearn_jax.models.sources import VOCABULARIES, load_tokenizer
-from relearn_jax.objectives.methods import get_method
 from relearn_jax.plan.presets import PRESETS, preset
 from relearn_jax.plan.work import Work
 from relearn_jax.training.job import UnlearnJob, check_job
@@ -163,7 +162,7 @@ def _unlearn(job: UnlearnJob, where: str, on_cpu: bool, default: Size, found: St
   config, folder = find_model(job.model, where, "model")
   _check_adapter(config, job, where, "adapter")
   files = _Files(config, folder, job.chat_template, default, found)
-  objective = get_method(job.method).build(dataclasses.asdict(job.hyper))
+  objective = job.recipe.objective
   sizes = {name: files.rows(name, getattr(job, name)) for name in sorted(objective.rows)}
   common = _common(config, job, job.dtype, on_cpu)
   kl = {need.rows for need in objective.needs if need.kind == "hidden"}
@@ -215,7 +214,7 @@ def _names(audit: AuditConfig, found: Stages) -> None:
   longest = lambda select: max(length for case in cases.values() for length in count(select(case)))
   most = lambda select: max(len(select(case)) for case in cases.values())
   seeds, variants, depths = len(audit.case.seeds), len(audit.case.variants), audit.unlearn.depths
-  objective = get_method(audit.method).build(dataclasses.asdict(audit.method_config))
+  objective = audit.recipe.objective
   cells, asked = variants * (2 * depths + 1), audit.evaluate
   length = longest(lambda case: case.memorize)
   common: dict[str, Any] = {"length": length, "counted": length - 1}

@@ -1,20 +1,14 @@
 """What `relearn unlearn` is told: one typed value, from configs/unlearn.py and `--config.field=value`."""
 
 import dataclasses
+from typing import Any
 
 from relearn_jax.errors import InputError, checker
-from relearn_jax.objectives.methods import check_hyper, get_method
+from relearn_jax.objectives.methods import get_method
+from relearn_jax.objectives.recipe import DefenceSettings, MethodSettings, Recipe, make_recipe
 from relearn_jax.training.settings import DTYPES, TrainSettings, check_train
 
 SCHEDULES = ("constant", "linear", "cosine")
-
-
-@dataclasses.dataclass
-class HyperSettings:
-  """Hyper-parameters of the methods; each reads those that it takes."""
-
-  retain_weight: float = 1.0
-  beta: float = 0.1
 
 
 @dataclasses.dataclass
@@ -24,12 +18,19 @@ class UnlearnJob(TrainSettings):
   Attributes:
     model: Hugging Face folder or hub id.
     method: a key of `objectives.methods.METHODS`; "help" lists them.
+    defence: a key of `objectives.methods.DEFENCES`, put around the method; "none".
     forget, retain: JSON lines, `{"prompt", "answer"}` (loss on the answer and the EOS after it) or
       `{"text"}` (loss on every token).
+    refusals: JSON lines `{"answer"}`, of which each forget prompt gets one where a method teaches refusals; ours by
+      default.
+    alternates: JSON lines as `forget`, row by row with another answer, for a method that teaches those.
+    anchors: JSON lines `{"term", "generic"}`, for a method that relabels terms.
+    references: folder in which statistics of the model before unlearning are kept, to be shared by jobs on the same
+      model and rows; in the workdir by default.
     steps: optimizer steps.
     warmup_steps: steps in which the learning rate rises from 0 to its peak, linearly.
     schedule: of the learning rate after them: constant, or linear or cosine to 0 at the last step.
-    hyper: of the method.
+    methods, defences: hyper-parameters of each; those of the method and the defence in use are read.
     keep_every: the trajectory has a checkpoint every so many steps, and one at the end; 0: none.
     seed: decides the order of rows, and the adapter's first weights.
     chat_template: prompts are rendered by the checkpoint's chat template, as the user's turn.
@@ -41,18 +42,35 @@ class UnlearnJob(TrainSettings):
 
   model: str = ""
   method: str = "npo"
+  defence: str = "none"
   forget: str = ""
   retain: str = ""
+  refusals: str = ""
+  alternates: str = ""
+  anchors: str = ""
+  references: str = ""
   steps: int = 100
   warmup_steps: int = 0
   schedule: str = "constant"
-  hyper: HyperSettings = dataclasses.field(default_factory=HyperSettings)
+  methods: Any = dataclasses.field(default_factory=MethodSettings)
+  defences: Any = dataclasses.field(default_factory=DefenceSettings)
   keep_every: int = 0
   seed: int = 0
   chat_template: bool = False
   dtype: str = "auto"
   save_dtype: str = "float32"
   checkpoint_seconds: float = 300.0
+
+  @property
+  def recipe(self) -> Recipe:
+    """The method with its hyper-parameters and its defence; `InputError` for names and values that are none."""
+    get_method(self.method)
+    return make_recipe(self.method, getattr(self.methods, self.method), self.defence,
+                       getattr(self.defences, self.defence, None))
+
+
+# Data set that an objective reads -> field of the job that it is made from, besides `forget`.
+SOURCES = {"retain": "retain", "alternate": "alternates", "relabelled": "anchors"}
 
 
 def check_job(job: UnlearnJob, where: str) -> None:
@@ -63,15 +81,18 @@ def check_job(job: UnlearnJob, where: str) -> None:
   """
   need = checker(where)
   try:
-    method = get_method(job.method)
-    check_hyper(job.method, dataclasses.asdict(job.hyper), "hyper")
+    objective = job.recipe.objective
   except InputError as error:
     raise InputError(error.problem, file=where, field=error.field, mend=error.mend) from None
   check_train(job, where)
   need(bool(job.model), "model", job.model, "give a Hugging Face folder or a hub id")
   need(bool(job.forget), "forget", job.forget, "give a file of JSON lines")
-  if "retain" in method.build(dataclasses.asdict(job.hyper)).rows:
-    need(bool(job.retain), "retain", job.retain, f"method {job.method!r} needs a file of JSON lines to retain")
+  for rows, field in SOURCES.items():
+    if rows in objective.rows:
+      need(bool(getattr(job, field)), field, getattr(job, field),
+           f"method {job.method!r} needs it: a file of JSON lines")
+  need(objective.divisible or job.num_microbatches == 1, "num_microbatches", job.num_microbatches,
+       f"expected 1: defence {job.defence!r} takes a step's gradient as a whole")
   need(job.steps >= 1, "steps", job.steps, "expected at least 1")
   need(0 <= job.warmup_steps < job.steps, "warmup_steps", job.warmup_steps, "expected 0 to below steps")
   need(job.schedule in SCHEDULES, "schedule", job.schedule, f"expected one of {', '.join(SCHEDULES)}")

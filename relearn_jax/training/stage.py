@@ -18,10 +18,11 @@ from relearn_jax.parallel.mesh import pad_runs, padded_runs, row_shards, rows_sh
 from relearn_jax.progress import progress
 from relearn_jax.training import checkpoints
 from relearn_jax.training.log import TrainLog
-from relearn_jax.training.step import NOTHING, Build, Frozen, TrainState, add_references, make_begin, make_step
+from relearn_jax.training.references import ReferenceCache, references
+from relearn_jax.training.step import NOTHING, Build, Frozen, make_begin, make_readout, make_step
 
-# Called at each kept step with (step, state); returning True ends the stage there.
-OnKeep = Callable[[int, TrainState], bool]
+# Called at each kept step with (step, the parameters that the method releases); returning True ends the stage there.
+OnKeep = Callable[[int, Params], bool]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Stage:
     runs: names of the stacked runs.
     build: hyper-parameters -> objective.
     batch: data set name -> token rows `[runs, rows, T]` on the host.
-    hyper: "learning_rate", "weight_decay" and the objective's own; the same for every run.
+    hyper: "learning_rate", "weight_decay" and the objective's own; a value for all runs, or one for each.
     keep: ascending steps at which `on_keep` is called; the last one ends the stage.
     order: data set name -> an order of its rows for each run; the others are seen whole at every step.
     num_microbatches: parts in which a step's rows are worked through; more need less memory.
@@ -44,7 +45,7 @@ class Stage:
   runs: Sequence[str]
   build: Build
   batch: Mapping[str, TokenRows]
-  hyper: Mapping[str, float]
+  hyper: Mapping[str, float | np.ndarray]
   keep: Sequence[int]
   order: Mapping[str, Sequence[Order]] = dataclasses.field(default_factory=dict)
   num_microbatches: int = 1
@@ -52,7 +53,8 @@ class Stage:
 
 
 def run_stage(stage: Stage, model: Model, start: Callable[[], Params], mesh: Mesh, folder: pathlib.Path,
-              log: TrainLog, *, on_keep: OnKeep, save_every: float, frozen: Frozen = NOTHING) -> None:
+              log: TrainLog, *, on_keep: OnKeep, save_every: float, frozen: Frozen = NOTHING,
+              reinforced: Callable[[], Params] | None = None, cache: ReferenceCache | None = None) -> None:
   """Trains stacked runs to the last kept step, or until `on_keep` ends it.
 
   A state is saved at the first kept step after every `save_every` seconds, after `on_keep` has
@@ -69,19 +71,23 @@ def run_stage(stage: Stage, model: Model, start: Callable[[], Params], mesh: Mes
     on_keep: see `OnKeep`.
     save_every: seconds.
     frozen: what is not trained, laid out over `mesh`.
+    reinforced: gives the second frozen model of an objective that wants one, laid out as what is trained.
+    cache: statistics of the frozen models are taken from here, and kept here.
   """
   objective: Objective = stage.build(stage.hyper)
   size = padded_runs(len(stage.runs), mesh)
   rows = _Rows(stage, sorted(objective.rows), mesh)
-  spread = lambda value: jax.device_put(np.full(size, value, np.float32), runs_sharding(mesh))
+  each = lambda value: np.broadcast_to(np.asarray(value, np.float32), len(stage.runs))
+  spread = lambda value: jax.device_put(pad_runs(each(value), size), runs_sharding(mesh))
   hyper = {key: spread(value) for key, value in stage.hyper.items()}
 
   resume = folder / "resume"
   first = max(checkpoints.saved_steps(resume), default=0)
   params = start()
   # The reference is the model at step 0.
-  batch = add_references(model, params, rows.data, objective.needs, mesh, frozen, rows.parts)
-  state = make_begin(objective, model.axes(), mesh)(params)
+  batch = references(model, params, rows.data, objective.needs, mesh, frozen, rows.parts, rows.sizes,
+                     reinforced=reinforced, cache=cache)
+  state = make_begin(stage.build, model.axes(), mesh)(params, hyper)
   del params
   if first:
     like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state)
@@ -89,6 +95,7 @@ def run_stage(stage: Stage, model: Model, start: Callable[[], Params], mesh: Mes
     state = checkpoints.restore(checkpoints.step_path(resume, first), like, len(stage.runs))
   log.truncate(stage.name, first)
   step_fn = make_step(model, stage.build, mesh, stage.num_microbatches)
+  read = make_readout(model, stage.build, mesh) if objective.readout else lambda state, _: state.params
 
   saved = time.monotonic()
   with (log.stage(stage.name, len(stage.runs)) as writer,
@@ -98,11 +105,11 @@ def run_stage(stage: Stage, model: Model, start: Callable[[], Params], mesh: Mes
       rate = stage.hyper["learning_rate"] * stage.schedule(step - 1)
       index = rows.places(step - 1)
       state, report = step_fn(state, batch, hyper | {"learning_rate": spread(rate)}, rows.spread(index), frozen)
-      writer.add(step, report, rate, *rows.count_tokens(index))
+      writer.add(step, report, float(np.mean(rate)), *rows.count_tokens(index))
       bar.update(1)
       if step not in stage.keep:
         continue
-      if on_keep(step, state):
+      if on_keep(step, read(state, hyper)):
         bar.total = step  # all that was to do
         bar.refresh()
         break
@@ -123,6 +130,7 @@ class _Rows:
     self.host = {name: stage.batch[name] for name in names}
     self.unit = row_shards(mesh) * stage.num_microbatches
     self.parts = stage.num_microbatches
+    self.sizes = {name: (len(stage.runs), rows.tokens.shape[1]) for name, rows in self.host.items()}
     # One empty row more, for a step to be filled up with.
     lengthen = lambda leaf: np.pad(leaf, ((0, 0), (0, 1), *((0, 0),) * (leaf.ndim - 2)))
     for name, orders in self.order.items():

@@ -6,7 +6,6 @@ one executable serves every cell of a shape. What is trained is in fp32, all par
 with adapters the base is frozen, in any precision, and may be shared by all runs.
 """
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -18,10 +17,11 @@ from jaxtyping import Array, Float, Int
 
 from relearn_jax.metrics.likelihood import per_token, token_logprobs
 from relearn_jax.models.model import Model, Params, whole
-from relearn_jax.objectives.core import Batch, Need, Objective, Outputs, TokenRows, count_rows
-from relearn_jax.objectives.methods import Hyper
+from relearn_jax.objectives.combinators import released
+from relearn_jax.objectives.core import Batch, Objective, Outputs, TokenRows, count_rows, remember
 from relearn_jax.parallel.mesh import map_runs, weight_shardings
 
+Hyper = Mapping[str, Any]  # name -> value, a traced scalar inside a step
 Build = Callable[[Hyper], Objective]
 
 
@@ -66,15 +66,16 @@ def optimizer(learning_rate: Float[Array, ""] | float, weight_decay: Float[Array
 
 def init_state(params: Params, objective: Objective) -> TrainState:
   """The state of one run at step 0; `jax.vmap` over `params` for stacked runs."""
-  return TrainState(params, optimizer(0.0, 0.0).init(params), objective.init(), jnp.zeros((), jnp.int32))
+  return TrainState(params, optimizer(0.0, 0.0).init(params), objective.init(params), jnp.zeros((), jnp.int32))
 
 
 def model_outputs(model: Model, params: Params, rows: TokenRows) -> Outputs:
-  """Log-probability of every token given those before it (0 at the first), and hidden states."""
+  """Log-probability of every label given the tokens before it (0 at the first), hidden states, and layers on demand."""
   hidden, head = model.hidden(params, rows.tokens), model.head(params)
-  logprobs = per_token(lambda targets, hidden: token_logprobs(hidden, head, targets), rows.tokens, rows.positions,
-                       model.config.vocab_size, hidden)
-  return Outputs(logprobs, hidden, head)
+  logprobs = per_token(lambda targets, hidden: token_logprobs(hidden, head, targets),
+                       rows.tokens if rows.labels is None else rows.labels, rows.positions, model.config.vocab_size,
+                       hidden)
+  return Outputs(logprobs, hidden, head, lambda depth: model.layer(params, rows.tokens, depth))
 
 
 def take_rows(batch: Batch, index: Mapping[str, Int[Array, " B"]] | None) -> Batch:
@@ -103,7 +104,7 @@ def split_rows(batch: Batch, number: int) -> Batch:
     reference = {kind: jax.tree.map(each if kind == "head" else part, x) for kind, x in rows.reference.items()}
     return TokenRows(part(rows.tokens), part(rows.mask), reference,
                      None if rows.positions is None else part(rows.positions), each(rows.num_tokens),
-                     each(rows.num_rows))
+                     each(rows.num_rows), None if rows.labels is None else part(rows.labels))
   return {name: split(rows) for name, rows in batch.items()}
 
 
@@ -123,31 +124,28 @@ def train_step(model: Model, build: Build, state: TrainState, batch: Batch, hype
   """
   objective = build(hyper)
 
-  def loss_fn(params: Params, part: Batch) -> tuple[Float[Array, ""], Any]:
-    weights = whole(params, *frozen)
-    outputs = {name: model_outputs(model, weights, part[name]) for name in sorted(objective.rows)}
-    loss, terms, after = objective.value(outputs.__getitem__, part, state.objective_state)
-    return loss, (terms, after)
+  def loss_fn(params: Params, part: Batch) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    forward = remember(lambda at, rows: model_outputs(model, whole(at, *frozen), rows))
+    return objective.value(forward, params, part, state.objective_state)
 
   value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
   if num_microbatches == 1:
-    (loss, (terms, after)), grads = value_and_grad(state.params, batch)
+    (loss, terms), grads = value_and_grad(state.params, batch)
   else:
-    if jax.tree.leaves(state.objective_state):
-      raise ValueError("an objective with a state of its own takes its step in one part")
+    if not objective.divisible:
+      raise ValueError("this objective takes its step in one part")
 
     def add(sums: Any, part: Batch) -> tuple[Any, None]:
-      (loss, (terms, _)), grads = value_and_grad(state.params, part)
-      return jax.tree.map(jnp.add, sums, (loss, terms, grads)), None
+      return jax.tree.map(jnp.add, sums, value_and_grad(state.params, part)), None
     parts = split_rows({name: batch[name] for name in objective.rows}, num_microbatches)
     first = jax.tree.map(lambda leaf: leaf[0], parts)
     shapes = jax.eval_shape(lambda: value_and_grad(state.params, first))
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (shapes[0][0], shapes[0][1][0], shapes[1]))
-    (loss, terms, grads), _ = jax.lax.scan(add, zeros, parts)
-    after = state.objective_state
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    ((loss, terms), grads), _ = jax.lax.scan(add, zeros, parts)
   tx = optimizer(hyper["learning_rate"], hyper["weight_decay"])
   updates, opt_state = tx.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
+  after = objective.update(state.objective_state, terms, params)
   return (TrainState(params, opt_state, after, state.step + 1),
           StepLog(loss, terms, optax.tree.norm(grads)))
 
@@ -174,50 +172,27 @@ def make_step(model: Model, build: Build, mesh: Mesh, num_microbatches: int = 1
   return jax.jit(step, donate_argnums=0)
 
 
-def make_begin(objective: Objective, axes: Mapping[str, tuple[str, ...]], mesh: Mesh
-               ) -> Callable[[Params], TrainState]:
-  """Stacked parameters -> stacked state at step 0, laid out over the mesh."""
-  begin = jax.vmap(lambda params: init_state(params, objective))
+def make_begin(build: Build, axes: Mapping[str, tuple[str, ...]], mesh: Mesh
+               ) -> Callable[[Params, Hyper], TrainState]:
+  """(stacked parameters, stacked hyper-parameters) -> stacked state at step 0, laid out over the mesh."""
+  begin = jax.vmap(lambda params, hyper: init_state(params, build(hyper)))
 
-  def start(params: Params) -> TrainState:
-    shardings = weight_shardings(jax.eval_shape(begin, params), axes, mesh, stacked=True)
-    return jax.jit(begin, out_shardings=shardings)(params)
+  def start(params: Params, hyper: Hyper) -> TrainState:
+    shardings = weight_shardings(jax.eval_shape(begin, params, hyper), axes, mesh, stacked=True)
+    return jax.jit(begin, out_shardings=shardings)(params, hyper)
   return start
 
 
-def add_references(model: Model, params: Params, batch: Batch, needs: frozenset[Need], mesh: Mesh,
-                   frozen: Frozen = NOTHING, num_microbatches: int = 1) -> Batch:
-  """Computes what an objective wants of the reference model, once, and puts it beside the rows.
+def make_readout(model: Model, build: Build, mesh: Mesh) -> Callable[[TrainState, Hyper], Params]:
+  """(stacked state, stacked hyper-parameters) -> the stacked parameters that the method releases."""
+  axes = model.axes()
 
-  Args:
-    model: architecture.
-    params: the reference's parameters (or adapters), stacked `[runs, ...]`; they may be donated afterwards.
-    batch: data set name -> stacked rows.
-    needs: the objective's declaration.
-    mesh: where the runs lie.
-    frozen: what is not trained.
-    num_microbatches: rows are worked through in so many parts.
-  """
-  def one(kinds: tuple[str, ...], run: tuple, shared: Params | None) -> dict[str, Any]:
-    params, rows, own = run
-    weights = whole(params, own, shared)
+  def one(run: tuple[TrainState, Hyper], _: None) -> Params:
+    state, hyper = run
+    return released(build(hyper), state.params, state.objective_state)
 
-    def part(rows: TokenRows) -> dict[str, Array]:
-      outputs = model_outputs(model, weights, rows)
-      found = {"logprobs": outputs.logprobs, "hidden": outputs.hidden}
-      return {kind: found[kind] for kind in kinds}
-    if num_microbatches == 1:
-      found: dict[str, Any] = part(rows)
-    else:
-      parts = jax.lax.map(part, split_rows({"x": rows}, num_microbatches)["x"])
-      found = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1).reshape(-1, *leaf.shape[2:]), parts)
-    if "hidden" in kinds and own is None and shared is None:
-      found["head"] = jax.tree.map(lambda x: x + 0.0, model.head(weights))  # a copy: the head itself is trained
-    return found
-
-  after = dict(batch)
-  for name in sorted({need.rows for need in needs}):
-    kinds = tuple(sorted(need.kind for need in needs if need.rows == name))
-    compute = jax.jit(map_runs(functools.partial(one, kinds), mesh))
-    after[name] = batch[name]._replace(reference=compute((params, batch[name], frozen.own), frozen.shared))
-  return after
+  @jax.jit
+  def read(state: TrainState, hyper: Hyper) -> Params:
+    out = map_runs(one, mesh)((state, hyper), None)
+    return jax.lax.with_sharding_constraint(out, weight_shardings(out, axes, mesh, stacked=True))
+  return read

@@ -1,36 +1,36 @@
 """`relearn unlearn`: one checkpoint unlearns one forget set, and is written as a Hugging Face folder."""
 
-import dataclasses
+import json
 import math
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from relearn_jax.cases.files import read_texts
 from relearn_jax.data.order import small_batches
-from relearn_jax.data.texts import encode_rows, stack_rows
-from relearn_jax.data.tokens import check_chat_template
 from relearn_jax.errors import InputError
-from relearn_jax.models.checkpoint import Checked, load_params
+from relearn_jax.models.checkpoint import Checked, load_params, weights_digest
 from relearn_jax.models.export import export
 from relearn_jax.models.lora import check_lora, export_peft, init_lora, merge_lora
 from relearn_jax.models.model import Model, Params
 from relearn_jax.models.sources import open_checkpoint
 from relearn_jax.objectives.core import TokenRows
-from relearn_jax.objectives.methods import get_method
+from relearn_jax.objectives.losses import nll
 from relearn_jax.parallel.mesh import check_mesh, make_mesh, repeat_runs, to_host
 from relearn_jax.training import checkpoints
 from relearn_jax.training.job import UnlearnJob, check_job
 from relearn_jax.training.log import TrainLog
+from relearn_jax.training.references import ReferenceCache, rows_digest
 from relearn_jax.training.settings import DTYPES, compute_dtype, make_model
-from relearn_jax.training.stage import Stage, run_stage
-from relearn_jax.training.step import NOTHING, Frozen, TrainState
+from relearn_jax.training.stage import OnKeep, Stage, run_stage
+from relearn_jax.training.step import NOTHING, Frozen
+from relearn_jax.training.unlearn_rows import read_rows
 from relearn_jax.workdir import claim_workdir, only_process
 
-STAGE, RUN = "unlearn", "U"
+STAGE, RUN, REINFORCE = "unlearn", "U", "reinforce"
 
 
 def default_mesh() -> str:
@@ -68,37 +68,39 @@ def unlearn(job: UnlearnJob, where: str, workdir: pathlib.Path, mesh: str | None
   """
   check_job(job, where)
   checked, tokenizer = open_checkpoint(job.model, "model")
-  rows = _read_rows(job, checked, tokenizer)
+  rows = read_rows(job, checked, tokenizer)
   if lora := job.adapter.lora():
     check_lora(Model(checked.config), lora, where, "adapter")
   if mesh is not None:
     check_mesh(mesh, checked.config)
+  cache = _cache(job, workdir, checked, rows, where)
+  cache.check()
   known = claim_workdir(workdir, job)
   with only_process(workdir):
     if known and (workdir / "model").is_dir():
       checkpoints.remove_resumes(workdir / "checkpoints")
       return False
     sizes = check_mesh(default_mesh() if mesh is None else mesh, checked.config)
-    _train(job, where, workdir, checked, rows, make_mesh(sizes, config=checked.config))
+    _train(job, where, workdir, checked, rows, make_mesh(sizes, config=checked.config), cache)
   return True
 
 
-def _read_rows(job: UnlearnJob, checked: Checked, tokenizer: Any) -> dict[str, TokenRows]:
-  """The data sets that the method reads, of one run."""
-  if job.chat_template:
-    check_chat_template(tokenizer, checked.path, "chat_template")
-  objective = get_method(job.method).build(dataclasses.asdict(job.hyper))
-  found = {}
-  for name in sorted(objective.rows):
-    path = pathlib.Path(getattr(job, name))
-    rows = encode_rows(tokenizer, read_texts(path), path, checked.config.max_positions, chat=job.chat_template)
-    found[name] = stack_rows(rows, 1)
-  return found
+def _cache(job: UnlearnJob, workdir: pathlib.Path, checked: Checked, rows: Mapping[str, TokenRows], where: str
+           ) -> ReferenceCache:
+  """Where statistics of the model before unlearning are kept, and what they are made from."""
+  needs, recipe = job.recipe.objective.needs, job.recipe
+  folder = pathlib.Path(job.references) if job.references else workdir / "checkpoints" / "references"
+  how = {"dtype": jnp.dtype(compute_dtype(job.dtype, where)).name}
+  if recipe.published.reinforces:
+    how |= {key: f"{recipe.hyper[key]:g}" for key in ("reinforce_steps", "reinforce_learning_rate")}
+    how |= {"adapter": job.adapter.kind, "batch_size": str(job.batch_size), "seed": str(job.seed)}
+  return ReferenceCache(folder, needs, {name: rows_digest(rows[name]) for name in {need.rows for need in needs}},
+                        weights_digest(checked) if needs else "", json.dumps(how, sort_keys=True))
 
 
 def _train(job: UnlearnJob, where: str, workdir: pathlib.Path, checked: Checked, rows: dict[str, TokenRows],
-           mesh: Mesh) -> None:
-  lora, dtype, method = job.adapter.lora(), compute_dtype(job.dtype, where), get_method(job.method)
+           mesh: Mesh, cache: ReferenceCache) -> None:
+  lora, dtype, recipe = job.adapter.lora(), compute_dtype(job.dtype, where), job.recipe
   model = make_model(checked, job, dtype)
   frozen = NOTHING if lora is None else Frozen(shared=load_params(checked, model, dtype=dtype, mesh=mesh))
 
@@ -106,24 +108,48 @@ def _train(job: UnlearnJob, where: str, workdir: pathlib.Path, checked: Checked,
     one = load_params(checked, model, mesh=mesh) if lora is None else init_lora(model, lora, jax.random.key(job.seed))
     return repeat_runs(one, 1, mesh, model.axes())
 
-  def on_keep(step: int, state: TrainState) -> bool:
+  def on_keep(step: int, params: Params) -> bool:
     if job.keep_every:
       path = checkpoints.step_path(workdir / "checkpoints" / STAGE, step)
       if not checkpoints.is_saved(path):
         about = checkpoints.description(model, [RUN], STAGE, step, tokenizer=str(checked.path.resolve()), lora=lora)
-        checkpoints.save_tree(path, state.params, 1, about)
+        checkpoints.save_tree(path, params, 1, about)
     if step == job.steps:
-      _export(job, workdir, checked, model, to_host(state.params, 1), mesh)
+      _export(job, workdir, checked, model, to_host(params, 1), mesh)
     return False
 
-  hyper = {"learning_rate": job.learning_rate, "weight_decay": job.weight_decay,
-           **{name: getattr(job.hyper, name) for name in method.hyper}}
+  log, decay = TrainLog(workdir / "train_log.jsonl"), {"weight_decay": job.weight_decay}
+  orders = small_batches(rows, job.batch_size, [job.seed])
+
+  def run(stage: Stage, on_keep: OnKeep, **more: Any) -> None:
+    run_stage(stage, model, start, mesh, workdir / "checkpoints" / stage.name, log, on_keep=on_keep,
+              save_every=job.checkpoint_seconds, frozen=frozen, **more)
+
+  def reinforced() -> Params:
+    """The model after learning the forget set even better; kept, since its making may be killed."""
+    steps, kept = int(recipe.hyper["reinforce_steps"]), []
+    path = checkpoints.step_path(workdir / "checkpoints" / REINFORCE, steps)
+    like = start()
+    if checkpoints.is_saved(path):
+      return checkpoints.restore(path, like, 1)
+    del like
+
+    def on_keep(step: int, params: Params) -> bool:
+      about = checkpoints.description(model, [RUN], REINFORCE, step, tokenizer=str(checked.path.resolve()), lora=lora)
+      checkpoints.save_tree(path, params, 1, about)
+      kept.append(params)
+      return False
+    run(Stage(REINFORCE, [RUN], lambda _: nll("forget"), {"forget": rows["forget"]},
+              {"learning_rate": recipe.hyper["reinforce_learning_rate"], **decay}, [steps],
+              {name: order for name, order in orders.items() if name == "forget"}, job.num_microbatches), on_keep)
+    return kept[0]
+
   every = job.keep_every or job.steps
   stage = Stage(
-      STAGE, [RUN], method.build, rows, hyper, sorted({*range(every, job.steps, every), job.steps}),
-      small_batches(rows, job.batch_size, [job.seed]), job.num_microbatches, lambda step: learning_rates(job, step))
-  run_stage(stage, model, start, mesh, workdir / "checkpoints" / STAGE, TrainLog(workdir / "train_log.jsonl"),
-            on_keep=on_keep, save_every=job.checkpoint_seconds, frozen=frozen)
+      STAGE, [RUN], recipe.build, rows, {"learning_rate": job.learning_rate, **decay, **recipe.traced},
+      sorted({*range(every, job.steps, every), job.steps}), orders, job.num_microbatches,
+      lambda step: learning_rates(job, step))
+  run(stage, on_keep, reinforced=reinforced if recipe.published.reinforces else None, cache=cache)
 
 
 def _export(job: UnlearnJob, workdir: pathlib.Path, checked: Checked, model: Model, trained: Params, mesh: Mesh

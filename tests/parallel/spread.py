@@ -24,7 +24,7 @@ from relearn_jax.cases.base import Question  # noqa: E402
 from relearn_jax.models.lora import LoraConfig, init_lora  # noqa: E402
 from relearn_jax.models.model import Model  # noqa: E402
 from relearn_jax.objectives.core import TokenRows  # noqa: E402
-from relearn_jax.objectives.methods import METHODS  # noqa: E402
+from relearn_jax.objectives.recipe import default_recipe  # noqa: E402
 from relearn_jax.parallel.mesh import (  # noqa: E402
   make_mesh,
   parse_mesh,
@@ -35,19 +35,21 @@ from relearn_jax.parallel.mesh import (  # noqa: E402
   to_host,
 )
 from relearn_jax.training import checkpoints  # noqa: E402
-from relearn_jax.training.step import NOTHING, Frozen, add_references, make_begin, make_step  # noqa: E402
+from relearn_jax.training.references import add_references  # noqa: E402
+from relearn_jax.training.step import NOTHING, Frozen, make_begin, make_step  # noqa: E402
 from tests.small import CONFIG, params  # noqa: E402
 from tests.training.test_step import DATA  # noqa: E402
 
 LORA = LoraConfig(rank=2, alpha=4.0)
 RUNS, STEPS = 2, 2
-HYPER = {"learning_rate": 1e-3, "weight_decay": 0.01, "retain_weight": 0.5, "beta": 0.1}
+HYPER = {"learning_rate": 1e-3, "weight_decay": 0.01, "retain_weight": 0.5}
+BUILD = default_recipe("kl").build
 
 
 def train(text: str, adapters: bool) -> dict[str, object]:
   mesh = make_mesh(parse_mesh(text), config=CONFIG)
   model = Model(CONFIG, lora_scale=LORA.scale)
-  objective = METHODS["kl"].build(HYPER)  # reads both data sets and a reference's hidden states
+  objective = default_recipe("kl", retain_weight=0.5).objective  # reads both data sets and a reference's hidden states
   stack = lambda leaf: np.repeat(np.asarray(leaf)[None], RUNS, 0)
   rows = {name: jax.tree.map(stack, TokenRows(DATA[name].tokens, DATA[name].mask)) for name in objective.rows}
   data = {name: shard_rows(value, mesh) for name, value in rows.items()}
@@ -61,13 +63,13 @@ def train(text: str, adapters: bool) -> dict[str, object]:
     start = jax.tree.map(lambda leaf: np.asarray(leaf) + 0.01, init_lora(model, LORA, jax.random.key(0)))
   trained = repeat_runs(start, RUNS, mesh, model.axes())
   data = dict(add_references(model, trained, data, objective.needs, mesh, frozen))
-  state = make_begin(objective, model.axes(), mesh)(trained)
+  state = make_begin(BUILD, model.axes(), mesh)(trained, hyper)
   if not adapters:
     gate = state.opt_state[0].mu["layers"]["mlp"]["gate"]["weight"]
     sizes = mesh.shape
     want = (gate.shape[0] // sizes["runs"], 2, 48 // sizes["tensor"], 32 // sizes["fsdp"])
     assert {shard.data.shape for shard in gate.addressable_shards} == {want}, (text, gate.sharding)
-  step = make_step(model, METHODS["kl"].build, mesh)
+  step = make_step(model, BUILD, mesh)
   logs = []
   for _ in range(STEPS):
     before = jax.tree.leaves(state.params)[0]

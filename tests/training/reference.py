@@ -94,9 +94,11 @@ class Run:
   def __init__(self, method: str, **options: Any):
     import torch
     self.model, self.frozen = load(**options), load(**options).requires_grad_(False)
+    for param in self.frozen.parameters():
+      param.mul_(REFERENCE_SCALE.get(method, 1.0))
     self.data = {name: tuple(torch.tensor(array) for array in arrays) for name, arrays in rows().items()}
     self.hyper, self.step = hyper(method), 0
-    self.lam, self.labels = self.hyper.get("lam0"), None  # what pdu and whp keep between steps
+    self.lam, self.labels = self.hyper.get("dual"), None  # what pdu and whp keep between steps
 
   def params(self) -> dict[str, Any]:
     return dict(self.model.named_parameters())
@@ -203,11 +205,11 @@ def ceu(run: Run) -> Any:
 
 
 def pdu(run: Run) -> Any:
-  """Flat logits under the constraint NLL(retain) <= eps, whose multiplier grows with the step."""
+  """Flat logits under the constraint NLL(retain) <= epsilon, whose multiplier grows with the step."""
   logits, h = run.logits("forget"), run.hyper
-  excess, lam = run.nll("retain") - h["eps"], run.lam
-  if run.step >= h["warmup"]:
-    run.lam = max(0.0, lam + h["eta"] * excess.item())
+  excess, lam = run.nll("retain") - h["epsilon"], run.lam
+  if run.step >= h["dual_warmup"]:
+    run.lam = max(0.0, lam + h["dual_rate"] * excess.item())
   return run.mean("forget", (logits.amax(-1) - logits.mean(-1)) ** 2) + lam * excess
 
 
@@ -233,7 +235,7 @@ def rmu(run: Run) -> Any:
   return far("forget", steered) + run.hyper["retain_weight"] * far("retain", run.hidden("retain", run.frozen))
 
 
-def whp(run: Run) -> Any:
+def whp_logits(run: Run) -> Any:
   """Labels: the likeliest token once what a reinforced model raises is lowered."""
   if run.step == 0:
     reinforced = load()
@@ -270,7 +272,7 @@ TABLE: dict[str, tuple[Callable[[Run], Any], dict[str, float]]] = {
   "npo": (lambda run: run.npo(), {"beta": 0.2}),
   "npo_gd": (lambda run: run.npo() + run.retain(), NPO_GD),
   "npo_kl": (lambda run: run.npo() + run.hyper["retain_weight"] * run.kl("retain"), NPO_GD),
-  "simnpo": (simnpo, {"beta": 2.5, "delta": 0.3, "forget_weight": 0.5, "retain_weight": 0.7}),
+  "simnpo": (simnpo, {"beta": 0.5, "delta": 6.0, "forget_weight": 0.5, "retain_weight": 0.7}),
   "idk_nll": (idk_nll, {}),
   "idk_dpo": (lambda run: prefer(run, "idk"), NPO_GD),
   "altpo": (lambda run: prefer(run, "alternate"), NPO_GD),
@@ -278,20 +280,22 @@ TABLE: dict[str, tuple[Callable[[Run], Any], dict[str, float]]] = {
   "wga": (wga, {"beta": 0.5, "retain_weight": 0.7}),
   "satimp": (satimp, {"beta1": 0.5, "beta2": 1.0, "forget_weight": 0.3, "retain_weight": 0.7}),
   "ceu": (ceu, {}),
-  "pdu": (pdu, {"lam0": 2.0, "eps": 0.3, "eta": 0.5, "warmup": 2.0}),
+  "pdu": (pdu, {"dual": 2.0, "epsilon": 0.3, "dual_rate": 0.5, "dual_warmup": 2.0}),
   "scrub": (scrub, {"period": 1.0, "max_phases": 2.0, "temperature": 4.0, "kl_weight": 0.5, "retain_weight": 0.7}),
   "rmu": (rmu, {"steering": 2.0, "retain_weight": 0.7}),
   "whp_relabel": (lambda run: run.nll("relabelled", labels=run.data["relabelled"][2].long()[:, 1:]), {}),
-  "whp": (whp, {"alpha": 5.0}),
+  "whp_logits": (whp_logits, {"alpha": 5.0}),
   "task_vector": (lambda run: run.nll("forget"), {"alpha": 1.5}),
   "sam_npo_gd": (sam_npo_gd, NPO_GD | {"rho": 0.05}),
   "gp_npo_gd": (gp_npo_gd, NPO_GD | {"penalty": 0.01}),
-  "wa_npo_gd": (lambda run: run.npo() + run.retain(), NPO_GD | {"start": 2.0, "every": 2.0}),
+  "wa_npo_gd": (lambda run: run.npo() + run.retain(), NPO_GD | {"average_from": 2.0, "average_every": 2.0}),
 }
 METHODS = tuple(TABLE)
+# The frozen model's weights are so many times those of the start, where a method's first gradient would be 0 otherwise:
+# AdamW makes whole steps of the rounding of that.
+REFERENCE_SCALE = {"scrub": 1.05}
 LOADING = {
   "gp_npo_gd": {"attn_implementation": "eager"},  # differentiated twice
-  "scrub": {"dtype": "float64"},  # its first gradient is 0, and AdamW makes whole steps of float32's rounding of that
 }
 
 
@@ -305,7 +309,7 @@ def read_out(method: str, weights: list[list[Any]]) -> list[Any]:
   if method == "task_vector":
     return [start - h["alpha"] * (last - start) for start, last in zip(weights[0], weights[-1], strict=True)]
   if method == "wa_npo_gd":
-    averaged = weights[int(h["start"])::int(h["every"])]
+    averaged = weights[int(h["average_from"])::int(h["average_every"])]
     return [sum(leaves) / len(averaged) for leaves in zip(*averaged, strict=True)]
   return weights[-1]
 

@@ -12,13 +12,13 @@ from relearn_jax.data.order import row_order
 from relearn_jax.metrics import likelihood
 from relearn_jax.models.lora import LoraConfig, init_lora
 from relearn_jax.models.model import Head, Params
-from relearn_jax.objectives.core import Objective, TokenRows, stateless
+from relearn_jax.objectives.core import Objective, TokenRows
 from relearn_jax.objectives.losses import nll
-from relearn_jax.objectives.methods import METHODS
+from relearn_jax.objectives.recipe import default_recipe
 from relearn_jax.parallel.mesh import runs_mesh, shard_runs
+from relearn_jax.training.references import add_references
 from relearn_jax.training.step import (
   Frozen,
-  add_references,
   init_state,
   make_begin,
   make_step,
@@ -35,6 +35,10 @@ BASE, PARAMS = model_and_params()
 MODEL = dataclasses.replace(BASE, lora_scale=LORA.scale)
 
 
+def build_of(method: str) -> Any:
+  return default_recipe(method).build
+
+
 def adapter(seed: int) -> Params:
   draw = lambda leaf: jnp.asarray(0.05 * np.random.default_rng([seed, leaf.size]).normal(size=leaf.shape), jnp.float32)
   return jax.tree.map(draw, init_lora(MODEL, LORA, jax.random.key(seed)))
@@ -44,7 +48,7 @@ def adapter(seed: int) -> Params:
 @pytest.mark.parametrize("method", ["gd", "kl", "npo"])
 def test_stacked_adapters_equal_separate_ones(method: str, shared: bool) -> None:
   """Three adapters on one base, with learning rates of their own, against three runs of one."""
-  mesh, num_runs, build = runs_mesh(1), 3, METHODS[method].build
+  mesh, num_runs, build = runs_mesh(1), 3, build_of(method)
   rates = np.array([1e-3, 2e-3, 5e-4], np.float32)
   stack = lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves])
   objective = build(HYPER)
@@ -57,7 +61,7 @@ def test_stacked_adapters_equal_separate_ones(method: str, shared: bool) -> None
     data = dict(add_references(MODEL, starts, data, objective.needs, mesh, frozen))
     hyper = {name: np.full(len(seeds), value, np.float32) for name, value in HYPER.items()}
     hyper = shard_runs(hyper | {"learning_rate": rates[seeds]}, mesh)
-    state, step = make_begin(objective, MODEL.axes(), mesh)(starts), make_step(MODEL, build, mesh)
+    state, step = make_begin(build, MODEL.axes(), mesh)(starts, hyper), make_step(MODEL, build, mesh)
     losses = []
     for _ in range(3):
       state, log = step(state, data, hyper, None, frozen)
@@ -80,7 +84,7 @@ def test_only_the_adapter_has_moments() -> None:
 
 
 def referenced(method: str) -> tuple[Objective, dict[str, TokenRows]]:
-  objective = METHODS[method].build(HYPER)
+  objective = build_of(method)(HYPER)
   one = lambda tree: jax.tree.map(lambda leaf: np.asarray(leaf)[None], tree)
   data = add_references(BASE, one(PARAMS), {name: one(DATA[name]) for name in objective.rows}, objective.needs,
                         runs_mesh(1))
@@ -102,7 +106,7 @@ def test_parts_of_a_step_add_up_to_the_step(method: str) -> None:
   # Not at the reference itself, where KL has no gradient and NPO none of the second order.
   moved = jax.tree.map(lambda leaf: leaf * 1.01, PARAMS)
   step = lambda rows, parts: jax.jit(lambda state: train_step(
-      BASE, METHODS[method].build, state, rows, HYPER, num_microbatches=parts))(init_state(moved, objective))
+      BASE, build_of(method), state, rows, HYPER, num_microbatches=parts))(init_state(moved, objective))
   whole, log = step(data, 1)
   for parts in (2, 4):
     state, parts_log = step(padded, parts)
@@ -116,7 +120,7 @@ def test_parts_of_a_step_add_up_to_the_step(method: str) -> None:
 
 
 def test_references_in_parts_are_the_same() -> None:
-  objective = METHODS["kl"].build(HYPER)
+  objective = build_of("kl")(HYPER)
   even = lambda leaf: np.pad(np.asarray(leaf), ((0, leaf.shape[0] % 2), (0, 0)))
   one = lambda tree: jax.tree.map(lambda leaf: even(leaf)[None], tree)
   batch = {name: one(TokenRows(DATA[name].tokens, DATA[name].mask)) for name in objective.rows}
@@ -126,11 +130,10 @@ def test_references_in_parts_are_the_same() -> None:
   np.testing.assert_allclose(parts.reference["hidden"], once.reference["hidden"], atol=1e-5)
 
 
-def test_an_objective_with_a_state_is_not_split() -> None:
-  plain = stateless(lambda forward, batch: (jnp.sum(forward("forget").logprobs), {}), "forget")
-  stateful = dataclasses.replace(plain, init=lambda: jnp.zeros(()))
+def test_an_objective_whose_parts_do_not_add_up_is_not_split() -> None:
+  build = default_recipe("ga", "sam").build
   with pytest.raises(ValueError, match="takes its step in one part"):
-    train_step(BASE, lambda _: stateful, init_state(PARAMS, stateful), DATA, HYPER, num_microbatches=2)
+    train_step(BASE, build, init_state(PARAMS, build({})), DATA, HYPER, num_microbatches=2)
 
 
 def test_rows_are_picked_by_place() -> None:

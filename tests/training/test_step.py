@@ -13,12 +13,15 @@ from relearn_jax.models.checkpoint import check_checkpoint, load_params
 from relearn_jax.models.model import Model, flatten
 from relearn_jax.objectives.core import Batch, Objective, TokenRows
 from relearn_jax.objectives.losses import nll
-from relearn_jax.objectives.methods import METHODS, Hyper
-from relearn_jax.parallel.mesh import repeat_runs, runs_mesh, runs_sharding, shard_runs, to_host
+from relearn_jax.objectives.methods import Hyper
+from relearn_jax.objectives.recipe import default_recipe
+from relearn_jax.parallel.mesh import repeat_runs, runs_mesh, shard_runs, to_host
+from relearn_jax.training.references import add_references
 from relearn_jax.training.step import (
     TrainState,
-    add_references,
     init_state,
+    make_begin,
+    make_readout,
     make_step,
     model_outputs,
     train_step,
@@ -26,7 +29,11 @@ from relearn_jax.training.step import (
 
 from . import reference
 
-DATA = {name: TokenRows(*rows) for name, rows in reference.rows().items()}  # type: ignore[arg-type]
+DATA = {name: TokenRows(rows[0], rows[1], labels=rows[2] if len(rows) > 2 else None)  # type: ignore[arg-type]
+        for name, rows in reference.rows().items()}
+DEFENDED = {"sam_npo_gd": ("npo_gd", "sam"), "gp_npo_gd": ("npo_gd", "gradient_penalty"),
+            "wa_npo_gd": ("npo_gd", "averaging")}
+HALF = {"rmu": {"depth": 0.5}}  # what is fixed when a step is compiled
 
 
 @functools.cache
@@ -37,37 +44,57 @@ def model_and_params() -> tuple[Model, Any]:
 
 
 def build_of(method: str) -> Any:
-  return (lambda _: nll("forget")) if method == "nll" else METHODS[method].build
+  if method == "nll":
+    return lambda _: nll("forget")
+  name, defence = DEFENDED.get(method, (method, "none"))
+  return default_recipe(name, defence, **HALF.get(name, {}), **(
+      {"alpha": reference.TABLE[method][1]["alpha"]} if name == "whp_logits" else {})).build
 
 
-def start_runs(objective: Objective, num_runs: int, mesh: Any) -> tuple[TrainState, Batch]:
-  """Equal runs, with what the objective wants of the reference."""
+def reinforced() -> Any:
+  """The second model of `whp_logits`, `[1, ...]`."""
   model, params = model_and_params()
+  state = init_state(params, nll("forget"))
+  step = jax.jit(lambda s: train_step(model, lambda _: nll("forget"), s, DATA, reference.REINFORCE)[0])
+  for _ in range(int(reference.REINFORCE["steps"])):
+    state = step(state)
+  return jax.tree.map(lambda leaf: leaf[None], state.params)
+
+
+def start_runs(build: Any, hypers: list[dict[str, float]], mesh: Any, scale: float = 1.0) -> tuple[TrainState, Batch]:
+  """Equal runs, with what the objective wants of the reference, whose weights are `scale` times theirs."""
+  model, params = model_and_params()
+  objective, num_runs = build(hypers[0]), len(hypers)
   stacked = repeat_runs(params, num_runs, mesh)
   stack = lambda leaf: np.repeat(np.asarray(leaf)[None], num_runs, 0)
   batch = {name: shard_runs(jax.tree.map(stack, DATA[name]), mesh) for name in objective.rows}
-  batch = dict(add_references(model, stacked, batch, objective.needs, mesh))
-  return jax.jit(jax.vmap(lambda p: init_state(p, objective)), out_shardings=runs_sharding(mesh))(stacked), batch
+  frozen = jax.tree.map(lambda leaf: leaf * scale, stacked)
+  second = reinforced() if any(need.kind == "generic" for need in objective.needs) else None
+  batch = dict(add_references(model, frozen, batch, objective.needs, mesh, reinforced=second))
+  return make_begin(build, model.axes(), mesh)(stacked, stack_hyper(hypers, mesh)), batch
+
+
+def stack_hyper(hypers: list[dict[str, float]], mesh: Any) -> dict[str, jax.Array]:
+  return shard_runs({key: np.array([hyper[key] for hyper in hypers], np.float32) for key in hypers[0]}, mesh)
 
 
 def train(method: str, hypers: list[dict[str, float]], steps: int = reference.STEPS, devices: int | None = None
           ) -> tuple[np.ndarray, Any]:
-  """Losses `[steps, runs]` and the trained parameters on the host."""
+  """Losses `[steps, runs]` and the released parameters on the host."""
   model, _ = model_and_params()
-  mesh = runs_mesh(devices)
-  state, batch = start_runs(build_of(method)(hypers[0]), len(hypers), mesh)
-  stacked = {key: np.array([hyper[key] for hyper in hypers], np.float32) for key in hypers[0]}
-  hyper = shard_runs(stacked, mesh)
-  step = make_step(model, build_of(method), mesh)
+  mesh, build = runs_mesh(devices), build_of(method)
+  state, batch = start_runs(build, hypers, mesh, reference.REFERENCE_SCALE.get(method, 1.0))
+  hyper = stack_hyper(hypers, mesh)
+  step = make_step(model, build, mesh)
   losses = []
   for _ in range(steps):
     state, log = step(state, batch, hyper)
     losses.append(np.asarray(log.loss)[:len(hypers)])
-  return np.stack(losses), to_host(state.params, len(hypers))
+  return np.stack(losses), to_host(make_readout(model, build, mesh)(state, hyper), len(hypers))
 
 
 def compare(method: str, losses: list[float], moved: float) -> None:
-  ours, params = train(method, [reference.HYPER])
+  ours, params = train(method, [reference.hyper(method)], devices=1)
   np.testing.assert_allclose(ours[:, 0], losses, atol=1e-4)
   before = flatten(model_and_params()[1])
   after = flatten(params)
@@ -107,7 +134,7 @@ def test_the_mapped_step_is_the_step_of_accelerators(method: str) -> None:
   hypers = [reference.HYPER, reference.HYPER | {"learning_rate": 1e-3}]
   losses, params = train(method, hypers)
   build, mesh = build_of(method), runs_mesh(1)
-  state, batch = start_runs(build(reference.HYPER), 2, mesh)
+  state, batch = start_runs(build, hypers, mesh)
   hyper = {key: jnp.array([h[key] for h in hypers], jnp.float32) for key in hypers[0]}
   step = jax.jit(jax.vmap(lambda s, b, h: train_step(model, build, s, b, h)))
   for want in losses:
@@ -122,9 +149,9 @@ def test_one_executable_serves_all_cells_of_a_shape() -> None:
 
   def build(hyper: Hyper) -> Objective:
     traces.append(hyper)
-    return METHODS["npo"].build(hyper)
+    return default_recipe("npo").build(hyper)
+  state, batch = start_runs(default_recipe("npo").build, [reference.HYPER], mesh)
   step = make_step(model, build, mesh)
-  state, batch = start_runs(METHODS["npo"].build(reference.HYPER), 1, mesh)
   for rate, beta in ((1e-3, 0.1), (5e-4, 0.3), (1e-5, 2.0)):
     values = reference.HYPER | {"learning_rate": rate, "beta": beta}
     hyper = {key: jnp.full(1, value) for key, value in values.items()}
@@ -132,20 +159,24 @@ def test_one_executable_serves_all_cells_of_a_shape() -> None:
   assert len(traces) == 1
 
 
-def test_the_cached_reference_is_a_second_model() -> None:
+@pytest.mark.parametrize("method", ["kl", "npo", "npo_kl", "idk_dpo", "undial", "rmu", "scrub"])
+def test_the_cached_reference_is_a_second_model(method: str) -> None:
   """The losses with cached statistics equal those in which the frozen model itself is asked each step."""
   model, frozen = model_and_params()
-  for method in ("kl", "npo"):
-    objective = METHODS[method].build(reference.HYPER)
-    moved = jax.tree.map(lambda leaf: leaf * 1.05, frozen)
-    outputs = {name: model_outputs(model, moved, DATA[name]) for name in objective.rows}
-    live = {name: DATA[name]._replace(reference=model_outputs(model, frozen, DATA[name])._asdict()) for name in DATA}
-    mesh = runs_mesh(1)
-    cached = start_runs(objective, 1, mesh)[1]
-    one = {name: jax.tree.map(lambda leaf: leaf[0], rows) for name, rows in cached.items()}
-    assert {kind for need in objective.needs for kind in one[need.rows].reference} <= {"logprobs", "hidden", "head"}
-    loss = lambda batch, o=objective, x=outputs: float(o.value(x.__getitem__, batch, o.init())[0])
-    assert loss(one) == pytest.approx(loss(live), rel=1e-6)
+  objective, mesh = build_of(method)(reference.hyper(method)), runs_mesh(1)
+  moved = jax.tree.map(lambda leaf: leaf * 1.05, frozen)
+
+  def ask(name: str) -> dict[str, Any]:
+    found = model_outputs(model, frozen, DATA[name])
+    return {"logprobs": found.logprobs, "hidden": found.hidden, "head": found.head, "layer": found.layer(0.5)}
+  live = {name: DATA[name]._replace(reference=ask(name)) for name in objective.rows}
+  cached = start_runs(build_of(method), [reference.hyper(method)], mesh)[1]
+  one = {name: jax.tree.map(lambda leaf: leaf[0], rows) for name, rows in cached.items()}
+  kinds = {kind for need in objective.needs for kind in one[need.rows].reference}
+  assert kinds <= {"logprobs", "hidden", "head", "layer"} and kinds
+  forward = lambda params, rows: model_outputs(model, params, rows)
+  loss = lambda batch: float(objective.value(forward, moved, batch, objective.init(frozen))[0])
+  assert loss(one) == pytest.approx(loss(live), rel=1e-5)
 
 
 def test_an_update_far_below_the_weights_is_not_lost() -> None:
@@ -164,7 +195,7 @@ def test_an_update_far_below_the_weights_is_not_lost() -> None:
 
 def test_the_state_is_donated() -> None:
   mesh = runs_mesh(1)
-  state, batch = start_runs(nll("forget"), 1, mesh)
+  state, batch = start_runs(lambda _: nll("forget"), [reference.HYPER], mesh)
   step = make_step(model_and_params()[0], lambda _: nll("forget"), mesh)
   after, _ = step(state, batch, {key: jnp.full(1, value) for key, value in reference.HYPER.items()})
   assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))

@@ -1,0 +1,42 @@
+"""Hyper-parameters of the methods on the names case: a small grid each, on seeds that no audit uses.
+
+`relearn sweep --config=configs/sweep.py --workdir=runs/sweep` runs it; `--config.methods="('ga', 'npo')"` only some.
+The rule looks at unlearned models alone (`relearn_jax/audit/sweep.py`). What it chose stands in
+`relearn_jax/audit/config.py`; its output is in benchmarks/methods.md.
+
+Where the grids come from: learning rates around the 5e-5 with which gradient ascent was first tried on this case;
+around the published values otherwise, or between these and what a model of this size needs to move at all.
+"""
+
+from relearn_jax.audit.config import AuditConfig, UnlearnConfig
+from relearn_jax.audit.sweep import Sweep
+from relearn_jax.cases.names import NamesConfig
+
+Grid = dict[str, tuple[float, ...]]
+RATES: Grid = {"learning_rate": (2e-5, 5e-5, 1e-4)}
+FAST: Grid = {"learning_rate": (1e-4, 2e-4, 5e-4)}
+WEIGHTS: Grid = {"retain_weight": (1.0, 5.0)}
+BETAS: Grid = {"beta": (0.02, 0.1)}
+
+GRIDS: dict[str, Grid] = {
+    "ga": RATES, "gd": RATES | WEIGHTS, "kl": RATES | WEIGHTS,
+    "npo": RATES | BETAS, "npo_gd": RATES | BETAS, "npo_kl": RATES | BETAS,
+    "simnpo": FAST | {"beta": (0.5, 2.5)}, "scrub": RATES | {"period": (1, 5), "retain_weight": (1.0,)},
+    "whp_relabel": FAST, "whp_logits": FAST | {"reinforce_learning_rate": (5e-4,)},
+    "rmu": FAST | {"depth": (0.5,), "retain_weight": (1.0, 100.0)},
+    "idk_nll": FAST, "idk_dpo": FAST | {"beta": (0.05, 0.1)}, "altpo": FAST | {"beta": (0.05, 0.1)},
+    "undial": FAST | {"beta": (3.0, 10.0), "retain_weight": (1.0,)},
+    "wga": RATES | {"beta": (0.1, 1.0)}, "satimp": FAST | {"beta1": (1.0, 5.0), "forget_weight": (1.0,)},
+    "ceu": FAST | {"skip_first": (0.0,)}, "pdu": FAST | {"dual": (1.0, 100.0), "dual_warmup": (20,)},
+    "task_vector": RATES | {"alpha": (1.0, 5.0)},
+    "npo_gd+sam": RATES | {"beta": (0.02,), "rho": (0.01, 0.1)},
+    "npo_gd+smoothing": RATES | {"beta": (0.02,), "radius": (1e-4, 1e-3)},
+    "npo_gd+gradient_penalty": RATES | {"beta": (0.02,), "penalty": (1e-3, 1e-1)},
+    "npo_gd+averaging": RATES | {"beta": (0.02,), "average_from": (5,)},
+}
+
+
+def get_config() -> Sweep:
+  """The default sweep."""
+  return Sweep(GRIDS, audit=AuditConfig(
+      case=NamesConfig(variants=(7,), seeds=(100, 101)), unlearn=UnlearnConfig(max_steps=100, depths=1)))

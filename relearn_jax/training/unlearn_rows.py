@@ -1,0 +1,105 @@
+"""The data sets that an unlearning method reads, made from a job's files."""
+
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from relearn_jax.cases.files import read_texts
+from relearn_jax.data.jsonl import Row, read_jsonl
+from relearn_jax.data.refusals import REFUSALS
+from relearn_jax.data.relabel import UNCOUNTED
+from relearn_jax.data.rows import Encoded
+from relearn_jax.data.texts import encode_rows, stack_rows
+from relearn_jax.data.tokens import check_chat_template
+from relearn_jax.errors import InputError
+from relearn_jax.models.checkpoint import Checked
+from relearn_jax.objectives.core import TokenRows
+from relearn_jax.training.job import UnlearnJob
+
+
+def read_rows(job: UnlearnJob, checked: Checked, tokenizer: Any) -> dict[str, TokenRows]:
+  """The data sets that the job's method reads, `[1, rows, length]` on the host.
+
+  Row i of "idk", "alternate" and "relabelled" belongs to row i of "forget", whose order of batches they share.
+
+  Raises:
+    InputError: naming file, line and field.
+  """
+  if job.chat_template:
+    check_chat_template(tokenizer, checked.path, "chat_template")
+  forget = pathlib.Path(job.forget)
+  made = {"idk": lambda: (_refusals(job, read_texts(forget), forget), forget),
+          "alternate": lambda: (_alternates(job, read_texts(forget)), pathlib.Path(job.alternates))}
+  found = {}
+  for name in sorted(job.recipe.objective.rows):
+    anchors = read_anchors(pathlib.Path(job.anchors)) if name == "relabelled" else None
+    path = forget if anchors is not None or name in made else pathlib.Path(getattr(job, name))
+    rows, file = made[name]() if name in made else (read_texts(path), path)
+    encoded = encode_rows(tokenizer, rows, file, checked.config.max_positions, chat=job.chat_template, anchors=anchors)
+    if anchors is not None:
+      _check_relabelled(encoded, pathlib.Path(job.anchors))
+    found[name] = stack_rows(encoded, 1)
+  return found
+
+
+def _refusals(job: UnlearnJob, forget: Sequence[Row], file: pathlib.Path) -> list[Row]:
+  """The prompts of the forget rows, each with an answer drawn from the refusals."""
+  answers: Sequence[str] = REFUSALS
+  if job.refusals:
+    path = pathlib.Path(job.refusals)
+    answers = [row["answer"] for row in read_jsonl(path, {"answer": str})]
+    if not all(answer.strip() for answer in answers):
+      raise InputError("is empty in a row", file=path, field="answer", mend="give the refusal, or remove the row")
+  rng, rows = np.random.default_rng([job.seed, 3]), []
+  for row in forget:
+    if "text" in row:
+      raise InputError("stands where a prompt is needed that can be refused", file=file, line=row.line, field="text",
+                       mend=f'give {{"prompt", "answer"}} rows to method {job.method!r}')
+    answer = answers[int(rng.integers(len(answers)))]
+    # Where answers of the file begin with the space after the prompt, so does the refusal.
+    space = " " if row["answer"][:1].isspace() and not answer[:1].isspace() else ""
+    rows.append(Row({"prompt": row["prompt"], "answer": space + answer}, row.line))
+  return rows
+
+
+def _alternates(job: UnlearnJob, forget: Sequence[Row]) -> list[Row]:
+  """The rows of `alternates`, checked to go with the forget rows one by one."""
+  path = pathlib.Path(job.alternates)
+  rows = read_texts(path)
+  if len(rows) != len(forget):
+    raise InputError(f"has {len(rows)} rows, and the forget set {len(forget)}", file=path, field="alternates",
+                     mend="give an alternate for each forget row, in their order")
+  for row, other in zip(rows, forget, strict=True):
+    if row.get("prompt") != other.get("prompt"):
+      raise InputError(f"is not that of line {other.line} of the forget set", file=path, line=row.line, field="prompt",
+                       mend="give the same prompts in the same order")
+  return rows
+
+
+def read_anchors(path: pathlib.Path) -> dict[str, str]:
+  """Term -> generic term, from JSON lines `{"term", "generic"}`.
+
+  Raises:
+    InputError: naming line and field: something is empty, or a term stands there twice.
+  """
+  found: dict[str, str] = {}
+  for row in read_jsonl(path, {"term": str, "generic": str}):
+    for field in ("term", "generic"):
+      if not row[field].strip():
+        raise InputError("is empty", file=path, line=row.line, field=field, mend="give a word or a name")
+    if row["term"] in found:
+      raise InputError(f"{row['term']!r} stands there twice", file=path, line=row.line, field="term",
+                       mend="give one generic term")
+    found[row["term"]] = row["generic"]
+  return found
+
+
+def _check_relabelled(rows: Sequence[Encoded], path: pathlib.Path) -> None:
+  """`InputError` where no label differs: none of the terms occurs, and the text itself would be learned."""
+  changed = sum(label not in (token, UNCOUNTED) for row in rows for token, label in
+                zip(row.ids[row.start:], (row.labels or row.ids)[row.start:], strict=True))
+  if not changed:
+    raise InputError("changes no label of the forget set", file=path, field="anchors",
+                     mend="give terms that occur there as whole words, as they are spelled there")
