@@ -27,3 +27,4 @@ def compiled_programs(cache: pathlib.Path) -> None:
   import jax
   jax.config.update("jax_compilation_cache_dir", str(cache / "xla"))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+  os.environ |= {"JAX_COMPILATION_CACHE_DIR": str(cache / "xla"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}

@@ -16,8 +16,8 @@ LEGEND = (
     "interval over seeds and prompts; the original and all settings of the attack are the same for all methods. "
     "“Control” is the never-trained model that went through the same, in the cell of its curves in which it is "
     "highest. “Half back after”: the first relearn step that was asked at which half of what unlearning took is back. "
-    "“Unlearn steps”: of each seed, until attack success was at most what the configuration allows. “ms a step”: median of "
-    "an unlearning step of all runs; “seconds”: unlearning and attack with all their questions.")
+    "“Unlearn steps”: of each seed, until attack success was at most what the configuration allows. “ms a step”: the "
+    "median of an unlearning step of all runs; “seconds”: unlearning and attack with all their questions.")
 
 
 def tables(rows: Sequence[dict[str, Any]]) -> list[TextTable]:
