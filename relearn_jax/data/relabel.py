@@ -6,12 +6,32 @@ stands at its place in the other text; where the two cannot be aligned, nothing 
 """
 
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from relearn_jax.errors import InputError
 
 UNCOUNTED = -1  # the label of a place at which nothing is predicted
+
+
+class _Token(NamedTuple):
+  """A token, its characters `[start, end)`, and how many tokens before it have the same ones (bytes of a character)."""
+
+  id: int
+  start: int
+  end: int
+  number: int
+
+
+class _Span(NamedTuple):
+  """The characters of a term here, those of its generic term in the replaced text, and whether it is the first time."""
+
+  start: int
+  end: int
+  first: int
+  last: int
+  fresh: bool
 
 
 def find_terms(text: str, anchors: Mapping[str, str]) -> list[tuple[int, int, str]]:
@@ -26,10 +46,10 @@ def find_terms(text: str, anchors: Mapping[str, str]) -> list[tuple[int, int, st
 def relabel(tokenizer: Any, text: str, anchors: Mapping[str, str], **options: Any) -> tuple[list[int], list[int]]:
   """Tokens of a text, and a label for each.
 
-  * A token outside every term has the label that begins at its place in the replaced text: itself, unless the two texts
-    are split differently there, in which case it is `UNCOUNTED`.
+  * A token outside every term is its own label, unless the replaced text is split differently there: then it is
+    `UNCOUNTED`.
   * The tokens of a term have the tokens of its generic term, one by one; where the term has more, those that are left
-    over are `UNCOUNTED`.
+    over are `UNCOUNTED`, and so are all where the two do not begin at the same place.
   * From its second time on, a term is `UNCOUNTED`: what the text said before, which the model reads, would contradict
     the generic term.
 
@@ -45,42 +65,55 @@ def relabel(tokenizer: Any, text: str, anchors: Mapping[str, str], **options: An
   if not getattr(tokenizer, "is_fast", False):
     raise InputError("needs a tokenizer that knows the places of its tokens", field="anchors",
                      mend="use a checkpoint with a tokenizer.json")
-  terms, pieces, at, shift = find_terms(text, anchors), [], 0, 0
-  spans = []  # (start, end) here, (start, end) in the replaced text, whether it is the first of its kind
-  seen: set[str] = set()
-  for start, end, term in terms:
+  spans: list[_Span] = []
+  pieces, at, shift, seen = [], 0, 0, set()
+  for start, end, term in find_terms(text, anchors):
     generic = anchors[term]
-    spans.append(((start, end), (start + shift, start + shift + len(generic)), term not in seen))
+    spans.append(_Span(start, end, start + shift, start + shift + len(generic), term not in seen))
     seen.add(term)
     pieces += [text[at:start], generic]
     at, shift = end, shift + len(generic) - (end - start)
   replaced = "".join([*pieces, text[at:]])
 
   here, there = _tokens(tokenizer, text, options), _tokens(tokenizer, replaced, options)
-  by_start = {start: token for token, start, end in there if end > start}
-  special = [token for token, start, end in there if end == start]
-  labels = []
-  used: dict[int, int] = {}  # tokens that each span has given labels to
-  moved = 0
-  for token, start, end in here:
-    if end == start:  # a special token, which stands in both texts
-      labels.append(token if token in special else UNCOUNTED)
-      continue
-    inside = next((i for i, ((a, b), _, _) in enumerate(spans) if start < b and end > a), None)
+  known = {token[1:]: token.id for token in there}
+  labels: list[int] = []
+  left: dict[int, list[int]] = {}  # labels that the tokens of each term have still to be given
+  for index, token in enumerate(here):
+    moved = sum(s.last - s.first - (s.end - s.start) for s in spans if s.end <= token.start)
+    inside = next((i for i, s in enumerate(spans) if token.start < s.end and token.end > s.start), None)
     if inside is None:
-      moved = sum((d - c) - (b - a) for (a, b), (c, d), _ in spans if b <= start)
-      labels.append(by_start.get(start + moved, UNCOUNTED))
+      same = known.get((token.start + moved, token.end + moved, token.number)) == token.id
+      labels.append(token.id if same else UNCOUNTED)
       continue
-    _, (first, last), fresh = spans[inside]
-    generic_tokens = [other for other, c, d in there if d > c and c < last and d > first]
-    number = used.get(inside, 0)
-    used[inside] = number + 1
-    labels.append(generic_tokens[number] if fresh and number < len(generic_tokens) else UNCOUNTED)
-  return [token for token, _, _ in here], labels
+    if inside not in left:
+      left[inside] = _generic(here, index, there, token.start + moved, spans[inside])
+    labels.append(left[inside].pop(0) if left[inside] else UNCOUNTED)
+  return [token.id for token in here], labels
 
 
-def _tokens(tokenizer: Any, text: str, options: Mapping[str, Any]) -> list[tuple[int, int, int]]:
-  """(id, start, end) of each token; start = end for special ones."""
+def _generic(here: Sequence[_Token], index: int, there: Sequence[_Token], place: int, span: _Span) -> list[int]:
+  """The tokens of a generic term, from `place` on, where the term's first token would stand; none where it cannot."""
+  found = [i for i, token in enumerate(there) if token.start >= place and token.end > place and token.start < span.last]
+  if not span.fresh or here[index].start > span.start or not found or there[found[0]].start != place:
+    return []
+  ours, theirs = _widthless(here, index), _widthless(there, found[0])
+  return theirs[len(ours):] + [there[i].id for i in found] if theirs[:len(ours)] == ours else []
+
+
+def _widthless(tokens: Sequence[_Token], index: int) -> list[int]:
+  """The tokens without characters just before one: special ones, and spaces to some tokenizers."""
+  first = index
+  while first and tokens[first - 1].start == tokens[first - 1].end:
+    first -= 1
+  return [token.id for token in tokens[first:index]]
+
+
+def _tokens(tokenizer: Any, text: str, options: Mapping[str, Any]) -> list[_Token]:
   found = tokenizer(text, return_offsets_mapping=True, verbose=False, **options)
-  return [(token, start, end) for token, (start, end) in
-          zip(found["input_ids"], found["offset_mapping"], strict=True)]
+  numbers: Counter[tuple[int, int]] = Counter()
+  tokens = []
+  for token, (start, end) in zip(found["input_ids"], found["offset_mapping"], strict=True):
+    tokens.append(_Token(token, start, end, numbers[start, end]))
+    numbers[start, end] += 1
+  return tokens

@@ -13,6 +13,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from relearn_jax.cases.files import read_texts, whole_text
+from relearn_jax.data.rows import Encoded
 from relearn_jax.data.texts import encode_row, stack_rows
 from relearn_jax.data.tokens import check_chat_template
 from relearn_jax.errors import InputError
@@ -43,17 +44,17 @@ def rows(tmp_path: pathlib.Path, *values: dict) -> tuple[pathlib.Path, list]:
 def test_of_an_answer_its_tokens_and_the_end_count(tmp_path: pathlib.Path) -> None:
   path, (answer, text, ended) = rows(tmp_path, {"prompt": "w0 w1", "answer": " w2 w3"}, {"text": "w4 w5"},
                                      {"text": "w6 </s>"})
-  assert encode_row(tokenizer(), answer, path, 9) == ([1, 5, 6, 7, 8, 2], 3)
-  assert encode_row(tokenizer(), text, path, 9) == ([1, 9, 10, 2], 1)
-  assert encode_row(tokenizer(), ended, path, 9) == ([1, 11, 2], 1)  # its own end is not doubled
+  assert encode_row(tokenizer(), answer, path, 9) == Encoded([1, 5, 6, 7, 8, 2], 3)
+  assert encode_row(tokenizer(), text, path, 9) == Encoded([1, 9, 10, 2], 1)
+  assert encode_row(tokenizer(), ended, path, 9) == Encoded([1, 11, 2], 1)  # its own end is not doubled
   assert whole_text(answer) == "w0 w1 w2 w3" and whole_text(text) == "w4 w5"
 
 
 def test_a_chat_template_puts_its_own_special_tokens(tmp_path: pathlib.Path) -> None:
   path, (answer, text) = rows(tmp_path, {"prompt": "w0", "answer": "w2"}, {"text": "w4"})
   chat = tokenizer(CHAT)
-  assert encode_row(chat, answer, path, 9, chat=True) == ([3, 5, 4, 7, 2], 3)
-  assert encode_row(chat, text, path, 9, chat=True) == ([1, 9, 2], 1)
+  assert encode_row(chat, answer, path, 9, chat=True) == Encoded([3, 5, 4, 7, 2], 3)
+  assert encode_row(chat, text, path, 9, chat=True) == Encoded([1, 9, 2], 1)
   check_chat_template(chat, tmp_path, "chat_template")
   with pytest.raises(InputError, match="tokenizer_config.json: `chat_template` asks for .* which it does not have"):
     check_chat_template(tokenizer(), tmp_path, "chat_template")

@@ -11,14 +11,14 @@ import pytest
 
 from relearn_jax.data.order import row_order
 from relearn_jax.errors import InputError
-from relearn_jax.models.model import fingerprint
+from relearn_jax.models.model import Params, fingerprint
 from relearn_jax.objectives.losses import nll
 from relearn_jax.parallel.mesh import repeat_runs, runs_mesh, to_host
 from relearn_jax.training import checkpoints
 from relearn_jax.training.export import export_run, model_of
 from relearn_jax.training.log import TrainLog
 from relearn_jax.training.stage import Stage, _tokens, run_stage
-from relearn_jax.training.step import StepLog, TrainState, init_state, train_step
+from relearn_jax.training.step import StepLog, init_state, train_step
 
 from ..small import CONFIG, MODEL, params
 from .test_step import DATA
@@ -90,11 +90,11 @@ def test_a_stage_that_was_stopped_ends_as_if_it_never_was(tmp_path: pathlib.Path
   def run(folder: pathlib.Path, stop: int | None) -> tuple[list[int], Any]:
     seen, last = [], []
 
-    def on_keep(step: int, state: TrainState) -> bool:
+    def on_keep(step: int, params: Params) -> bool:
       seen.append(step)
       if step == stop:
         raise Stop
-      last[:] = [to_host(state.params, 3)]
+      last[:] = [to_host(params, 3)]
       return False
     log = TrainLog(folder / "log.jsonl")
     start = lambda: repeat_runs(weights, 3, mesh)
@@ -128,13 +128,12 @@ def test_on_keep_may_end_a_stage(tmp_path: pathlib.Path) -> None:
                 {"learning_rate": 1e-3, "weight_decay": 0.0}, keep=(1, 2, 50))
   seen: list[int] = []
 
-  def on_keep(step: int, _: TrainState) -> bool:
+  def on_keep(step: int, _: Params) -> bool:
     seen.append(step)
     return step == 2
   run_stage(stage, model, lambda: repeat_runs(weights, 1, mesh), mesh, tmp_path / "unlearn", TrainLog(tmp_path / "log"),
             on_keep=on_keep, save_every=1e9)
   assert seen == [1, 2] and len((tmp_path / "log").read_text().splitlines()) == 2
-
 
 
 
@@ -152,8 +151,8 @@ def test_a_stage_in_small_batches_takes_the_rows_of_its_order(tmp_path: pathlib.
                 hyper, keep=(steps,), order={"forget": orders}, num_microbatches=parts, schedule=schedule)
   ended: list[Any] = []
 
-  def on_keep(_: int, state: TrainState) -> bool:
-    ended.append(to_host(state.params, 2))
+  def on_keep(_: int, params: Params) -> bool:
+    ended.append(to_host(params, 2))
     return False
   run_stage(stage, model, lambda: repeat_runs(weights, 2, mesh), mesh, tmp_path / "x", TrainLog(tmp_path / "log"),
             on_keep=on_keep, save_every=1e9)
