@@ -20,6 +20,7 @@ from relearn_jax.errors import InputError
 from relearn_jax.metrics.likelihood import per_token
 from relearn_jax.models.lora import read_metadata
 from relearn_jax.models.model import Head, Model, Params, head_logits, whole
+from relearn_jax.models.safetensor_files import read_header
 from relearn_jax.objectives.core import Batch, Need, TokenRows
 from relearn_jax.objectives.losses import generic_logits
 from relearn_jax.parallel.mesh import map_runs, shard_rows, shard_runs, to_host
@@ -133,9 +134,10 @@ class ReferenceCache:
       if not self.path(name).exists():
         continue
       try:
+        read_header(self.path(name))  # checked against the file's size
         there = read_metadata(self.path(name))
-      except (OSError, ValueError) as error:
-        raise InputError(f"cannot be read ({error})", file=self.path(name), field=self.field,
+      except InputError as error:
+        raise InputError(f"cannot be used: the file {error.problem}", file=self.path(name), field=self.field,
                          mend="remove it: it is computed again") from None
       for key, value in self._about(name).items():
         if there.get(key) != value:
@@ -182,6 +184,8 @@ def references(model: Model, params: Params, batch: Batch, needs: frozenset[Need
   after, second = dict(batch), None
   for name in sorted({need.rows for need in needs}):
     found = cache.load(name, batch[name], mesh, num_microbatches) if cache else None
+    if found and frozen == NOTHING and "hidden" in found.reference and HEAD not in found.reference:
+      found = None  # from the training of an adapter, whose head is the model's own; ours is trained
     if found is None:
       some = frozenset(need for need in needs if need.rows == name)
       if reinforced and second is None and any(need.kind == "generic" for need in some):

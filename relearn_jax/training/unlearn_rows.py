@@ -30,7 +30,7 @@ def read_rows(job: UnlearnJob, checked: Checked, tokenizer: Any) -> dict[str, To
   if job.chat_template:
     check_chat_template(tokenizer, checked.path, "chat_template")
   forget = pathlib.Path(job.forget)
-  made = {"idk": lambda: (_refusals(job, read_texts(forget), forget), forget),
+  made = {"idk": lambda: (refusal_rows(job, read_texts(forget), forget), forget),
           "alternate": lambda: (_alternates(job, read_texts(forget)), pathlib.Path(job.alternates))}
   found = {}
   for name in sorted(job.recipe.objective.rows):
@@ -44,7 +44,7 @@ def read_rows(job: UnlearnJob, checked: Checked, tokenizer: Any) -> dict[str, To
   return found
 
 
-def _refusals(job: UnlearnJob, forget: Sequence[Row], file: pathlib.Path) -> list[Row]:
+def refusal_rows(job: UnlearnJob, forget: Sequence[Row], file: pathlib.Path) -> list[Row]:
   """The prompts of the forget rows, each with an answer drawn from the refusals."""
   answers: Sequence[str] = REFUSALS
   if job.refusals:
@@ -87,8 +87,9 @@ def read_anchors(path: pathlib.Path) -> dict[str, str]:
   found: dict[str, str] = {}
   for row in read_jsonl(path, {"term": str, "generic": str}):
     for field in ("term", "generic"):
-      if not row[field].strip():
-        raise InputError("is empty", file=path, line=row.line, field=field, mend="give a word or a name")
+      if row[field] != row[field].strip() or not row[field]:
+        raise InputError(f"is {row[field]!r}", file=path, line=row.line, field=field,
+                         mend="give a word or a name, without a space around it")
     if row["term"] in found:
       raise InputError(f"{row['term']!r} stands there twice", file=path, line=row.line, field="term",
                        mend="give one generic term")

@@ -4,7 +4,7 @@ import functools
 import itertools
 import pathlib
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -58,7 +58,7 @@ def ids(tokenizer: Any, text: str) -> list[int]:
 
 def names(text: str, **anchors: str) -> str:
   """Labels as words, `_` where nothing is predicted."""
-  tokenizer = make_tokenizer()
+  tokenizer: Any = make_tokenizer()
   tokens, labels = relabel(tokenizer, text, anchors)
   assert tokens == ids(tokenizer, text) and tokens[0] == labels[0] == tokenizer.bos_token_id
   return " ".join("_" if label == UNCOUNTED else tokenizer.convert_ids_to_tokens(label) for label in labels[1:])
@@ -165,7 +165,8 @@ def test_a_slow_tokenizer_is_refused() -> None:
 
 
 def test_labels_lie_beside_the_tokens_of_rows() -> None:
-  tokenizer, path = cast(Any, make_tokenizer()), pathlib.Path("rows")
+  tokenizer: Any = make_tokenizer()
+  path = pathlib.Path("rows")
   word = lambda *names: list(tokenizer.convert_tokens_to_ids(list(names)))
   anchors, rows = {"Mark": "Paul"}, [{"prompt": "Gary", "answer": " Mark Ryan Mark"}, {"text": "Gary Anthony"}]
   encoded = [encode_row(tokenizer, Row(row, 1), path, 20, anchors=anchors) for row in rows]

@@ -14,7 +14,9 @@ from relearn_jax.errors import InputError
 from relearn_jax.models.checkpoint import check_checkpoint, load_params
 from relearn_jax.models.lora import load_peft, merge_lora
 from relearn_jax.models.model import flatten
-from relearn_jax.training.job import HyperSettings, UnlearnJob, check_job
+from relearn_jax.objectives.methods import DEFENCES, METHODS
+from relearn_jax.objectives.recipe import default_recipe
+from relearn_jax.training.job import UnlearnJob, check_job
 from relearn_jax.training.settings import AdapterSettings
 from relearn_jax.training.unlearn import learning_rates, unlearn
 
@@ -69,6 +71,8 @@ def test_the_command_from_files_to_a_folder(folder: pathlib.Path, cache: pathlib
   done = relearn(cache, "unlearn", *flags)
   assert str(tmp_path / "job" / "model") in done.stdout
   rows = log(tmp_path / "job")
+  assert all(row.keys() >= {"stage", "step", "loss", "terms", "grad_norm", "learning_rate", "tokens", "padded_tokens",
+                            "seconds"} for row in rows)
   assert [row["step"] for row in rows] == [1, 2, 3, 4] and {row["stage"] for row in rows} == {"unlearn"}
   # The loss before the first update, from the base's own logits: answers, ends, and whole texts.
   forget, retain = nll_by_hand(folder, FORGET), nll_by_hand(folder, RETAIN)
@@ -95,8 +99,14 @@ def test_the_command_from_files_to_a_folder(folder: pathlib.Path, cache: pathlib
 
 def test_methods_are_listed(cache: pathlib.Path) -> None:
   shown = relearn(cache, "unlearn", f"--config={CONFIG}", "--config.method=help", JAX_PLATFORMS="no_such_platform")
-  assert "npo   negative preference" in shown.stdout
-  assert "hyper: beta; cached: logprobs of the reference" in shown.stdout
+  for name, method in METHODS.items():
+    start = shown.stdout.index(f"\n  {name}\n")
+    entry = shown.stdout[start:shown.stdout.index("source: ", start)]
+    assert method.formula in entry and "reads: " in entry and "cached: " in entry
+    assert all(f"{key} = {s.default:g}: {s.what}" in entry for key, s in method.settings.items())
+    assert all(f" {rows}" in entry for rows in default_recipe(name).objective.rows)
+  assert "reads: forget, retain; cached: logprobs on forget, hidden on retain" in shown.stdout  # of npo_kl
+  assert all(f"\n  {name}\n      {defence.formula}" in shown.stdout for name, defence in DEFENCES.items())
 
 
 def test_a_command_wants_its_own_kind_of_file(cache: pathlib.Path, tmp_path: pathlib.Path) -> None:
@@ -110,7 +120,8 @@ def test_a_command_wants_its_own_kind_of_file(cache: pathlib.Path, tmp_path: pat
 def test_an_adapter_comes_alone_and_merged(folder: pathlib.Path, tmp_path: pathlib.Path, cache: pathlib.Path,
                                            method: str) -> None:
   adapter = AdapterSettings("lora", rank=2, alpha=4.0, targets=("q_proj", "down_proj"))
-  small = job(folder, method=method, adapter=adapter, keep_every=4, batch_size=2, hyper=HyperSettings(beta=0.5))
+  small = job(folder, method=method, adapter=adapter, keep_every=4, batch_size=2)
+  small.methods.npo.beta = 0.5
   assert unlearn(small, "here", tmp_path / "job")
   base = load_params(check_checkpoint(folder / "base"), MODEL)
   trained, found = load_peft(tmp_path / "job" / "adapter", MODEL)
@@ -155,8 +166,14 @@ def test_weights_that_diverge_are_not_written(folder: pathlib.Path, tmp_path: pa
 
 @pytest.mark.parametrize(("changes", "problem"), [
     ({"model": ""}, "`model` is ''; give a Hugging Face folder"), ({"forget": ""}, "`forget` is ''"),
-    ({"retain": ""}, "`retain` is ''; method 'gd' needs a file"), ({"method": "gdd"}, "`method` is 'gdd'.*nearest: gd"),
-    ({"hyper": HyperSettings(retain_weight=-1.0)}, "`hyper.retain_weight` is -1.0"),
+    ({"retain": ""}, "`retain` is ''; method 'gd' needs it: a file"),
+    ({"method": "gdd"}, "`method` is 'gdd'.*nearest: gd"),
+    ({"method": "npo_kld"}, "`method` is 'npo_kld', which is no unlearning method .nearest: npo_kl"),
+    ({"defence": "smooth"}, "`defence` is 'smooth', which is no defence .nearest: smoothing, sam.; expected one"),
+    ({"method": "altpo"}, "`alternates` is ''; method 'altpo' needs it: a file of JSON lines"),
+    ({"method": "whp_relabel"}, "`anchors` is ''; method 'whp_relabel' needs it: a file of JSON lines"),
+    ({"defence": "sam", "num_microbatches": 2}, "`num_microbatches` is 2; expected 1: defence 'sam' takes"),
+    ({"defence": "gradient_penalty", "num_microbatches": 2}, "`num_microbatches` is 2"),
     ({"learning_rate": 0.0}, "`learning_rate` is 0.0"), ({"steps": 0}, "`steps` is 0"),
     ({"warmup_steps": 4}, "`warmup_steps` is 4"), ({"schedule": "cosin"}, "`schedule` is 'cosin'.*constant, linear"),
     ({"batch_size": 0}, "`batch_size` is 0"), ({"remat": "some"}, "`remat` is 'some'"),
@@ -165,6 +182,67 @@ def test_weights_that_diverge_are_not_written(folder: pathlib.Path, tmp_path: pa
 def test_bad_settings_are_named(folder: pathlib.Path, changes: dict, problem: str) -> None:
   with pytest.raises(InputError, match=f"here: {problem}"):
     check_job(job(folder, **changes), "here")
+
+
+@pytest.mark.parametrize(("method", "setting", "value", "domain"), [
+    ("gd", "retain_weight", -1.0, "a finite number of at least 0"), ("npo", "beta", 0.0, "a finite number above 0"),
+    ("npo", "beta", math.nan, "a finite number above 0"), ("simnpo", "delta", math.inf, "a finite number"),
+    ("rmu", "depth", 1.5, "a finite number above 0 and at most 1"), ("scrub", "period", 0.5, "an integer above 0"),
+    ("whp_logits", "reinforce_steps", 0, "an integer above 0"), ("ceu", "skip_first", 2.0, "a finite number of")])
+def test_values_outside_their_domain_are_named(folder: pathlib.Path, method: str, setting: str, value: float,
+                                               domain: str) -> None:
+  small = job(folder, method=method)
+  check_job(small, "here")
+  setattr(getattr(small.methods, method), setting, value)
+  with pytest.raises(InputError, match=f"here: `methods.{method}.{setting}` is {value!r}; expected {domain}"):
+    check_job(small, "here")
+  check_job(dataclasses.replace(small, method="ga"), "here")  # of other methods they are not read
+
+
+def test_values_of_a_defence_are_checked(folder: pathlib.Path) -> None:
+  small = job(folder, method="npo", defence="smoothing")
+  check_job(small, "here")
+  small.defences.smoothing.draws = 0
+  with pytest.raises(InputError, match="here: `defences.smoothing.draws` is 0; expected an integer above 0"):
+    check_job(small, "here")
+
+
+def test_settings_of_methods_are_flags(cache: pathlib.Path, tmp_path: pathlib.Path) -> None:
+  flags = [f"--config={CONFIG}", "--config.model=x", "--config.method=rmu", f"--workdir={tmp_path / 'job'}"]
+  done = relearn(cache, "unlearn", *flags, "--config.methods.rmu.depth=1.5", status=2, JAX_PLATFORMS="no_such_platform")
+  assert "`methods.rmu.depth` is 1.5; expected a finite number above 0 and at most 1" in done.stderr
+  done = relearn(cache, "unlearn", *flags, "--config.methods.rmu.dept=1", status=2, JAX_PLATFORMS="no_such_platform")
+  assert "`methods.rmu.dept` is no field of the configuration" in done.stderr
+
+
+PAIRS = [{"prompt": "James Robert", "answer": " John Michael"}, {"prompt": "David", "answer": " William"}]
+OTHER = [{"prompt": "James Robert", "answer": " Paul"}, {"prompt": "David", "answer": " Kevin"}]
+ANCHORS = {"term": "John", "generic": "Paul"}
+
+
+@pytest.mark.parametrize(("method", "field", "rows", "problem"), [
+    ("idk_nll", "forget", FORGET, "forget.jsonl:3: `text` stands where a prompt is needed that can be refused"),
+    ("idk_dpo", "refusals", [{"answer": " "}], "refusals.jsonl: `answer` is empty in a row"),
+    ("idk_dpo", "refusals", [{"text": "No"}], "refusals.jsonl:1: `answer` is missing"),
+    ("idk_dpo", "refusals", [], "refusals.jsonl: "),
+    ("altpo", "alternates", OTHER[:1], "alternates.jsonl: `alternates` has 1 rows, and the forget set 2"),
+    ("altpo", "alternates", OTHER[::-1], "alternates.jsonl:1: `prompt` is not that of line 1 of the forget set"),
+    ("altpo", "alternates", [OTHER[0], {"prompt": "David"}], "alternates.jsonl:2: `answer` is missing"),
+    ("whp_relabel", "anchors", [{"term": "Mark", "generic": "Paul"}], "anchors.jsonl: `anchors` changes no label"),
+    ("whp_relabel", "anchors", [{"term": "James", "generic": "Paul"}], "`anchors` changes no label"),  # in a prompt
+    ("whp_relabel", "anchors", [{"term": "John", "generic": "John"}], "`anchors` changes no label"),
+    ("whp_relabel", "anchors", [], "anchors.jsonl: "),
+    ("whp_relabel", "anchors", [{"term": "", "generic": "Paul"}], "anchors.jsonl:1: `term` is ''; give a word"),
+    ("whp_relabel", "anchors", [{"term": "John", "generic": " Paul"}], "anchors.jsonl:1: `generic` is ' Paul'; give a"),
+    ("whp_relabel", "anchors", [{"term": "John"}], "anchors.jsonl:1: `generic` is missing"),
+    ("whp_relabel", "anchors", [ANCHORS, ANCHORS], "anchors.jsonl:2: `term` 'John' stands there twice")])
+def test_files_of_a_method_are_checked_before_a_device_is_used(
+    folder: pathlib.Path, tmp_path: pathlib.Path, method: str, field: str, rows: list[dict], problem: str) -> None:
+  files = {"forget": write_lines(tmp_path / "pairs.jsonl", PAIRS)} | {
+      field: write_lines(tmp_path / f"{field}.jsonl", rows)}
+  with pytest.raises(InputError, match=problem):
+    unlearn(job(folder, method=method, **{key: str(file) for key, file in files.items()}), "here", tmp_path / "job")
+  assert not (tmp_path / "job").exists()
 
 
 @pytest.mark.parametrize(("changes", "problem"), [
