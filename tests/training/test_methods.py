@@ -316,7 +316,8 @@ def test_statistics_of_something_else_are_refused(
     changes: dict[str, str], file: str, problem: str) -> None:
   if "model" in changes:
     module.export(params(1), MODEL, tmp_path / "other", source=folder / "base")
-  values: dict[str, Any] = {key: str(folder / f"{value}.jsonl") if key in FILES else value for key, value in changes.items()}
+  values: dict[str, Any] = {
+      key: str(folder / f"{value}.jsonl") if key in FILES else value for key, value in changes.items()}
   values |= {"model": str(tmp_path / "other")} if "model" in changes else {}
   method = values.pop("method", "npo_kl")
   with pytest.raises(InputError, match=f"shared/{file}.safetensors: `references` {problem}.*; give another folder"):
