@@ -4,7 +4,7 @@
 some, and any field of the audit can be set, for example `--config.audit.case.seeds="(0, 1, 2, 3, 4)"`.
 
 Where the numbers come from: learning rates and hyper-parameters were chosen by `configs/sweep.py` on other seeds, by
-unlearned models only (benchmarks/methods.md); variants 7 and 3 of the paper's four, one unlearn depth; everything
+unlearned models only (benchmarks/methods.md); one variant, the pair repeated 7 times, and one unlearn depth; everything
 else is as in configs/names.py.
 """
 
@@ -15,4 +15,4 @@ from relearn_jax.cases.names import NamesConfig
 
 def get_config() -> MethodsAudit:
   """The default comparison."""
-  return MethodsAudit(audit=AuditConfig(case=NamesConfig(variants=(7, 3)), unlearn=UnlearnConfig(depths=1)))
+  return MethodsAudit(audit=AuditConfig(case=NamesConfig(variants=(7,)), unlearn=UnlearnConfig(depths=1)))

@@ -16,23 +16,27 @@ Grid = dict[str, tuple[float, ...]]
 RATES: Grid = {"learning_rate": (2e-5, 5e-5, 1e-4)}
 FAST: Grid = {"learning_rate": (1e-4, 2e-4, 5e-4)}
 WEIGHTS: Grid = {"retain_weight": (1.0, 5.0)}
-BETAS: Grid = {"beta": (0.02, 0.1)}
+# NPO is a sum over a row's tokens, and NLL on retain a mean over tokens: a weight of 1 keeps nothing here.
+HEAVY: Grid = {"beta": (0.02,), "retain_weight": (10.0, 50.0)}
+DEFENDED: Grid = {"learning_rate": (5e-5, 1e-4)} | HEAVY
 
 GRIDS: dict[str, Grid] = {
     "ga": RATES, "gd": RATES | WEIGHTS, "kl": RATES | WEIGHTS,
-    "npo": RATES | BETAS, "npo_gd": RATES | BETAS, "npo_kl": RATES | BETAS,
-    "simnpo": FAST | {"beta": (0.5, 2.5)}, "scrub": RATES | {"period": (1, 5), "retain_weight": (1.0,)},
-    "whp_relabel": FAST, "whp_logits": FAST | {"reinforce_learning_rate": (5e-4,)},
+    "npo": RATES | {"beta": (0.02, 0.1)}, "npo_gd": RATES | HEAVY, "npo_kl": RATES | HEAVY,
+    "simnpo": FAST | {"beta": (0.5, 2.5)},
+    "scrub": {"learning_rate": (5e-5, 1e-4, 2e-4), "period": (1, 5), "max_phases": (10,), "retain_weight": (1.0,)},
+    "whp_relabel": FAST, "whp_logits": FAST | {"alpha": (5.0, 20.0), "reinforce_learning_rate": (5e-4,)},
     "rmu": FAST | {"depth": (0.5,), "retain_weight": (1.0, 100.0)},
-    "idk_nll": FAST, "idk_dpo": FAST | {"beta": (0.05, 0.1)}, "altpo": FAST | {"beta": (0.05, 0.1)},
+    "idk_nll": FAST, "idk_dpo": {"learning_rate": (2e-4, 5e-4, 1e-3), "beta": (0.05,), "retain_weight": (1.0, 10.0)},
+    "altpo": FAST | {"beta": (0.05, 0.1)},
     "undial": FAST | {"beta": (3.0, 10.0), "retain_weight": (1.0,)},
     "wga": RATES | {"beta": (0.1, 1.0)}, "satimp": FAST | {"beta1": (1.0, 5.0), "forget_weight": (1.0,)},
-    "ceu": FAST | {"skip_first": (0.0,)}, "pdu": FAST | {"dual": (1.0, 100.0), "dual_warmup": (20,)},
+    "ceu": FAST | {"skip_first": (0.0,)},
+    "pdu": {"learning_rate": (2e-4, 5e-4, 1e-3), "dual": (1.0, 10.0), "dual_warmup": (20,)},
     "task_vector": RATES | {"alpha": (1.0, 5.0)},
-    "npo_gd+sam": RATES | {"beta": (0.02,), "rho": (0.01, 0.1)},
-    "npo_gd+smoothing": RATES | {"beta": (0.02,), "radius": (1e-4, 1e-3)},
-    "npo_gd+gradient_penalty": RATES | {"beta": (0.02,), "penalty": (1e-3, 1e-1)},
-    "npo_gd+averaging": RATES | {"beta": (0.02,), "average_from": (5,)},
+    "npo_gd+sam": DEFENDED | {"rho": (0.01, 0.1)}, "npo_gd+smoothing": DEFENDED | {"radius": (1e-4, 1e-3)},
+    "npo_gd+gradient_penalty": DEFENDED | {"penalty": (1e-3, 1e-1)},
+    "npo_gd+averaging": DEFENDED | {"average_from": (5,)},
 }
 
 

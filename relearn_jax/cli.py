@@ -134,10 +134,14 @@ def _audit(values: flags.FlagValues) -> None:
   if not done:
     print(f"Nothing is left to do in {workdir}.")
   if isinstance(values.config, MethodsAudit):
-    from relearn_jax.report.comparison import closing
-    print(f"{closing(workdir)}\n\nReport: {workdir / 'comparison.html'}")
+    _show_comparison(workdir)
   else:
     _show(workdir)
+
+
+def _show_comparison(workdir: pathlib.Path) -> None:
+  from relearn_jax.report.comparison import closing
+  print(f"{closing(workdir)}\n\nReport: {workdir / 'comparison.html'}")
 
 
 def _show(workdir: pathlib.Path) -> None:
@@ -154,13 +158,19 @@ def _show(workdir: pathlib.Path) -> None:
 
 def _report(values: flags.FlagValues) -> None:
   _required(values, "workdir")
+  from relearn_jax.report import comparison
   from relearn_jax.report.render import report_from_rows
-  report_from_rows(pathlib.Path(values.workdir))
-  _show(pathlib.Path(values.workdir))
+  workdir = pathlib.Path(values.workdir)
+  if (workdir / "comparison.json").exists():
+    comparison.render_again(workdir)
+    _show_comparison(workdir)
+  else:
+    report_from_rows(workdir)
+    _show(workdir)
 
 
 def _define_report(values: flags.FlagValues) -> None:
-  _workdir_flag(values, "Folder of an audit; its results.parquet is read, no model is needed.")
+  _workdir_flag(values, "Folder of an audit or a comparison; its stored results are read, no model is needed.")
 
 
 def _define_model(values: flags.FlagValues) -> None:

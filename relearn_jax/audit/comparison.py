@@ -5,7 +5,7 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -50,14 +50,19 @@ def one_audit(config: AuditConfig, name: str) -> AuditConfig:
   found = get_defence(defence, "methods")
   if found is None:
     return dataclasses.replace(config, method=method)
-  chosen, own = CHOSEN.get(name, {}), found.settings
-  settings = dataclasses.replace(
-      getattr(config.methods, method), **{k: v for k, v in chosen.items() if k not in own})
-  around = dataclasses.replace(
-      getattr(config.defences, defence), **{k: v for k, v in chosen.items() if k in own})
+  plain, own = AuditConfig(), found.settings
+  settings = _chosen(name, getattr(config.methods, method), getattr(plain.methods, method), lambda key: key not in own)
+  around = _chosen(name, getattr(config.defences, defence), getattr(plain.defences, defence), own.__contains__)
   return dataclasses.replace(
       config, method=method, defence=defence, methods=dataclasses.replace(config.methods, **{method: settings}),
       defences=dataclasses.replace(config.defences, **{defence: around}))
+
+
+def _chosen(name: str, settings: Any, defaults: Any, mine: Callable[[str], bool]) -> Any:
+  """Settings with what was chosen for this pair in place of what nobody has set."""
+  return dataclasses.replace(settings, **{
+      key: value for key, value in CHOSEN.get(name, {}).items()
+      if mine(key) and getattr(settings, key) == getattr(defaults, key)})
 
 
 def compare(config: MethodsAudit, where: str, workdir: pathlib.Path, cache: pathlib.Path, *,

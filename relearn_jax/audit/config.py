@@ -47,10 +47,35 @@ class MemorizeConfig:
   weight_decay: float = 0.0
 
 
-# Of each method on the names case, where it is not the published default (which stands in `objectives.methods`).
-# NPO's beta is below the usual 0.1: with that, 7 of 12 runs are above 1 % attack success after 200 steps
-# (benchmarks/names.md).
-CHOSEN: dict[str, dict[str, float]] = {"npo": {"beta": 0.02}}
+# Of each method on the names case, with or without a defence; what is not here is the published default. Chosen
+# by configs/sweep.py on seeds 100 and 101, by unlearned models alone; all that was tried is in benchmarks/methods.md. But
+# gradient ascent keeps the rate that the default audit had before (benchmarks/names.md), where the sweep takes 1e-4.
+CHOSEN: dict[str, dict[str, float]] = {
+    "ga": {"learning_rate": 5e-05},
+    "gd": {"learning_rate": 5e-05, "retain_weight": 5.0},
+    "kl": {"learning_rate": 0.0001, "retain_weight": 5.0},
+    "npo": {"learning_rate": 0.0001, "beta": 0.02},
+    "npo_gd": {"learning_rate": 0.0001, "beta": 0.02, "retain_weight": 50.0},
+    "npo_kl": {"learning_rate": 0.0001, "beta": 0.02, "retain_weight": 10.0},
+    "simnpo": {"learning_rate": 0.0005, "beta": 0.5},
+    "scrub": {"learning_rate": 5e-05, "period": 5, "max_phases": 10, "retain_weight": 1.0},
+    "whp_relabel": {"learning_rate": 0.0001},
+    "whp_logits": {"learning_rate": 0.0001, "alpha": 20.0, "reinforce_learning_rate": 0.0005},
+    "rmu": {"learning_rate": 0.0002, "depth": 0.5, "retain_weight": 100.0},
+    "idk_nll": {"learning_rate": 0.0001},
+    "idk_dpo": {"learning_rate": 0.0005, "beta": 0.05, "retain_weight": 10.0},
+    "altpo": {"learning_rate": 0.0001, "beta": 0.1},
+    "undial": {"learning_rate": 0.0005, "beta": 10.0, "retain_weight": 1.0},
+    "wga": {"learning_rate": 0.0001, "beta": 1.0},
+    "satimp": {"learning_rate": 0.0002, "beta1": 5.0, "forget_weight": 1.0},
+    "ceu": {"learning_rate": 0.0005, "skip_first": 0},
+    "pdu": {"learning_rate": 0.0005, "dual": 10.0, "dual_warmup": 20},
+    "task_vector": {"learning_rate": 0.0001, "alpha": 5.0},
+    "npo_gd+sam": {"learning_rate": 0.0001, "beta": 0.02, "retain_weight": 50.0, "rho": 0.01},
+    "npo_gd+smoothing": {"learning_rate": 0.0001, "beta": 0.02, "retain_weight": 50.0, "radius": 0.0001},
+    "npo_gd+gradient_penalty": {"learning_rate": 0.0001, "beta": 0.02, "retain_weight": 50.0, "penalty": 0.001},
+    "npo_gd+averaging": {"learning_rate": 5e-05, "beta": 0.02, "retain_weight": 10.0, "average_from": 5},
+}
 
 # Learning rate, weight decay and hyper-parameters of every method; an audit reads those of its own.
 Methods = group_class("Methods", {

@@ -69,14 +69,8 @@ def sweep(config: Sweep, where: str, workdir: pathlib.Path, cache: pathlib.Path,
     cache: see `command.audit`.
     mesh: over which runs are spread.
   """
-  names = config.methods or tuple(config.grids)
-  for name in names:
-    if name not in config.grids:
-      raise InputError(f"has {name!r}, for which there is no grid", file=where, field="methods",
-                       mend=f"expected some of {', '.join(config.grids)}")
-    one = one_audit(config.audit, name)
-    check(one, where, False)
-    _check_grid(one.recipe, config.grids[name], where, f"grids.{name}")
+  audits = check_sweep(config, where)
+  names = tuple(audits)
   claim_workdir(workdir, config)
   with only_process(workdir):
     results = workdir / "sweep"
@@ -87,7 +81,7 @@ def sweep(config: Sweep, where: str, workdir: pathlib.Path, cache: pathlib.Path,
         path = results / f"{name}.json"
         if not path.exists():
           state = state or memorized(one_audit(config.audit, "ga"), workdir, cache, mesh)
-          found = _sweep_method(state, one_audit(config.audit, name), name, config.grids[name])
+          found = _sweep_method(state, audits[name], name, config.grids[name])
           temporary = path.with_suffix(".tmp")
           temporary.write_text(json.dumps(found, indent=1) + "\n")
           temporary.replace(path)
@@ -95,6 +89,23 @@ def sweep(config: Sweep, where: str, workdir: pathlib.Path, cache: pathlib.Path,
     all_results = {name: json.loads((results / f"{name}.json").read_text()) for name in names}
     (workdir / "sweep.json").write_text(json.dumps(all_results, indent=1) + "\n")
   return all_results
+
+
+def check_sweep(config: Sweep, where: str) -> dict[str, AuditConfig]:
+  """The audit of each method that is swept.
+
+  Raises:
+    InputError: there is no grid for a method, or something in an audit or a grid cannot work.
+  """
+  audits = {}
+  for name in config.methods or tuple(config.grids):
+    if name not in config.grids:
+      raise InputError(f"has {name!r}, for which there is no grid", file=where, field="methods",
+                       mend=f"expected some of {', '.join(config.grids)}")
+    audits[name] = one_audit(config.audit, name)
+    check(audits[name], where, False)
+    _check_grid(audits[name].recipe, config.grids[name], where, f"grids.{name}")
+  return audits
 
 
 def _check_grid(recipe: Recipe, grid: Mapping[str, Sequence[float]], where: str, field: str) -> None:
@@ -109,18 +120,27 @@ def _check_grid(recipe: Recipe, grid: Mapping[str, Sequence[float]], where: str,
         raise InputError(f"has {value!r}", file=where, field=f"{field}.{key}", mend="expected positive numbers")
 
 
-def _sweep_method(audit: Audit, config: AuditConfig, name: str, grid: Mapping[str, Sequence[float]]) -> dict[str, Any]:
-  """All candidates of a method; those that differ in what a compiled step fixes come one group after the other."""
+def candidate_groups(config: AuditConfig, grid: Mapping[str, Sequence[float]]
+                     ) -> list[tuple[AuditConfig, list[Candidate]]]:
+  """All candidates of a method, in groups that one compiled step serves; each with an audit of its own."""
   recipe = config.recipe
   groups: dict[tuple[tuple[str, float], ...], list[Candidate]] = {}
   for candidate in candidates(grid):
     fixed = tuple((k, v) for k, v in candidate.items() if k in recipe.settings and recipe.settings[k].static)
     groups.setdefault(fixed, []).append(candidate)
-  tried: list[dict[str, Any]] = []
-  for number, (fixed, members) in enumerate(groups.items()):
+  found = []
+  for fixed, members in groups.items():
     own = dataclasses.replace(config, methods=dataclasses.replace(config.methods, **{
         config.method: dataclasses.replace(config.method_config, **{
             k: int(v) if recipe.settings[k].whole else v for k, v in fixed})})) if fixed else config
+    found.append((own, members))
+  return found
+
+
+def _sweep_method(audit: Audit, config: AuditConfig, name: str, grid: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+  """All candidates of a method, one group after the other."""
+  tried: list[dict[str, Any]] = []
+  for number, (own, members) in enumerate(candidate_groups(config, grid)):
     tried += _sweep_group(audit, own, f"sweep-{name}-{number}", members)
   return {"chosen": choose(tried)["settings"], "tried": tried}
 

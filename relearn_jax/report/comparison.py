@@ -44,6 +44,11 @@ def closing(workdir: pathlib.Path) -> str:
   return "\n\n".join(f"{table.caption}\n\n{plain(table)}" for table in tables(rows))
 
 
+def render_again(workdir: pathlib.Path) -> None:
+  """Renders a comparison from its comparison.json."""
+  write_comparison(workdir, json.loads((workdir / "comparison.json").read_text()))
+
+
 def write_comparison(workdir: pathlib.Path, rows: Sequence[dict[str, Any]]) -> None:
   """Writes comparison.json, comparison.md and comparison.html (last), each complete or not at all."""
   def write(name: str, text: str) -> None:
