@@ -121,8 +121,11 @@ class ReferenceCache:
     wanted = sorted(list(need[1:]) for need in self.needs if need.rows == name)
     return {"rows": self.rows[name], "weights": self.weights, "recipe": self.recipe, "needs": json.dumps(wanted)}
 
-  def check(self) -> None:
+  def check(self, *only: str) -> None:
     """Refuses files that were made from something else; no device is used.
+
+    Args:
+      *only: of "rows", "weights", "recipe" and "needs", what to look at; all by default.
 
     Raises:
       InputError: naming the file, and whether its rows, its weights, its recipe or its statistics are others.
@@ -140,7 +143,7 @@ class ReferenceCache:
         raise InputError(f"cannot be used: the file {error.problem}", file=self.path(name), field=self.field,
                          mend="remove it: it is computed again") from None
       for key, value in self._about(name).items():
-        if there.get(key) != value:
+        if there.get(key) != value and key in (only or words):
           values = (name,) if key == "rows" else (value, there.get(key))
           raise InputError(words[key].format(*values), file=self.path(name), field=self.field,
                            mend="give another folder, or remove the file: it is computed again")
@@ -151,7 +154,9 @@ class ReferenceCache:
       return None
     found: dict[str, Any] = load_file(self.path(name))
     head = {key: found.pop(key) for key in list(found) if key.startswith(HEAD + ".")}
-    reference = dict(shard_rows(found, mesh, multiple))
+    missing = rows.tokens.shape[1] - next(iter(found.values())).shape[1]  # empty rows, to fill up steps and shards
+    fill = lambda leaf: np.pad(leaf, ((0, 0), (0, missing), *((0, 0),) * (leaf.ndim - 2)))
+    reference = dict(shard_rows(jax.tree.map(fill, found), mesh, multiple))
     if head:
       reference[HEAD] = Head(**shard_runs({key.removeprefix(HEAD + "."): leaf for key, leaf in head.items()}, mesh))
     return rows._replace(reference=reference)

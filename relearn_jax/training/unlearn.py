@@ -1,5 +1,6 @@
 """`relearn unlearn`: one checkpoint unlearns one forget set, and is written as a Hugging Face folder."""
 
+import dataclasses
 import json
 import math
 import pathlib
@@ -73,29 +74,40 @@ def unlearn(job: UnlearnJob, where: str, workdir: pathlib.Path, mesh: str | None
     check_lora(Model(checked.config), lora, where, "adapter")
   if mesh is not None:
     check_mesh(mesh, checked.config)
-  cache = _cache(job, workdir, checked, rows, where)
-  cache.check()
+  done = (workdir / "model").exists()
+  if done and not (workdir / "config.json").exists():
+    raise InputError("is there, without the configuration that it was made by", file=workdir / "model",
+                     field="--workdir", mend="give another folder")
+  if not done:
+    cache = _cache(job, workdir, checked, rows)
+    cache.check("rows", "weights", "needs")  # the recipe holds the precision, which may depend on the device
   known = claim_workdir(workdir, job)
   with only_process(workdir):
-    if known and (workdir / "model").is_dir():
+    if known and done:
       checkpoints.remove_resumes(workdir / "checkpoints")
       return False
+    cache = dataclasses.replace(cache, recipe=_recipe(job, where))
+    cache.check()
     sizes = check_mesh(default_mesh() if mesh is None else mesh, checked.config)
     _train(job, where, workdir, checked, rows, make_mesh(sizes, config=checked.config), cache)
   return True
 
 
-def _cache(job: UnlearnJob, workdir: pathlib.Path, checked: Checked, rows: Mapping[str, TokenRows], where: str
-           ) -> ReferenceCache:
-  """Where statistics of the model before unlearning are kept, and what they are made from."""
-  needs, recipe = job.recipe.objective.needs, job.recipe
+def _cache(job: UnlearnJob, workdir: pathlib.Path, checked: Checked, rows: Mapping[str, TokenRows]) -> ReferenceCache:
+  """Where statistics of the model before unlearning are kept, and which rows and weights they are made from."""
+  needs = job.recipe.objective.needs
   folder = pathlib.Path(job.references) if job.references else workdir / "checkpoints" / "references"
-  how = {"dtype": jnp.dtype(compute_dtype(job.dtype, where)).name}
+  return ReferenceCache(folder, needs, {name: rows_digest(rows[name]) for name in {need.rows for need in needs}},
+                        weights_digest(checked) if needs else "", "")
+
+
+def _recipe(job: UnlearnJob, where: str) -> str:
+  """What else decides the statistics: precision, and how a second model is reinforced."""
+  recipe, how = job.recipe, {"dtype": jnp.dtype(compute_dtype(job.dtype, where)).name}
   if recipe.published.reinforces:
     how |= {key: f"{recipe.hyper[key]:g}" for key in ("reinforce_steps", "reinforce_learning_rate")}
-    how |= {"adapter": job.adapter.kind, "batch_size": str(job.batch_size), "seed": str(job.seed)}
-  return ReferenceCache(folder, needs, {name: rows_digest(rows[name]) for name in {need.rows for need in needs}},
-                        weights_digest(checked) if needs else "", json.dumps(how, sort_keys=True))
+    how |= {key: str(getattr(job, key)) for key in ("adapter", "batch_size", "seed", "weight_decay")}
+  return json.dumps(how, sort_keys=True)
 
 
 def _train(job: UnlearnJob, where: str, workdir: pathlib.Path, checked: Checked, rows: dict[str, TokenRows],

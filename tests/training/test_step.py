@@ -127,6 +127,19 @@ def test_runs_side_by_side_are_the_runs_alone() -> None:
     jax.tree.map(lambda a, b, i=index: np.testing.assert_array_equal(a[0], b[i]), alone_params, params)
 
 
+@pytest.mark.parametrize("method,changes", [
+    ("scrub", {"period": 2.0}), ("pdu", {"dual": 0.5, "dual_rate": 2.0}), ("rmu", {"steering": 8.0}),
+    ("wa_npo_gd", {"beta": 1.0, "average_every": 1.0}), ("sam_npo_gd", {"rho": 0.5})])
+def test_states_of_runs_side_by_side_do_not_mix(method: str, changes: dict[str, float]) -> None:
+  """Phases, dual variables, averages and perturbed weights are each run's own, and so are their settings."""
+  hypers = [reference.hyper(method), reference.hyper(method) | changes]
+  losses, params = train(method, hypers, steps=4)
+  assert not np.allclose(losses[-1, 0], losses[-1, 1], atol=1e-6)
+  alone, alone_params = train(method, hypers[1:], steps=4, devices=1)
+  np.testing.assert_array_equal(alone[:, 0], losses[:, 1])
+  jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[0], b[1]), alone_params, params)
+
+
 @pytest.mark.parametrize("method", ["kl", "npo"])
 def test_the_mapped_step_is_the_step_of_accelerators(method: str) -> None:
   """One run after the other, as on CPU, and all at once by vmap, as on accelerators."""
