@@ -5,6 +5,8 @@ size, V vocabulary, T padded tokens a row, c bytes of a number in compute precis
 models are only traced for their shapes.
 """
 
+import math
+
 from relearn_jax.errors import InputError
 from relearn_jax.metrics.likelihood import CHUNK_BYTES
 from relearn_jax.models.config import ModelConfig
@@ -77,7 +79,7 @@ def _logits_bytes(work: Work, rows: int, shards: int) -> int:
   """Bytes of one run's fp32 logits in the chunk at work, on a device.
 
   The chunk is that of `likelihood.per_token`; three arrays of it in the backward pass (logits, softmax,
-  gradient), two in the forward pass, and two more for a reference's distribution. Generation has one
+  gradient), two in the forward pass, and two more for a reference's distribution or a second model. Generation has one
   position a row, scoring all counted ones at once.
 
   Args:
@@ -90,7 +92,7 @@ def _logits_bytes(work: Work, rows: int, shards: int) -> int:
   if work.kind in ("train", "reference"):
     chunk = max(1, CHUNK_BYTES * shards // position)
     positions = -(-positions // -(-positions // chunk)) if positions > chunk else positions
-  copies = (3 if work.kind == "train" else 2) + (2 if work.kl and work.kind == "train" else 0)
+  copies = (3 if work.kind == "train" else 2) + (2 if work.kl and work.kind == "train" or work.second else 0)
   return copies * position * positions // shards
 
 
@@ -151,8 +153,12 @@ def estimate(work: Work, mesh: Mesh) -> Estimate:
   """Memory of a device and FLOPs of a step; a device's runs are computed all at once, as on accelerators.
 
   Per run (a shared base once): weights are 4 bytes where trained, else `param_dtype` (an adapter always 4);
-  gradients 4 (8 with micro-batches) and Adam 8 bytes a trained parameter; activations L * `kept_per_token` and the
-  final norm's (8 + c) D, of the tokens of a micro-batch. Full fine-tuning in fp32 is thus 16 bytes a parameter.
+  gradients 4 (8 with micro-batches) and Adam 8 bytes a trained parameter, 4 for each of `copies`; activations
+  L * `kept_per_token` and the final norm's (8 + c) D, of the tokens of a micro-batch, times `kept`, and `inner`. Full
+  fine-tuning in fp32 is thus 16 bytes a parameter. The update copies moments, which are donated and read while they are
+  written: on CPU the compiler copies those of several arrays, of which the two of the largest are counted, 8 bytes a
+  number (benchmarks/plan.md). FLOPs are those of `passes`, of which each defence makes its own number
+  (`recipes.defence_cost`).
   Traffic: weights once for each pass over them and micro-batch, 28 bytes a trained parameter for the update
   (reads parameter, gradient and moments, writes all but the gradient), in decoding weights and cache once a token.
 
@@ -165,7 +171,7 @@ def estimate(work: Work, mesh: Mesh) -> Estimate:
   config, c, training = work.config, work.compute_bytes, work.kind == "train"
   tensor, row_shards = mesh.get("tensor", 1), mesh.get("data", 1) * mesh.get("fsdp", 1)
   runs, waiting = (-(-number // mesh.get("runs", 1)) for number in (work.runs, work.waiting))
-  models = runs + waiting  # in memory
+  models = runs * (2 if work.second else 1) + waiting  # in memory
   bases = 1 if work.shared else models
   parts = work.num_microbatches if training else 1
   rows = -(-work.rows // parts)
@@ -181,7 +187,10 @@ def estimate(work: Work, mesh: Mesh) -> Estimate:
   kept = cache = reference = 0
   if training:
     each = kept_per_token(config, work.length, work.remat, c, tensor)
-    kept = tokens * (config.num_layers * each + (8 + c) * config.hidden_size)
+    kept = math.ceil(work.kept * tokens * (config.num_layers * each + (8 + c) * config.hidden_size))
+    if work.inner:
+      again = tokens * config.num_layers * kept_per_token(config, work.length, "none", c, tensor)
+      kept += math.ceil(work.inner * (again + 4 * rows_here * work.counted * config.vocab_size // tensor))
   layer = tokens * _work_per_token(work, tensor)
   if work.kind == "generate":
     slots = max(1, work.max_new_tokens - 1)
@@ -191,18 +200,21 @@ def estimate(work: Work, mesh: Mesh) -> Estimate:
     layer = max(layer, each * slots + each * (work.length + slots) // config.num_layers)
   elif work.kind == "score":
     cache = tokens * cache_per_token(config, c, tensor)
-  if work.kl and work.kind in ("train", "reference"):
-    rows_kept = -(-(work.reference_rows or work.rows) // row_shards)
-    reference = (rows_kept * work.length * config.hidden_size * c
-                 + work.param_dtype * count_shard([output_head(config)], mesh))
+  if work.kind in ("train", "reference"):
+    split = lambda rows: -(-rows // row_shards)
+    states = split(work.reference_rows or (work.rows if work.kl else 0)) * config.hidden_size * c
+    reference = work.length * (states + 4 * split(work.statistic_rows))
+    if work.kl and work.adapter == "full":  # a frozen head is the model's own
+      reference += work.reference_heads * stored * count_shard([output_head(config)], mesh)
 
   flops, phases = _time(work, mesh, stored, trained_here, runs)
   return Estimate(
       num_params=count(base) + count(extra), num_trained=count(trained) if training else 0,
       weights=bases * stored * count_shard(base, mesh) + models * 4 * count_shard(extra, mesh),
-      compute=(1 if work.shared else runs) * _copies(work, stored, mesh),
+      compute=(1 if work.shared else models - waiting) * _copies(work, stored, mesh),
       gradients=runs * trained_here * (8 if parts > 1 else 4) if training else 0,
-      optimizer=(waiting or runs) * trained_here * 8,
+      optimizer=(waiting or runs) * trained_here * 8 + runs * trained_here * 4 * work.copies,
+      update=runs * 8 * max((count_shard([leaf], mesh) for leaf in trained), default=0) if training else 0,
       activations=runs * kept, layer=runs * layer, logits=runs * _logits_bytes(work, rows, row_shards * tensor),
       cache=runs * cache, reference=runs * reference, flops=flops, phases=phases, compute_bytes=c)
 
@@ -215,11 +227,11 @@ def _time(work: Work, mesh: Mesh, stored: int, trained_here: int, runs: int) -> 
   read = [leaf for leaf in leaves(config) if leaf.path != "embed/weight" or config.tie_embeddings]
   base, extra = stored * count_shard(read, mesh), 4 * count_shard(_adapter(work), mesh)
   weights = base + runs * extra if work.shared else runs * (base + extra)  # of all runs
-  one = work.rows * work.length * flops_per_token(work)
+  one = work.rows * work.length * flops_per_token(work) * (2 if work.second else work.passes)
   if work.kind == "train":
-    passes = work.num_microbatches * (2 if work.remat == "none" else 3)
+    passes = work.passes * work.num_microbatches * (2 if work.remat == "none" else 3)
     return work.runs * one, (Phase(runs * one / shards, passes * weights + runs * 28 * trained_here),)
-  first = Phase(runs * one / shards, weights)
+  first = Phase(runs * one / shards, 2 * weights if work.second else weights)
   if work.kind != "generate" or not work.max_new_tokens:
     return work.runs * one, (first,)
   reach = work.length + work.max_new_tokens / 2

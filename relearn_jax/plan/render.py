@@ -30,8 +30,9 @@ def _time(seconds: float) -> str:
 def _row(work: Work, needed: Estimate, device: Device) -> tuple[str, ...]:
   gib = lambda size: f"{size / GIB:.2f}"
   seconds = needed.seconds(device)
-  return (textwrap.shorten(work.name, 20, placeholder="..."), _number(needed.num_params), _number(needed.num_trained),
-          gib(needed.weights + needed.compute), gib(needed.gradients + needed.optimizer),
+  name = work.name if len(work.name) <= 20 else f"{work.name[:17]}..."
+  return (name, _number(needed.num_params), _number(needed.num_trained),
+          gib(needed.weights + needed.compute), gib(needed.gradients + needed.optimizer + needed.update),
           gib(needed.activations + max(needed.layer, needed.logits)), gib(needed.cache + needed.reference),
           gib(needed.total), "yes" if needed.total <= device.usable_bytes else "no",
           f"{needed.flops / 1e9:.4g}" if needed.flops < 1e13 else f"{needed.flops / 1e9:.0f}",
@@ -80,10 +81,11 @@ def _assumptions(stages: Sequence[tuple[Work, Estimate]], device: Device) -> lis
       f"measurement); {device.bandwidth / 1e9:.0f} GB/s; from: {device.source}",
       f"- {USABLE:.0%} of a device's memory can be used; on GPUs JAX takes 75 % unless XLA_PYTHON_CLIENT_MEM_FRACTION "
       "says otherwise",
-      "- weights: with copies in compute precision; optimizer: with fp32 gradients; activ.: with the layer or the "
-      "logits at work; cache: keys and values, or the reference's hidden states and head",
+      "- weights: with copies in compute precision; optimizer: with fp32 gradients, and copies of what is trained that "
+      "a method or a defence holds; activ.: with the layer or the logits at work; cache: keys and values, or what is "
+      "kept of frozen models",
       "- GFLOP/step: 6 per parameter and token in training (4 where frozen), 2 forward, causal attention; padding "
-      "counts, what remat computes again does not",
+      "counts, what remat computes again does not; of a defence's passes all are counted",
       *(["- on CPU the runs of a device are computed one after the other: less memory than is said here"]
         if device.name == "cpu" else []),
       "- not counted: traffic of activations, communication between devices, compilation, loading and checkpoints; "

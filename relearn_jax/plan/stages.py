@@ -3,15 +3,17 @@
 import dataclasses
 import difflib
 import pathlib
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
-from relearn_jax.audit.arms import all_cases
-from relearn_jax.audit.base import make_tokenizer, model_config
+from relearn_jax.audit.comparison import MethodsAudit
 from relearn_jax.audit.config import AuditConfig, check_config
 from relearn_jax.audit.release import ReleaseAudit, check_release
 from relearn_jax.audit.release_run import groups
+from relearn_jax.audit.sweep import Sweep
 from relearn_jax.cases.files import read_questions, read_texts
 from relearn_jax.data.batches import bucket_length
+from relearn_jax.data.jsonl import Row
 from relearn_jax.data.texts import encode_rows
 from relearn_jax.data.tokens import prompt_ids
 from relearn_jax.errors import InputError
@@ -21,10 +23,13 @@ from relearn_jax.models.lora import check_lora
 from relearn_jax.models.model import Model
 from relearn_jax.models.safetensor_files import read_json
 from relearn_jax.models.sources import VOCABULARIES, load_tokenizer
+from relearn_jax.plan.names import plan_audit, plan_methods, plan_sweep
 from relearn_jax.plan.presets import PRESETS, preset
+from relearn_jax.plan.recipes import reference_fields, step_fields
 from relearn_jax.plan.work import Work
-from relearn_jax.training.job import UnlearnJob, check_job
+from relearn_jax.training.job import SOURCES, UnlearnJob, check_job
 from relearn_jax.training.settings import TrainSettings
+from relearn_jax.training.unlearn_rows import refusal_rows
 
 
 class Size(NamedTuple):
@@ -57,7 +62,7 @@ def stages(config: Any, where: str, *, on_cpu: bool, default: Size = DEFAULT) ->
   """The stages of any configuration that a command takes.
 
   Args:
-    config: `AuditConfig`, `UnlearnJob` or `ReleaseAudit`; paths of files may be left out.
+    config: `AuditConfig`, `MethodsAudit`, `Sweep`, `UnlearnJob` or `ReleaseAudit`; paths of files may be left out.
     where: the file it came from, for messages.
     on_cpu: whether dtype "auto" means float32.
     default: of data sets whose files are not given. A question's prompt is taken to be as long as a row
@@ -69,7 +74,11 @@ def stages(config: Any, where: str, *, on_cpu: bool, default: Size = DEFAULT) ->
   found = Stages()
   if isinstance(config, AuditConfig):
     check_config(config, where)
-    _names(config, found)
+    _names(found, plan_audit(config))
+  elif isinstance(config, MethodsAudit):
+    _names(found, plan_methods(config, where))
+  elif isinstance(config, Sweep):
+    _names(found, plan_sweep(config, where))
   elif isinstance(config, UnlearnJob):
     check_job(_filled(config), where)
     _unlearn(config, where, on_cpu, default, found)
@@ -81,14 +90,21 @@ def stages(config: Any, where: str, *, on_cpu: bool, default: Size = DEFAULT) ->
     _release(config, where, on_cpu, default, found)
   else:
     raise InputError(f"describes a {type(config).__name__}", file=where, field="--config",
-                     mend="expected an AuditConfig, an UnlearnJob or a ReleaseAudit")
+                     mend="expected an AuditConfig, a MethodsAudit, a Sweep, an UnlearnJob or a ReleaseAudit")
   return found
 
 
 def _filled(config: Any) -> Any:
   """The configuration with names in place of the files that are left out, which a plan does not need."""
-  files = [field for field in ("forget", "retain", "relearn", "questions") if getattr(config, field, None) == ""]
+  fields = ("forget", "retain", "relearn", "questions", "alternates", "anchors")
+  files = [field for field in fields if getattr(config, field, None) == ""]
   return dataclasses.replace(config, **dict.fromkeys(files, "(left out)"))
+
+
+def _names(found: Stages, planned: tuple[list[Work], str]) -> None:
+  works, note = planned
+  found.works += works
+  found.measured.append(note)
 
 
 def find_model(name: str, where: str, field: str) -> tuple[ModelConfig, pathlib.Path | None]:
@@ -122,7 +138,16 @@ class _Files:
       self.found.assumed.append(f"{field}: {self._say(self.default)}" + (" (no tokenizer at hand)" if path else ""))
       return self.default
     file = pathlib.Path(path)
-    encoded = encode_rows(self.tokenizer, read_texts(file), file, self.config.max_positions, chat=self.chat)
+    return self._measured(field, read_texts(file), file)
+
+  def refusals(self, job: UnlearnJob) -> Size:
+    if not job.forget or self.tokenizer is None:
+      return self.rows("idk", job.forget)
+    file = pathlib.Path(job.forget)
+    return self._measured("idk", refusal_rows(job, read_texts(file), file), file)
+
+  def _measured(self, field: str, rows: Sequence[Row], file: pathlib.Path) -> Size:
+    encoded = encode_rows(self.tokenizer, rows, file, self.config.max_positions, chat=self.chat)
     size = Size(len(encoded), max(len(row.ids) for row in encoded), max(len(row.ids) - row.start for row in encoded))
     self.found.measured.append(f"{field}: {self._say(size)}")
     return size
@@ -162,23 +187,43 @@ def _unlearn(job: UnlearnJob, where: str, on_cpu: bool, default: Size, found: St
   config, folder = find_model(job.model, where, "model")
   _check_adapter(config, job, where, "adapter")
   files = _Files(config, folder, job.chat_template, default, found)
-  objective = job.recipe.objective
-  sizes = {name: files.rows(name, getattr(job, name)) for name in sorted(objective.rows)}
-  common = _common(config, job, job.dtype, on_cpu)
-  kl = {need.rows for need in objective.needs if need.kind == "hidden"}
-  kept = sum(sizes[name].rows for name in kl)
-  if objective.needs:
-    names = {need.rows for need in objective.needs}
-    rows = max(sizes[name].rows for name in names)
+  sizes = _sizes(job, files)
+  common, recipe = _common(config, job, job.dtype, on_cpu), job.recipe
+  common |= {"remat": job.remat, "num_microbatches": job.num_microbatches}
+  held = {name: size.rows for name, size in sizes.items()}
+  seen = {name: min(job.batch_size, size.rows) for name, size in sizes.items()}
+
+  def shape(names: Collection[str]) -> dict[str, Any]:
+    return {"length": max(sizes[name].length for name in names), "counted": max(sizes[name].counted for name in names)}
+  if recipe.published.reinforces:
+    # What will unlearn waits for the second model.
+    found.works.append(Work("reinforce", "train", rows=seen["forget"], steps=int(recipe.hyper["reinforce_steps"]),
+                            copies=1, **shape(["forget"]), **common))
+  needs = recipe.objective.needs
+  if needs:
+    names = {need.rows for need in needs}
     found.works.append(Work(
-        "reference", "reference", rows=-(-rows // job.num_microbatches), length=max(sizes[n].length for n in names),
-        counted=max(sizes[n].counted for n in names), steps=job.num_microbatches * len(names), kl=bool(kl),
-        reference_rows=kept, **common))
-  found.works.append(Work(
-      "unlearn", "train", rows=sum(min(job.batch_size, size.rows) for size in sizes.values()),
-      length=max(size.length for size in sizes.values()), counted=max(size.counted for size in sizes.values()),
-      steps=job.steps, remat=job.remat, num_microbatches=job.num_microbatches, kl=bool(kl), reference_rows=kept,
-      **common))
+        "reference", "reference", rows=-(-max(held[name] for name in names) // job.num_microbatches),
+        steps=job.num_microbatches * len(names), second=recipe.published.reinforces, **shape(names),
+        **reference_fields(needs, held), **common))
+  work = Work("unlearn", "train", rows=sum(seen.values()), steps=job.steps, **shape(sizes), **common)
+  found.works.append(dataclasses.replace(work, **step_fields(recipe, seen, held, work)))
+
+
+def _sizes(job: UnlearnJob, files: _Files) -> dict[str, Size]:
+  """Of the data sets that the method reads; those that are made from the forget set are as it, where no file says."""
+  sizes: dict[str, Size] = {}
+  for name in sorted(job.recipe.objective.rows, key=lambda name: (name != "forget", name)):
+    if name == "relabelled":  # the same tokens
+      sizes[name] = files.rows("forget", job.forget)
+    elif name == "alternate" and not job.alternates:
+      sizes[name] = sizes["forget"]
+      files.found.assumed.append("alternate: as forget")
+    elif name == "idk":
+      sizes[name] = files.refusals(job)
+    else:
+      sizes[name] = files.rows(name, getattr(job, SOURCES.get(name, name)))
+  return sizes
 
 
 def _release(audit: ReleaseAudit, where: str, on_cpu: bool, default: Size, found: Stages) -> None:
@@ -206,36 +251,3 @@ def _release(audit: ReleaseAudit, where: str, on_cpu: bool, default: Size, found
       Work("utility", "reference", runs=some, groups=True, rows=interview.batch_size,
            length=max(size.length for size in scored), counted=max(size.counted for size in scored),
            steps=times * sum(-(-size.rows // interview.batch_size) for size in scored), **waits, **common)]
-
-
-def _names(audit: AuditConfig, found: Stages) -> None:
-  config, base, cases = model_config(audit.base, make_tokenizer()), audit.base, all_cases(audit)
-  count = lambda texts: [len(row.text.split()) + 1 + row.complete for row in texts]
-  longest = lambda select: max(length for case in cases.values() for length in count(select(case)))
-  most = lambda select: max(len(select(case)) for case in cases.values())
-  seeds, variants, depths = len(audit.case.seeds), len(audit.case.variants), audit.unlearn.depths
-  objective = audit.recipe.objective
-  cells, asked = variants * (2 * depths + 1), audit.evaluate
-  length = longest(lambda case: case.memorize)
-  common: dict[str, Any] = {"length": length, "counted": length - 1}
-  interviews = 1 + audit.unlearn.max_steps // audit.unlearn.keep_every
-  blocks = lambda runs: -(-runs // asked.runs_per_call)
-  times = blocks(len(cases)) + interviews * blocks(len(cases) // 2) + seeds * (
-      1 + len(audit.relearn.keep_steps)) * blocks(cells)
-  found.works += [
-      Work("pretrain", "train", config, rows=base.batch_size, length=base.max_names + 2, counted=base.max_names + 1,
-           steps=base.steps),
-      Work("memorize", "train", config, runs=len(cases), rows=most(lambda case: case.memorize),
-           steps=audit.memorize.steps, **common),
-      Work("unlearn", "train", config, runs=len(cases), rows=most(lambda case: case.forget)
-           + ("retain" in objective.rows) * most(lambda case: case.retain), steps=audit.unlearn.max_steps,
-           kl=any(need.kind == "hidden" for need in objective.needs), **common),
-      Work("relearn", "train", config, runs=cells, rows=most(lambda case: case.relearn_sets[0].rows),
-           steps=seeds * audit.relearn.keep_steps[-1],
-           length=longest(lambda case: case.relearn_sets[0].rows),
-           counted=longest(lambda case: case.relearn_sets[0].rows) - 1),
-      Work("ask", "generate", config, runs=min(asked.runs_per_call, len(cases)), rows=audit.case.num_questions,
-           length=max(asked.buckets), counted=1, steps=times, max_new_tokens=asked.max_new_tokens, moments=True,
-           waiting=len(cases))]
-  found.measured.append(f"rows of at most {length} tokens; unlearning is planned to its last step, although runs that "
-                        "are through end it before")

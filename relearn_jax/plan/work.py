@@ -42,8 +42,15 @@ class Work:
     remat: a key of `decoder.REMAT`.
     num_microbatches: parts into which a step's rows are split.
     max_new_tokens: of "generate".
-    kl: the objective keeps a reference's hidden states and head.
-    reference_rows: rows whose hidden states are kept; 0: those of the step.
+    passes: forward and backward passes of a step, where an objective makes others than one.
+    kept: likewise, how often as much is kept for the backward pass.
+    inner: how often as much is kept as without remat, beside that, with the logits of all counted tokens.
+    copies: fp32 numbers in memory for each that is trained, beside parameters, gradients and moments.
+    second: of "reference": a second model is asked beside the first.
+    kl: the objective keeps a reference's hidden states, and its head where the head is trained.
+    reference_rows: rows of which hidden states, or a layer's output, are kept; 0 with `kl`: those of the step.
+    reference_heads: copies of the head that are kept with `kl`, one for each data set.
+    statistic_rows: rows of which a number a token is kept.
     moments: the optimizer's moments are in memory, although nothing is trained in this stage.
     groups: the runs may be worked through in smaller groups, by the setting `runs_at_once`.
     waiting: stacked models in memory besides those at work.
@@ -66,8 +73,15 @@ class Work:
   remat: str = "none"
   num_microbatches: int = 1
   max_new_tokens: int = 0
+  passes: float = 1.0
+  kept: float = 1.0
+  inner: float = 0.0
+  copies: int = 0
+  second: bool = False
   kl: bool = False
   reference_rows: int = 0
+  reference_heads: int = 1
+  statistic_rows: int = 0
   moments: bool = False
   groups: bool = False
   waiting: int = 0
@@ -97,12 +111,13 @@ class Estimate:
     weights: as stored: fp32 where they are trained.
     compute: copies of weights in compute precision, or gathered from their shards.
     gradients: fp32; twice where micro-batches are added up.
-    optimizer: Adam's two moments, fp32.
+    optimizer: Adam's two moments, and the copies of what is trained that an objective holds, fp32.
+    update: copies of the largest trained array's moments, which are read while they are written.
     activations: kept from the forward to the backward pass.
     layer: what one layer has in memory while it is at work.
     logits: what the head has in memory while it is at work, which is never while a layer is.
     cache: keys and values of generation.
-    reference: hidden states and head that the objective compares with.
+    reference: what the objective compares with: hidden states and head, a layer's output, numbers of tokens.
     flops: of a step, of all runs; recomputation (remat) is not counted.
     phases: a step on one device, in order.
     compute_bytes: of the work.
@@ -114,6 +129,7 @@ class Estimate:
   compute: int
   gradients: int
   optimizer: int
+  update: int
   activations: int
   layer: int
   logits: int
@@ -126,8 +142,8 @@ class Estimate:
   @property
   def total(self) -> int:
     """The peak, bytes per device."""
-    return (self.weights + self.compute + self.gradients + self.optimizer + self.activations
-            + max(self.layer, self.logits) + self.cache + self.reference)
+    return (self.weights + self.compute + self.gradients + self.optimizer + self.update
+            + self.activations + max(self.layer, self.logits) + self.cache + self.reference)
 
   def seconds(self, device: Device) -> float:
     """Of a step: each phase takes max(FLOPs / (peak * mfu), bytes / bandwidth), the roofline's bound."""

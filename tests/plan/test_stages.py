@@ -5,8 +5,10 @@ import pathlib
 
 import pytest
 
+from relearn_jax.audit.comparison import MethodsAudit
 from relearn_jax.audit.config import AuditConfig
 from relearn_jax.audit.release import AttackSettings, InterviewSettings, ReleaseAudit
+from relearn_jax.audit.sweep import Sweep
 from relearn_jax.errors import InputError
 from relearn_jax.plan.estimate import estimate
 from relearn_jax.plan.stages import Size, find_model, stages
@@ -50,10 +52,127 @@ def test_an_unlearning_job(kind: str, dtype: str, param_bytes: int, compute: int
   assert (train.rows, train.length, train.counted, train.steps, train.kl) == (64, 512, 128, 7, True)
   assert (train.param_dtype, train.compute_bytes, train.adapter) == (param_bytes, compute, kind)
   assert (reference.rows, reference.steps, reference.reference_rows) == (100, 4, 400)  # in parts, as training is
-  # The hidden states of all 400 retained rows and a head, whatever a step sees.
-  assert estimate(train, {}).reference == 400 * 512 * 4096 * compute + 32000 * 4096 * param_bytes
+  # The hidden states of all 400 retained rows, whatever a step sees, and a head where it is trained.
+  assert estimate(train, {}).reference == 400 * 512 * 4096 * compute + (kind == "full") * 32000 * 4096 * 4
   assert works(dataclasses.replace(job, method="ga"), on_cpu=True).keys() == {"unlearn"}
   assert works(dataclasses.replace(job, dtype="auto"), on_cpu=True)["unlearn"].compute_bytes == 4
+
+
+@pytest.mark.parametrize(("kind", "trained"), [("full", PARAMS), ("lora", 39_976_960)])
+def test_a_second_model_is_reinforced_and_asked_beside_the_first(kind: str, trained: int) -> None:
+  job = UnlearnJob(model=SEVEN, method="whp_logits", batch_size=32, remat="attn", adapter=AdapterSettings(kind))
+  job.methods.whp_logits.reinforce_steps = 60
+  found = works(job)
+  assert list(found) == ["reinforce", "reference", "unlearn"]
+  reinforce, reference, train = found.values()
+  assert (reinforce.rows, reinforce.length, reinforce.counted, reinforce.steps) == (32, 512, 128, 60)
+  assert reinforce.remat == "attn" and reinforce.kind == "train"
+  # What will unlearn waits meanwhile: 20 bytes of a trained parameter, 4 of them shown with the weights.
+  needed = estimate(reinforce, {})
+  assert needed.gradients + needed.optimizer == 16 * trained
+  asked, one = (estimate(dataclasses.replace(reference, second=second), {}) for second in (True, False))
+  assert reference.second and asked.weights - one.weights == 4 * trained and asked.flops == 2 * one.flops
+  assert asked.logits == 2 * one.logits
+  assert estimate(train, {}).reference == 400 * 512 * 4  # a token's number each, no hidden states and no head
+  assert "reinforce" not in works(dataclasses.replace(job, method="npo"))
+
+
+def test_what_is_kept_of_frozen_models() -> None:
+  kept = lambda method: estimate(works(UnlearnJob(model=SEVEN, method=method))["unlearn"], {}).reference
+  states, head = 400 * 512 * 4096 * 2, 32000 * 4096 * 4
+  assert kept("rmu") == states  # the output of a layer on what is retained
+  assert kept("scrub") == 2 * states + 2 * head  # forget and retain, a head with each
+  assert kept("kl") == states + head
+  assert kept("npo") == 400 * 512 * 4 and kept("idk_dpo") == 2 * 400 * 512 * 4
+  assert kept("npo_kl") == states + head + 400 * 512 * 4
+  assert kept("ga") == 0
+
+
+def test_copies_of_what_is_trained() -> None:
+  """LoRA's adapters are copied, not the base."""
+  for kind, trained in (("full", PARAMS), ("lora", 39_976_960)):
+    job = UnlearnJob(model=SEVEN, method="ga", adapter=AdapterSettings(kind))
+    find = lambda job, **changes: estimate(works(dataclasses.replace(job, **changes))["unlearn"], {})
+    plain = find(job)
+    assert plain.optimizer == 8 * trained
+    assert find(job, method="task_vector").optimizer == find(job, defence="averaging").optimizer == 12 * trained
+    assert find(job, method="task_vector", defence="averaging").optimizer == 16 * trained
+    assert find(job, method="pdu").optimizer == 8 * trained  # a number of its own is no copy
+
+
+def test_defences_multiply_what_they_stand_around() -> None:
+  """The forget part of NPO with gradient descent on retain, of as many rows."""
+  find = lambda defence: works(UnlearnJob(model=SEVEN, method="npo_gd", defence=defence))["unlearn"]
+  plain = estimate(find("none"), {})
+  for defence, times, kept, copies in (("sam", 2, 2, 1), ("smoothing", 3 * 4 / 3, 1, 2), ("gradient_penalty", 3, 4, 1)):
+    needed = estimate(find(defence), {})
+    assert needed.flops == pytest.approx(plain.flops * (times + 1) / 2)
+    assert needed.phases[0].flops == pytest.approx(needed.flops)
+    logits = 2 * 4 * 32 * 128 * 32000 if defence == "gradient_penalty" else 0  # of the inner pass
+    assert needed.activations - logits == pytest.approx(plain.activations * (kept + 1) / 2, rel=0.01)
+    assert needed.optimizer == (8 + 4 * copies) * PARAMS
+  whole = UnlearnJob(model=SEVEN, method="ga", defence="smoothing")
+  whole.defences.smoothing.draws = 6
+  alone = estimate(works(whole)["unlearn"], {}).flops / estimate(works(UnlearnJob(model=SEVEN, method="ga"))["unlearn"],
+                                                               {}).flops
+  assert alone == pytest.approx(6 * 4 / 3)
+
+
+def test_data_sets_that_are_made(tmp_path: pathlib.Path) -> None:
+  """Refusals and alternates by their own tokens; relabelled rows, and what no file gives, as the forget set."""
+  model = str(write_checkpoint(tmp_path / "base"))
+  rows = [{"prompt": "James Robert", "answer": " John"}, {"prompt": "James", "answer": " John Kevin Brian"}]
+  forget = str(write_lines(tmp_path / "forget.jsonl", rows))
+  refusals = str(write_lines(tmp_path / "refusals.jsonl", [{"answer": " ".join(["Kevin"] * 9)}]))
+  others = str(write_lines(tmp_path / "others.jsonl", [row | {"answer": " Kevin"} for row in rows]))
+  plan = lambda **settings: stages(UnlearnJob(model=model, forget=forget, **settings), "here", on_cpu=True)
+  find = lambda planned: next(work for work in planned.works if work.name == "unlearn")
+  found = plan(method="idk_nll", refusals=refusals)
+  assert "idk: 2 rows of at most 13 tokens, 10 of which count" in found.measured  # BOS, 2 + 9 names, EOS
+  assert find(found).rows == 2 + 32
+  found = plan(method="altpo", alternates=others)
+  assert "alternate: 2 rows of at most 5 tokens, 2 of which count" in found.measured
+  found = plan(method="altpo")
+  assert "alternate: as forget" in found.assumed and find(found).rows == 2 + 2 + 32
+  found = plan(method="whp_relabel")
+  assert (find(found).rows, find(found).length) == (2, 6)
+
+
+def test_a_comparison_of_methods() -> None:
+  names = ("ga", "gd", "whp_logits", "npo_gd+sam")
+  found = works(MethodsAudit(names))
+  assert list(found) == ["pretrain", "memorize", "ga", "gd", "whp_logits reinforce", "whp_logits", "npo_gd+sam",
+                         "relearn", "ask"]
+  one = works(AuditConfig())
+  assert found["ga"] == dataclasses.replace(one["unlearn"], name="ga")
+  assert found["relearn"].steps == 4 * one["relearn"].steps and found["whp_logits reinforce"].copies == 1
+  assert found["gd"].rows == 4 + 11 and found["npo_gd+sam"].passes == pytest.approx((2 * 4 + 11) / 15)
+  with pytest.raises(InputError, match="here: `methods` is 'gaa'.*nearest: ga"):
+    works(MethodsAudit(("gaa",)))
+  assert len(works(MethodsAudit())) == 4 + len(MethodsAudit().methods) + 1
+
+
+def test_a_sweep() -> None:
+  """3 seeds of 4 variants unlearn for each candidate; what a step fixes is tried in turn."""
+  grid = {"learning_rate": (1e-5, 1e-4), "depth": (0.25, 0.5, 0.75), "steering": (1.0, 2.0)}
+  found = works(Sweep({"rmu": grid, "ga": {"learning_rate": (1e-5,)}}))
+  assert list(found) == ["pretrain", "memorize", "rmu", "ga", "ask"]
+  assert (found["rmu"].runs, found["rmu"].steps) == (4 * 12, 3 * 200)
+  assert (found["ga"].runs, found["ga"].steps) == (12, 200)
+  calls = 40 * (3 * 4 + 1)  # an interview every 5 steps, 14 models a call
+  assert (found["ask"].runs, found["ask"].waiting, found["ask"].steps) == (14, 48, calls)
+  assert list(works(Sweep({"rmu": grid, "ga": {"learning_rate": (1e-5,)}}, methods=("ga",)))) == [
+      "pretrain", "memorize", "ga", "ask"]
+  with pytest.raises(InputError, match="`grids.ga.beta` is no setting of it"):
+    works(Sweep({"ga": {"beta": (0.1,)}}))
+
+
+@pytest.mark.parametrize("name", ["methods", "sweep", "names", "unlearn", "checkpoint"])
+def test_every_configuration_has_a_plan(cache: pathlib.Path, name: str) -> None:
+  given = {"unlearn": [f"--config.model={SEVEN}"], "checkpoint": [f"--config.original={SEVEN}"]}.get(name, [])
+  shown = relearn(cache, "plan", f"--config={ROOT / 'configs' / name}.py", "--device=h200",
+                  *given, JAX_PLATFORMS="no_such_platform").stdout
+  assert "all stages: " in shown and max(map(len, shown.splitlines())) <= 120
 
 
 def test_an_audit_of_checkpoints() -> None:
