@@ -2,7 +2,6 @@
 
 import dataclasses
 import difflib
-import importlib.util
 import os
 import pathlib
 import sys
@@ -12,6 +11,7 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
+from relearn_jax.config_files import check_overrides, config_path, fields_of, load_config_file
 from relearn_jax.errors import InputError
 
 
@@ -30,64 +30,6 @@ def _required(values: flags.FlagValues, *names: str) -> None:
       raise InputError("is not given", field=f"--{name}", mend="see --help")
 
 
-def _override_fields(config: Any, prefix: str = "") -> dict[str, Any]:
-  """Dotted names of a nested dataclass's fields, with their values."""
-  found = {}
-  for field in dataclasses.fields(config):
-    value = getattr(config, field.name)
-    found[prefix + field.name] = value
-    if dataclasses.is_dataclass(value):
-      found |= _override_fields(value, f"{prefix}{field.name}.")
-  return found
-
-
-def load_config_file(path: str) -> Any:
-  """What `get_config()` of FILE, or `get_config(argument)` of FILE:argument, returns; `InputError` if nothing does."""
-  file, colon, argument = path.partition(".py:")
-  file += ".py" if colon else ""
-  if not pathlib.Path(file).is_file():
-    raise InputError("does not exist", file=file, field="--config", mend="give a file such as configs/names.py")
-  spec = importlib.util.spec_from_file_location("relearn_config", file)
-  if spec is None or spec.loader is None:
-    raise InputError("is no Python file", file=path, field="--config", mend="give a file such as configs/names.py")
-  module = importlib.util.module_from_spec(spec)
-  try:
-    spec.loader.exec_module(module)
-    config = module.get_config(argument) if colon else module.get_config()
-  except InputError:
-    raise
-  except Exception as error:
-    raise InputError(f"cannot be read ({type(error).__name__}: {error})", file=path, field="--config",
-                     mend="it must define get_config()") from error
-  if not dataclasses.is_dataclass(config) or isinstance(config, type):
-    raise InputError(f"returns {type(config).__name__}", file=path, field="get_config", mend="expected a dataclass")
-  return config
-
-
-def check_overrides(arguments: Sequence[str], path: str, config: Any) -> None:
-  """Refuses `--config.some.field` where there is no such field, naming the nearest ones."""
-  known = _override_fields(config)
-  for argument in arguments:
-    name = argument.lstrip("-").split("=")[0]
-    if not name.startswith("config."):
-      continue
-    field = name.removeprefix("config.")
-    if field not in known:
-      near = difflib.get_close_matches(field, known, 3, 0.5)
-      raise InputError("is no field of the configuration" + (f" (nearest: {', '.join(near)})" if near else ""),
-                       file=path, field=field, mend=f"`relearn COMMAND --config={path} --help` lists them")
-    if dataclasses.is_dataclass(known[field]):
-      raise InputError("is a group of fields", file=path, field=field, mend="set one of its fields")
-
-
-def _config_path(arguments: Sequence[str]) -> str | None:
-  for index, argument in enumerate(arguments):
-    name, _, value = argument.lstrip("-").partition("=")
-    if name == "config":
-      return value or (arguments[index + 1] if index + 1 < len(arguments) else None)
-  return None
-
-
 def _workdir_flag(values: flags.FlagValues, text: str) -> None:
   flags.DEFINE_string("workdir", None, text, flag_values=values)
 
@@ -102,11 +44,11 @@ def _config_type(values: flags.FlagValues, *kinds: type) -> None:
   if not isinstance(values.config, kinds):
     wanted = " or ".join(kind.__name__ for kind in kinds)
     raise InputError(f"describes a {type(values.config).__name__}, and this command wants {wanted}",
-                     file=_config_path(sys.argv[2:]), field="--config", mend="give a file that is meant for it")
+                     file=config_path(sys.argv[2:]), field="--config", mend="give a file that is meant for it")
 
 
 def _define_audit(values: flags.FlagValues) -> None:
-  _config_flag(values, "configs/names.py or configs/checkpoint.py")
+  _config_flag(values, "configs/names.py, configs/methods.py or configs/checkpoint.py")
   _workdir_flag(values, "Folder for everything that is written. Run again with it, an audit continues.")
   flags.DEFINE_string("mesh", "runs:-1", "Sizes of the axes runs, data, fsdp and tensor over the devices (-1: all that "
                       "are left), such as runs:2,fsdp:4.", flag_values=values)
@@ -122,7 +64,7 @@ def _audit(values: flags.FlagValues) -> None:
   from relearn_jax.audit.release import ReleaseAudit
   from relearn_jax.parallel.start import cache_dir, start
   _config_type(values, AuditConfig, ReleaseAudit, MethodsAudit)
-  path, workdir = _config_path(sys.argv[2:]) or "", pathlib.Path(values.workdir)
+  path, workdir = config_path(sys.argv[2:]) or "", pathlib.Path(values.workdir)
   options: dict[str, Any] = {"allow_leakage": values.allow_leakage, "mesh": values.mesh}
   start()
   if isinstance(values.config, MethodsAudit):
@@ -260,7 +202,7 @@ def _unlearn(values: flags.FlagValues) -> None:
   from relearn_jax.parallel.start import start
   from relearn_jax.training.unlearn import unlearn
   start()
-  if not unlearn(values.config, _config_path(sys.argv[2:]) or "", pathlib.Path(values.workdir), values.mesh):
+  if not unlearn(values.config, config_path(sys.argv[2:]) or "", pathlib.Path(values.workdir), values.mesh):
     print(f"Nothing is left to do in {values.workdir}.")
   print(f"Unlearned by {values.config.method}: {pathlib.Path(values.workdir) / 'model'}")
 
@@ -278,7 +220,7 @@ def _sweep(values: flags.FlagValues) -> None:
   from relearn_jax.parallel.start import cache_dir, start
   _config_type(values, Sweep)
   start()
-  found = sweep(values.config, _config_path(sys.argv[2:]) or "", pathlib.Path(values.workdir), cache_dir(),
+  found = sweep(values.config, config_path(sys.argv[2:]) or "", pathlib.Path(values.workdir), cache_dir(),
                 values.mesh)
   print(f"{sweep_table(found)}\n\nResults: {pathlib.Path(values.workdir) / 'sweep.json'}")
 
@@ -303,7 +245,7 @@ def _plan(values: flags.FlagValues) -> None:
       raise InputError(f"is {getattr(values, name)}", field=f"--{name}", mend="expected at least 1")
   from relearn_jax.plan.command import plan
   from relearn_jax.plan.stages import Size
-  print(plan(values.config, _config_path(sys.argv[2:]) or "", device=values.device, num_devices=values.num_devices,
+  print(plan(values.config, config_path(sys.argv[2:]) or "", device=values.device, num_devices=values.num_devices,
              mesh=values.mesh, memory_gib=values.memory_gib,
              default=Size(values.rows, values.length, min(values.counted, values.length))), end="")
 
@@ -334,9 +276,9 @@ def command_help(name: str, values: flags.FlagValues, arguments: Sequence[str]) 
   for flag in sorted(values.get_key_flags_for_module(__name__), key=lambda flag: flag.name):
     default = "" if flag.default is None else f" (default: {flag.default})"
     lines.append(f"  --{flag.name}: {flag.help}{default}")
-  if path := _config_path(arguments):
+  if path := config_path(arguments):
     lines += ["", f"fields of {path}, set by --config.FIELD=VALUE:"]
-    fields = _override_fields(load_config_file(path))
+    fields = fields_of(load_config_file(path))
     lines += [f"  {field} = {value!r}" for field, value in fields.items() if not dataclasses.is_dataclass(value)]
   return "\n".join(lines)
 
@@ -361,7 +303,7 @@ def main() -> None:
     if {"--help", "-h", "--helpfull"} & set(arguments):
       print(command_help(name, values, arguments[1:]))
       return
-    if "config" in values and (path := _config_path(arguments[1:])):
+    if "config" in values and (path := config_path(arguments[1:])):
       check_overrides(arguments[1:], path, load_config_file(path))
     if rest := values([f"relearn {name}", *arguments[1:]])[1:]:
       raise InputError(f"is not understood: {' '.join(rest)}", field="argument", mend="flags are --name=value")

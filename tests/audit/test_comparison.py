@@ -12,7 +12,7 @@ from relearn_jax.audit.comparison import DEFENDED, MethodsAudit, compare, half, 
 from relearn_jax.audit.config import CHOSEN, AuditConfig, BaseConfig, MemorizeConfig, RelearnConfig, UnlearnConfig
 from relearn_jax.audit.sweep import Sweep, candidates, choose, sweep, sweep_table
 from relearn_jax.cases.names import NamesConfig
-from relearn_jax.cli import load_config_file
+from relearn_jax.config_files import load_config_file
 from relearn_jax.errors import InputError
 from relearn_jax.objectives.methods import METHODS
 from relearn_jax.report.comparison import closing, tables

@@ -1,0 +1,69 @@
+"""Configuration files: Python files whose `get_config()` returns a dataclass, and the flags that set its fields."""
+
+import dataclasses
+import difflib
+import importlib.util
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from relearn_jax.errors import InputError
+
+
+def fields_of(config: Any, prefix: str = "") -> dict[str, Any]:
+  """Dotted names of a nested dataclass's fields, with their values."""
+  found = {}
+  for field in dataclasses.fields(config):
+    value = getattr(config, field.name)
+    found[prefix + field.name] = value
+    if dataclasses.is_dataclass(value):
+      found |= fields_of(value, f"{prefix}{field.name}.")
+  return found
+
+
+def load_config_file(path: str) -> Any:
+  """What `get_config()` of FILE, or `get_config(argument)` of FILE:argument, returns; `InputError` if nothing does."""
+  file, colon, argument = path.partition(".py:")
+  file += ".py" if colon else ""
+  if not pathlib.Path(file).is_file():
+    raise InputError("does not exist", file=file, field="--config", mend="give a file such as configs/names.py")
+  spec = importlib.util.spec_from_file_location("relearn_config", file)
+  if spec is None or spec.loader is None:
+    raise InputError("is no Python file", file=path, field="--config", mend="give a file such as configs/names.py")
+  module = importlib.util.module_from_spec(spec)
+  try:
+    spec.loader.exec_module(module)
+    config = module.get_config(argument) if colon else module.get_config()
+  except InputError:
+    raise
+  except Exception as error:
+    raise InputError(f"cannot be read ({type(error).__name__}: {error})", file=path, field="--config",
+                     mend="it must define get_config()") from error
+  if not dataclasses.is_dataclass(config) or isinstance(config, type):
+    raise InputError(f"returns {type(config).__name__}", file=path, field="get_config", mend="expected a dataclass")
+  return config
+
+
+def check_overrides(arguments: Sequence[str], path: str, config: Any) -> None:
+  """Refuses `--config.some.field` where there is no such field, naming the nearest ones."""
+  known = fields_of(config)
+  for argument in arguments:
+    name = argument.lstrip("-").split("=")[0]
+    if not name.startswith("config."):
+      continue
+    field = name.removeprefix("config.")
+    if field not in known:
+      near = difflib.get_close_matches(field, known, 3, 0.5)
+      raise InputError("is no field of the configuration" + (f" (nearest: {', '.join(near)})" if near else ""),
+                       file=path, field=field, mend=f"`relearn COMMAND --config={path} --help` lists them")
+    if dataclasses.is_dataclass(known[field]):
+      raise InputError("is a group of fields", file=path, field=field, mend="set one of its fields")
+
+
+def config_path(arguments: Sequence[str]) -> str | None:
+  """The file that `--config` names on a command line, if any."""
+  for index, argument in enumerate(arguments):
+    name, _, value = argument.lstrip("-").partition("=")
+    if name == "config":
+      return value or (arguments[index + 1] if index + 1 < len(arguments) else None)
+  return None
