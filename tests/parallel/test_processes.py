@@ -45,7 +45,9 @@ print(json.dumps({"weights": fingerprint(trained), "losses": to_host(log.loss, n
 
 
 def start(rank: int, port: int, devices: int) -> subprocess.Popen[str]:
-  environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices), "JAX_PLATFORMS": "cpu"}
+  # Processes that work together compile for themselves: one would take what another has just written.
+  own = {key: value for key, value in os.environ.items() if rank < 0 or key != "JAX_COMPILATION_CACHE_DIR"}
+  environment = {**own, "JAX_NUM_CPU_DEVICES": str(devices), "JAX_PLATFORMS": "cpu"}
   return subprocess.Popen([sys.executable, "-c", TRAIN, str(rank), str(port)], env=environment, text=True,
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 

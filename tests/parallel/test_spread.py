@@ -20,7 +20,9 @@ MESHES = ["runs:8", "fsdp:8", "data:2,fsdp:2,tensor:2", "runs:2,data:2,tensor:2"
 
 
 def spawn(rank: int, port: int, devices: int, workdir: pathlib.Path, *meshes: str) -> subprocess.Popen[str]:
-  environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices), "JAX_PLATFORMS": "cpu"}
+  # Processes that work together compile for themselves: one would take what another has just written.
+  own = {key: value for key, value in os.environ.items() if rank < 0 or key != "JAX_COMPILATION_CACHE_DIR"}
+  environment = {**own, "JAX_NUM_CPU_DEVICES": str(devices), "JAX_PLATFORMS": "cpu"}
   return subprocess.Popen([sys.executable, "-m", "tests.parallel.spread", str(rank), str(port), str(workdir), *meshes],
                           cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
