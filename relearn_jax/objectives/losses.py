@@ -157,8 +157,6 @@ def weighted_nll(rows: str, weight: Callable[[Float[Array, "B T"]], Float[Array,
   def loss(forward: Forward, params: Params, batch: Batch) -> Value:
     data = batch[rows]
     logprobs = forward(params, data).logprobs
-    # Probability 1 of what does not count would make 1 - p vanish under a power below 1, whose gradient is infinite;
-    # there is none, since the weight has no gradient.
     fixed = jax.lax.stop_gradient(weight(jnp.exp(logprobs)))
     value = reduce_tokens(-fixed * logprobs, data, "token_mean")
     return value, {f"weighted_nll_{rows}": value, f"nll_{rows}": reduce_tokens(-logprobs, data, "token_mean")}

@@ -19,10 +19,8 @@ from relearn_jax.metrics.likelihood import per_token, token_logprobs
 from relearn_jax.models.model import Model, Params, whole
 from relearn_jax.objectives.combinators import released
 from relearn_jax.objectives.core import Batch, Objective, Outputs, TokenRows, count_rows, remember
+from relearn_jax.objectives.methods import Build, Hyper
 from relearn_jax.parallel.mesh import map_runs, weight_shardings
-
-Hyper = Mapping[str, Any]  # name -> value, a traced scalar inside a step
-Build = Callable[[Hyper], Objective]
 
 
 class Frozen(NamedTuple):

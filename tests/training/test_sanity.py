@@ -43,12 +43,10 @@ class Subject:
     self.loss = jax.jit(lambda params, rows: -jnp.sum(
         model_outputs(model, params, rows).logprobs * rows.mask) / jnp.sum(rows.mask))
 
-  def train(self, recipe: Recipe, learning_rate: float, steps: int, params: Params | None = None,
-            batch: Any = None) -> Params:
+  def train(self, recipe: Recipe, learning_rate: float, steps: int, batch: Any) -> Params:
     """The weights that a method releases after so many steps on everything."""
-    params = self.params if params is None else params
     hyper = {"learning_rate": learning_rate, "weight_decay": 0.0, **recipe.traced}
-    state = init_state(params, recipe.objective)
+    state = init_state(self.params, recipe.objective)
     step = jax.jit(lambda s: train_step(self.model, recipe.build, s, batch, hyper)[0])
     for _ in range(steps):
       state = step(state)
@@ -62,7 +60,7 @@ class Subject:
       second = lead(_descend(self, recipe))
     batch = add_references(self.model, lead(self.params), {name: lead(self.data[name]) for name in objective.rows},
                            objective.needs, runs_mesh(1), reinforced=second)
-    return self.train(recipe, learning_rate, steps, batch=jax.tree.map(lambda leaf: leaf[0], dict(batch)))
+    return self.train(recipe, learning_rate, steps, jax.tree.map(lambda leaf: leaf[0], dict(batch)))
 
   def losses(self, params: Params) -> tuple[float, float]:
     """Mean negative log-likelihood of a counted token of the forget and of the retain set."""
