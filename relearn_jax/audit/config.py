@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from relearn_jax.audit.verdict import VerdictSettings
+from relearn_jax.audit.thresholds import VerdictSettings
 from relearn_jax.cases.names import COUPLED, NamesConfig, check_names_config, repetitions
 from relearn_jax.errors import InputError, checker
 from relearn_jax.objectives.methods import METHODS, get_defence, get_method

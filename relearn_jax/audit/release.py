@@ -3,7 +3,7 @@
 import dataclasses
 
 from relearn_jax.audit.config import check_verdict
-from relearn_jax.audit.verdict import VerdictSettings
+from relearn_jax.audit.thresholds import VerdictSettings
 from relearn_jax.errors import checker
 from relearn_jax.training.settings import DTYPES, TrainSettings, check_train
 

@@ -30,6 +30,21 @@ def curve(cells: Cells, variant: str, arm: str, depth: int | None, metric: str) 
   return sorted(found, key=lambda cell: cell["relearn_step"])
 
 
+def of_worst_rate(summary: dict[str, Any]) -> dict[str, Any]:
+  """The summary with the cells of one learning rate of the attack: the worst cell's, by variant."""
+  rates = {variant: shown_rate(summary, variant) for variant in summary["verdicts"]}
+  return summary | {"cells": [cell for cell in summary["cells"]
+                              if cell["learning_rate"] in (None, rates[cell["variant"]])]}
+
+
+def shown_rate(summary: dict[str, Any], variant: str) -> float | None:
+  """The learning rate of a variant's worst cell; the first where there is none."""
+  rates = sorted({cell["learning_rate"] for cell in pick(summary["cells"], variant=variant)
+                  if cell["learning_rate"] is not None})
+  worst = summary["verdicts"][variant]["learning_rate"]
+  return worst if worst in rates else next(iter(rates), None)
+
+
 def depths(cells: Cells, variant: str) -> list[int]:
   """The unlearn depths that were attacked."""
   return sorted({cell["depth"] for cell in pick(cells, variant=variant, arm="U", point="unlearned", metric="asr")})
@@ -53,6 +68,8 @@ def _line(ax: Axes, points: Cells, x: str, colour: str, label: str, style: str =
     return
   at = [point[x] for point in points]
   ax.plot(at, [point["mean"] for point in points], style, color=colour, label=label, marker="o", markersize=3, lw=1.6)
+  points = [point for point in points if point["low"] is not None]  # too few seeds or clusters show no interval
+  at = [point[x] for point in points]
   ax.fill_between(at, [point["low"] for point in points], [point["high"] for point in points], color=colour, alpha=0.15,
                   lw=0)
 

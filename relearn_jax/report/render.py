@@ -62,14 +62,16 @@ def headline(summary: dict[str, Any]) -> str:
                    for word, which in words.items())
 
 
-def context(summary: dict[str, Any], facts: dict[str, Any], images: dict[str, pathlib.Path]) -> dict[str, Any]:
-  """Everything the templates show."""
+def context(whole: dict[str, Any], facts: dict[str, Any], images: dict[str, pathlib.Path]) -> dict[str, Any]:
+  """Everything the templates show; tables and figures are of the worst learning rate of the attack."""
+  summary = figures.of_worst_rate(whole)
   reference = facts.get("reference", {})
   encode = lambda path: "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
   return {
       "summary": summary, "headline": headline(summary), "reference": reference,
       "story": facts.get("story", STORY), "main": tables.main_table(summary, facts),
-      "excess": tables.excess_table(summary),
+      "excess": tables.excess_table(summary), "by_seed": tables.seeds_table(summary),
+      "rates": tables.rates_table(whole),
       "utility": tables.utility_table(summary), "selection": tables.selection_table(summary),
       "curves": tables.curve_table(summary), "step": tables.last_step(summary),
       "figures": [(name, CAPTIONS[name], encode(path)) for name, path in images.items()],
@@ -86,7 +88,9 @@ def markdown(shown: dict[str, Any]) -> str:
            "## Verdicts", ""]
   for variant, v in summary["verdicts"].items():
     lines += [f"- **{variant}: {v['verdict']}**. {v['reason']} {' '.join(v['notes'])}".rstrip()]
-  for title, name in (("Results", "main"), ("Excess over the control", "excess"), ("Curves", "curves"),
+    lines += [f"  - does not count: {cell}" for cell in v["not_counted"]]
+  for title, name in (("Results", "main"), ("Every seed", "by_seed"), ("Excess over the control", "excess"),
+                      ("Learning rates of the attack", "rates"), ("Curves", "curves"),
                       ("Utility", "utility"), ("Selection", "selection")):
     lines += ["", f"## {title}", "", tables.markdown(shown[name])]
   lines += ["## Figures", ""] + [f"![{caption}](figures/{name}.png)" for name, caption, _ in shown["figures"]]
@@ -120,7 +124,7 @@ def report_from_rows(workdir: pathlib.Path) -> tuple[pathlib.Path, dict[str, Any
   rows, facts = read_rows(workdir / "results.parquet")
   summary = summarize(rows, facts)
   write(workdir / "summary.json", json.dumps(summary, indent=1) + "\n")
-  images = figures.draw_all(summary, workdir / "figures")
+  images = figures.draw_all(figures.of_worst_rate(summary), workdir / "figures")
   shown = context(summary, facts, images)
   write(workdir / "report.md", markdown(shown))
   environment = jinja2.Environment(

@@ -21,12 +21,15 @@ def percent(cell: Mapping[str, Any] | None) -> str:
   """A mean and its interval in per cent."""
   if cell is None:
     return "–"
-  return f"{100 * cell['mean']:.1f} % [{100 * cell['low']:.1f}, {100 * cell['high']:.1f}]"
+  limits = "" if cell["low"] is None else f" [{100 * cell['low']:.1f}, {100 * cell['high']:.1f}]"
+  return f"{100 * cell['mean']:.1f} %{limits}"
 
 
 def number(cell: Mapping[str, Any] | None) -> str:
   """A mean and its interval as numbers."""
-  return "–" if cell is None else f"{cell['mean']:.2f} [{cell['low']:.2f}, {cell['high']:.2f}]"
+  if cell is None:
+    return "–"
+  return f"{cell['mean']:.2f}" + ("" if cell["low"] is None else f" [{cell['low']:.2f}, {cell['high']:.2f}]")
 
 
 def _first(cells: list[dict[str, Any]]) -> dict[str, Any] | None:
@@ -51,7 +54,8 @@ def main_table(summary: Mapping[str, Any], facts: Mapping[str, Any]) -> TextTabl
       row.append(" → ".join("–" if (x := known(key)) is None else f"{100 * x:.0f} %"
                             for key in ("unlearned", "relearned")))
     rows.append(tuple(row))
-  head = [facts.get("variant_name", "repetitions"), "original", "unlearned", "relearned", "never-trained control"]
+  head = [facts.get("variant_name", "repetitions"), "original", "unlearned", "relearned",
+          facts.get("control_name", "never-trained control")]
   if reference:
     head.append("published")
   where = " at unlearn depth 0" if summary["trajectory"] else ""
@@ -59,20 +63,53 @@ def main_table(summary: Mapping[str, Any], facts: Mapping[str, Any]) -> TextTabl
                    "relearning steps", tuple(head), tuple(rows))
 
 
+def seeds_table(summary: Mapping[str, Any]) -> TextTable:
+  """Every seed beside the mean: the cells of the main table."""
+  cells, step, rows = summary["cells"], last_step(summary), []
+  for variant in summary["verdicts"]:
+    for name, arm, point, depth, at in (("original", "O", "original", None, 0), ("unlearned", "U", "unlearned", 0, 0),
+                                        ("relearned", "U", "relearned", 0, step),
+                                        ("control", "N", "relearned", 0, step),
+                                        ("original, attacked", "O", "relearned", None, step)):
+      for cell in pick(cells, variant=variant, arm=arm, point=point, depth=depth, relearn_step=at, metric="asr")[:1]:
+        each = ", ".join(f"{seed}: {100 * mean:.0f}" for seed, mean
+                         in zip(cell["seeds"], cell["seed_means"], strict=True))
+        rows.append((variant, name, f"{100 * cell['mean']:.1f}", each))
+  return TextTable("Attack success of every seed, per cent", ("variant", "model", "mean", "seed: attack success"),
+                   tuple(rows))
+
+
+def rates_table(summary: Mapping[str, Any]) -> TextTable:
+  """Each learning rate of the attack: what it did to U, N and O at its last step, depth 0."""
+  rows, step = [], last_step(summary)
+  for variant in summary["verdicts"]:
+    attacked = pick(summary["cells"], variant=variant, metric="asr", relearn_step=step)
+    for rate in sorted({cell["learning_rate"] for cell in attacked}):
+      get = lambda arm, depth, rate=rate, attacked=attacked: percent(_first(
+          pick(attacked, arm=arm, depth=depth, learning_rate=rate)))
+      rows.append((variant, f"{rate:g}", get("U", 0), get("N", 0), get("O", None)))
+  return TextTable(f"Attack success after {step} relearning steps at each learning rate of the attack, depth 0",
+                   ("variant", "learning rate", "relearned", "control", "original, attacked"), tuple(rows))
+
+
 def excess_table(summary: Mapping[str, Any]) -> TextTable:
-  """The worst cell of each variant, its excess over the control, and the share recovered."""
+  """The worst cell of each variant, its excess over the control and its level above it, and the share recovered."""
   rows = []
   for variant, v in summary["verdicts"].items():
     if v["excess"] is None:
-      rows.append((variant, "–", "–", "–", "–", "–"))
+      rows.append((variant, *("–",) * 7))
       continue
     recovery = "–" if v["recovery"] is None else f"{100 * v['recovery']:.0f} %"
-    rows.append((variant, f"depth {v['depth']}, step {v['relearn_step']}", f"{v['excess']:.2f}",
-                 f"{v['low']:.2f} to {v['high']:.2f}", f"{v['control_gain']:+.2f}", recovery))
-  return TextTable("Excess = gain of the unlearned model − gain of the control, in the worst cell over depths and "
-                   "steps; limits hold for all cells at once",
-                   ("variant", "worst cell", "excess", "limits", "control's gain", "recovered of what was lost"),
-                   tuple(rows))
+    both = lambda low, high: "–" if low is None or high is None else f"{low:.2f}, {high:.2f}"
+    rows.append((variant, f"depth {v['depth']}, rate {v['learning_rate']:g}, step {v['relearn_step']}",
+                 f"{v['excess']:.2f}", both(v["low"], v["high"]), f"{v['level']:.2f}",
+                 both(v["level_low"], v["level_high"]),
+                 f"{v['control_gain']:+.2f}", recovery))
+  return TextTable("Excess = gain of the unlearned model − gain of the control; level = unlearned model − control, "
+                   "both in the worst cell over depths, learning rates and steps. Limits are one-sided, 95 % each: the "
+                   "lower ones hold for all cells at once, the upper ones for the largest of the cells that count",
+                   ("variant", "worst cell", "excess", "its limits", "level", "its limits", "control's gain",
+                    "recovered of what was lost"), tuple(rows))
 
 
 def utility_table(summary: Mapping[str, Any]) -> TextTable:

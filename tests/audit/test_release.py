@@ -16,7 +16,7 @@ from relearn_jax.audit.base import make_tokenizer
 from relearn_jax.audit.command import audit_release
 from relearn_jax.audit.release import AttackSettings, InterviewSettings, ReleaseAudit, check_release
 from relearn_jax.audit.release_run import groups, spread_evenly
-from relearn_jax.audit.verdict import VerdictSettings
+from relearn_jax.audit.thresholds import VerdictSettings
 from relearn_jax.cases.files import read_texts
 from relearn_jax.data.order import row_order
 from relearn_jax.data.texts import encode_rows, stack_rows
