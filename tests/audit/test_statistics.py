@@ -104,7 +104,7 @@ def test_lower_limits_by_hand() -> None:
   student = 0.5 - stats.t.ppf(0.95, 2) * 0.2 / 3**0.5
   assert lower_limits(table, np.arange(50), 0.05)[0] == pytest.approx(student)
   certain = lower_limits(np.ones((1, 3, 50)), np.arange(50), 0.05)[0]
-  assert certain == pytest.approx(0.05 ** (1 / 3), abs=1e-3)  # three seeds of three: not the certainty that Student sees
+  assert certain == pytest.approx(0.05 ** (1 / 3), abs=1e-3)  # and not certainty
 
 
 def test_a_cell_without_spread_borrows_that_of_the_others() -> None:
