@@ -31,6 +31,8 @@ class Scores:
     asr: 1 where a keyword of the question stands in prompt and completion, `[R, Q]`.
     logprob: natural log-probability of the answer after the prompt, `[R, Q]`.
     retain: mean token log-probability of each retained row, NaN where a run has fewer, `[R, S]`.
+    finite: whether all of that is finite, and the logits that tokens were generated from, `[R]`. Where it is not,
+      nothing of the run is an answer; where it is, NaN in `retain` and `forget` says that there is no such row.
     forget: the same of each row of the forget set `[R, F]`, where it is asked for.
   """
 
@@ -38,6 +40,7 @@ class Scores:
   asr: np.ndarray
   logprob: np.ndarray
   retain: np.ndarray
+  finite: np.ndarray
   forget: np.ndarray | None = None
 
 
@@ -98,7 +101,7 @@ class Interviewer:
 
     slots = max(max_new_tokens - 1, self.answers.shape[1] - 1, 1)
 
-    def ask(run: tuple[Params, Params | None], common: tuple, stacked: bool) -> tuple[jax.Array, jax.Array]:
+    def ask(run: tuple[Params, Params | None], common: tuple, stacked: bool) -> tuple[jax.Array, ...]:
       (params, own), ((tokens, lengths, answers, answer_lengths), shared) = run, common
       over_runs = jax.vmap if stacked else lambda function: function
       params = whole(params, own)
@@ -107,7 +110,7 @@ class Interviewer:
                          stacked=stacked, shared=shared)
       logprobs = over_runs(lambda p, q: score_answers(model, whole(p, None, shared), q, answers, answer_lengths))(
           params, prompted)
-      return generated.tokens, jnp.sum(logprobs, -1)
+      return generated.tokens, jnp.sum(logprobs, -1), generated.sound
 
     def utility(run: tuple[Params, Params | None, TokenRows], shared: Params | None) -> jax.Array:
       params, own, rows = run
@@ -159,13 +162,20 @@ class Interviewer:
     answered = [self.ask((some, own), (inputs, frozen.shared)) for inputs in self.inputs]
     tokens = np.zeros((len(runs), len(self.questions), self.max_new_tokens), np.int32)
     logprob = np.zeros((len(runs), len(self.questions)), np.float32)
-    for batch, (new_tokens, new_logprob) in zip(self.batches, answered, strict=True):
+    finite = np.ones(len(runs), bool)
+    for batch, (new_tokens, new_logprob, sound) in zip(self.batches, answered, strict=True):
       count = len(batch.indices)
+      finite &= to_host(sound, len(runs))[:, :count].all(1)
       tokens[:, batch.indices] = to_host(new_tokens, len(runs))[:, :count]
       logprob[:, batch.indices] = to_host(new_logprob, len(runs))[:, :count]
     means = {name: np.concatenate([to_host(part, len(runs)) for part in parts], 1)[:, :named[name].tokens.shape[1]]
              for name, parts in kept.items()}
-    return {"tokens": tokens, "logprob": logprob, **means}
+    finite &= np.isfinite(logprob).all(1)
+    for name, values in means.items():
+      # A row without a token that counts is none; its mean is NaN whatever the model is.
+      there = np.asarray(named[name].mask[runs.start:runs.stop]).any(-1)
+      finite &= (np.isfinite(values) | ~there).all(1)
+    return {"tokens": tokens, "logprob": logprob, "finite": finite, **means}
 
   def _parts(self, rows: TokenRows, index: np.ndarray) -> Iterator[TokenRows]:
     """Rows of some runs, `batch_size` at a time; the last part is filled up with empty rows."""
