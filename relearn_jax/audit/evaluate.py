@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from relearn_jax.cases.base import Question
 from relearn_jax.data.batches import RowBatch, bucketize
 from relearn_jax.data.tokens import completion_text
+from relearn_jax.errors import InputError
 from relearn_jax.generation.decode import decode, prefill, score_answers
 from relearn_jax.metrics.keyword import contains_keyword
 from relearn_jax.models.model import Model, Params, whole
@@ -44,6 +45,11 @@ class Scores:
   forget: np.ndarray | None = None
 
 
+def finite_by_name(names: Sequence[str], scores: Scores) -> dict[str, bool]:
+  """Name of a run -> whether what it answered is finite."""
+  return dict(zip(names, scores.finite.tolist(), strict=True))
+
+
 def save_scores(path: pathlib.Path, scores: Scores) -> None:
   """Writes scores atomically."""
   path.parent.mkdir(parents=True, exist_ok=True)
@@ -54,8 +60,14 @@ def save_scores(path: pathlib.Path, scores: Scores) -> None:
 
 
 def load_scores(path: pathlib.Path) -> Scores:
-  """Reads what `save_scores` wrote."""
+  """Reads what `save_scores` wrote.
+
+  Raises:
+    InputError: an earlier version wrote it, which did not look at whether answers are finite.
+  """
   with np.load(path, allow_pickle=False) as arrays:
+    if "finite" not in arrays:
+      raise InputError("was written by an earlier version", file=path, mend="give another --workdir")
     return Scores(**arrays)
 
 

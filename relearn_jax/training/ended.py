@@ -56,9 +56,8 @@ class AllEnded(InputError):
     rate = f"{low:g}" if low == high else f"{low:g} to {high:g}"
     first = min(self.ended, key=lambda one: one.step)
     more = f", and so did the {len(self.ended) - 1} others" if len(self.ended) > 1 else ""
-    super().__init__(f"was {rate} when {first}{more}, so that nothing is left", field=field,
-                     mend="lower the learning rate or take fewer steps, and give another --workdir; train_log.jsonl has "
-                          "the losses")
+    super().__init__(f"was {rate} when {first}{more}: no run is left", field=field,
+                     mend="lower it, or take fewer steps (train_log.jsonl has the losses), in another --workdir")
 
 
 class Ledger:
@@ -111,7 +110,7 @@ class Ledger:
     if new:
       self.ended |= new
       self._save()
-      self._check()
+    self._check()
 
   def finish(self, runs: Iterable[str]) -> None:
     """Nothing of these runs is used from here on: what becomes of them does not matter, but they have not ended."""
