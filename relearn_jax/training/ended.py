@@ -47,6 +47,13 @@ class Ended:
     return f"{self.run} ended in stage {self.stage!r} at step {self.step}: {whose} {what} {verb} not finite"
 
 
+def in_words(ended: Sequence[Ended]) -> str:
+  """How the first of several runs ended, and that the others did."""
+  others = len(ended) - 1
+  more = "" if not others else ", and so did another run" if others == 1 else f", and so did {others} other runs"
+  return f"{min(ended, key=lambda one: one.step)}{more}"
+
+
 class AllEnded(InputError):
   """Every run of a stage has ended; `ended` says how."""
 
@@ -54,9 +61,7 @@ class AllEnded(InputError):
     self.ended = tuple(ended)
     low, high = float(np.min(rates)), float(np.max(rates))
     rate = f"{low:g}" if low == high else f"{low:g} to {high:g}"
-    first = min(self.ended, key=lambda one: one.step)
-    more = f", and so did the {len(self.ended) - 1} others" if len(self.ended) > 1 else ""
-    super().__init__(f"was {rate} when {first}{more}: no run is left", field=field,
+    super().__init__(f"was {rate} when {in_words(self.ended)}: none is left", field=field,
                      mend="lower it, or take fewer steps (train_log.jsonl has the losses), in another --workdir")
 
 
