@@ -1,6 +1,7 @@
 """Runs of an audit that are not finite: named in the facts, absent from the rows, and nobody else's trouble."""
 
 import dataclasses
+import json
 import pathlib
 from typing import Any
 
@@ -31,7 +32,8 @@ KEYS = ["variant", "arm", "point", "depth", "unlearn_step", "relearn_step", "see
 
 
 def tiny(rate: float = 1e-3, **changes: Any) -> AuditConfig:
-  shape = BaseConfig(hidden_size=16, intermediate_size=32, num_layers=1, num_heads=2, num_kv_heads=2, steps=20)
+  shape = BaseConfig(hidden_size=16, intermediate_size=32, num_layers=1, num_heads=2, num_kv_heads=2, steps=20,
+                     warmup_steps=2)
   config = AuditConfig(
       case=NamesConfig(variants=(7,), seeds=(0, 1), num_questions=6), base=shape,
       memorize=MemorizeConfig(steps=10, learning_rate=3e-3), unlearn=UnlearnConfig(max_steps=10, depths=1),
@@ -103,8 +105,9 @@ def test_runs_that_ended_are_not_attacked() -> None:
 
 
 def test_a_value_that_is_not_finite_is_no_row() -> None:
-  labels = {name: None for name in ("case", "variant", "method", "arm", "point", "depth", "unlearn_step",
-                                    "relearn_set", "adapter", "learning_rate", "seed", "relearn_step")}
+  labels: dict[str, Any] = dict.fromkeys((
+      "case", "variant", "method", "arm", "point", "depth", "unlearn_step", "relearn_set", "adapter", "learning_rate",
+      "seed", "relearn_step"))
   there = np.array([True, False, True])
   table = block(np.array([0.5, np.nan, 1.0]), ["a", "b", "c"], there, metric="asr", **labels)
   assert table.column("question").to_pylist() == ["a", "c"] and table.column("value").to_pylist() == [0.5, 1.0]
@@ -133,7 +136,6 @@ def test_a_comparison_goes_on_without_a_method(cache: pathlib.Path, tmp_path: pa
   assert compare(MethodsAudit(("ga", "gd"), config), "here", tmp_path, cache)
   page = (tmp_path / "comparison.md").read_text()
   assert "ended in stage 'unlearn' at step 2: " in page and "and so did 3 other runs." in page
-  import json
   rows = json.loads((tmp_path / "comparison.json").read_text())
   (ga, gd), = (table.rows for table in tables(rows))
   assert "not finite" in ga and "not finite" not in gd and rows[1]["ended"] == []
