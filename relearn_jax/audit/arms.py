@@ -5,6 +5,7 @@ lacks the secret; O is the original, attacked without unlearning.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -35,7 +36,7 @@ class Cell:
   run: Run
   depth: int | None
   unlearn_step: int
-  missing: bool = False  # the run has no such depth: the cell keeps its place, its answers do not count
+  missing: bool = False  # the run has no such depth, or has ended: the cell keeps its place, its answers do not count
 
   @property
   def arm(self) -> str:
@@ -60,7 +61,7 @@ def all_cases(config: AuditConfig) -> dict[Run, Case]:
   return {run: make_case(config.case, run.variant, run.seed, run.arm) for run in all_runs(config)}
 
 
-def select_points(asr: Mapping[Run, Mapping[int, float]], max_asr: float, depths: int
+def select_points(asr: Mapping[Run, Mapping[int, float]], max_asr: float, depths: int, gone: Mapping[Run, int] = {}
                   ) -> dict[tuple[int, int], list[int]]:
   """The unlearn steps at which each variant and seed is attacked, shallowest first.
 
@@ -68,18 +69,28 @@ def select_points(asr: Mapping[Run, Mapping[int, float]], max_asr: float, depths
     asr: attack success of every U run at its kept steps, step 0 included.
     max_asr: a run is unlearned from its first kept step after 0 with at most this.
     depths: points wanted; a run that stopped too early has fewer, one that never got there none.
+    gone: run -> unlearn step from which there is no model, since it has ended (0: there never was one). Such a run
+      has no points, whatever it had been before.
   """
   points = {}
   for run, curve in asr.items():
-    steps = sorted(step for step in curve if step > 0)
+    steps = sorted(step for step in curve if step > 0) if run not in gone else []
     first = next((i for i, step in enumerate(steps) if curve[step] <= max_asr), len(steps))
     points[run.variant, run.seed] = steps[first:first + depths]
   return points
 
 
-def cells_of_seed(config: AuditConfig, seed: int, points: Mapping[tuple[int, int], Sequence[int]], last_step: int
-                  ) -> list[Cell]:
-  """Everything that is attacked together: U and N at every depth, and O, of all variants of a seed."""
+def cells_of_seed(config: AuditConfig, seed: int, points: Mapping[tuple[int, int], Sequence[int]], last_step: int,
+                  gone: Mapping[Run, int] = {}) -> list[Cell]:
+  """Everything that is attacked together: U and N at every depth, and O, of all variants of a seed.
+
+  Args:
+    config: of the audit.
+    seed: which.
+    points: see `select_points`.
+    last_step: of unlearning, where cells that are missing keep their place.
+    gone: see `select_points`.
+  """
   cells = []
   for variant in config.case.variants:
     u, n = Run(variant, seed, "U"), Run(variant, seed, "N")
@@ -87,8 +98,8 @@ def cells_of_seed(config: AuditConfig, seed: int, points: Mapping[tuple[int, int
     for depth in range(config.unlearn.depths):
       missing = depth >= len(steps)
       step = last_step if missing else steps[depth]
-      cells += [Cell(u, depth, step, missing), Cell(n, depth, step, missing)]
-    cells.append(Cell(u, None, 0))
+      cells += [Cell(u, depth, step, missing), Cell(n, depth, step, missing or gone.get(n, math.inf) <= step)]
+    cells.append(Cell(u, None, 0, gone.get(u, math.inf) <= 0))
   return cells
 
 

@@ -111,11 +111,12 @@ def _compute(config: AuditConfig, workdir: pathlib.Path, cache: pathlib.Path, me
     memorize(state)
   with clock("unlearn"):
     curves = unlearn(state)
-  points = select_points(curves, config.unlearn.max_asr, config.unlearn.depths)
-  last = max(max(curve) for curve in curves.values())
+  gone = state.gone()
+  points = select_points(curves, config.unlearn.max_asr, config.unlearn.depths, gone)
+  last = max((max(curve) for curve in curves.values() if curve), default=0)
   with clock("relearn"):
     for seed in config.case.seeds:
-      relearn(state, seed, cells_of_seed(config, seed, points, last))
+      relearn(state, seed, cells_of_seed(config, seed, points, last, gone))
   remove_resumes(state.checkpoints)
   with clock("results"):
     tables: list[Any] = results.result_tables(state, points, last)

@@ -1,5 +1,6 @@
 """All unlearning methods on the names case, by the same attack: one audit each on one memorised model, side by side."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -12,11 +13,14 @@ import numpy as np
 
 from relearn_jax.audit.command import OUTPUTS, audit, check, memorized
 from relearn_jax.audit.config import CHOSEN, AuditConfig
+from relearn_jax.audit.results import ended_notes
+from relearn_jax.audit.rows import read_rows
 from relearn_jax.errors import InputError
 from relearn_jax.objectives.methods import METHODS, NO_DEFENCE, get_defence, get_method
 from relearn_jax.parallel.mesh import DEFAULT
 from relearn_jax.progress import progress
 from relearn_jax.report.comparison import write_comparison
+from relearn_jax.training.ended import AllEnded, in_words, read_ended
 from relearn_jax.workdir import claim_workdir, only_process
 
 DEFENDED = ("npo_gd+sam", "npo_gd+smoothing", "npo_gd+gradient_penalty", "npo_gd+averaging")
@@ -99,14 +103,19 @@ def compare(config: MethodsAudit, where: str, workdir: pathlib.Path, cache: path
         folder = workdir / "methods" / name
         if not _finished(folder):
           _share(workdir / SHARED / "checkpoints", folder / "checkpoints")
-          audit(one, where, folder, cache, allow_leakage=allow_leakage, mesh=mesh)
-        if not config.keep_weights:
+          with contextlib.suppress(AllEnded):  # of one method; its row says so, and the others go on
+            audit(one, where, folder, cache, allow_leakage=allow_leakage, mesh=mesh)
+        if not config.keep_weights and _finished(folder):
           for stage in (path for path in (folder / "checkpoints").iterdir() if path.is_dir() and path.name != "scores"):
             shutil.rmtree(stage)
         bar.update(1)
+    rows = [row(workdir / "methods" / name, name) for name in audits]
+    if not any(_finished(workdir / "methods" / name) for name in audits):
+      raise InputError(f"has no method of which a run is left: {rows[0]['ended'][0]}", file=where, field="methods",
+                       mend="lower the learning rates, in another --workdir")
     if not config.keep_weights:
       shutil.rmtree(workdir / SHARED, ignore_errors=True)
-    write_comparison(workdir, [row(workdir / "methods" / name, name) for name in audits])
+    write_comparison(workdir, rows)
   return True
 
 
@@ -115,7 +124,11 @@ def _finished(folder: pathlib.Path) -> bool:
 
 
 def _share(source: pathlib.Path, destination: pathlib.Path) -> None:
-  """The base and the memorised models, as links to the same files; complete or not at all."""
+  """The base, the memorised models and which of them ended, as links to the same files; complete or not at all."""
+  for file in ("memorize/ended.json", "scores/memorize.npz"):
+    if (source / file).exists() and not (destination / file).exists():
+      (destination / file).parent.mkdir(parents=True, exist_ok=True)
+      os.link(source / file, destination / file)
   for part in ("base", "unlearn/000000"):
     if not (destination / part).exists():
       temporary = destination / (part.replace("/", "-") + ".tmp")
@@ -132,16 +145,25 @@ def row(workdir: pathlib.Path, name: str) -> dict[str, Any]:
     name, settings, seconds (of unlearning and of everything), step_ms (median of an unlearning step of all runs), and
     per variant: original, unlearned, relearned, control (the highest mean of its cells), retain (mean token
     log-probability of retained text, unlearned) and retain_original, each a cell of summary.json or None; unlearn_steps
-    of the seeds; half: relearn steps until half of what was lost is back, None if never; verdict.
+    of the seeds; half: relearn steps until half of what was lost is back, None if never; verdict. Of a method of which
+    no run was left, None in place of the cells, and the verdict "not finite". ended: a sentence a run that ended.
   """
-  summary = json.loads((workdir / "summary.json").read_text())
   config = json.loads((workdir / "config.json").read_text())
   logged = [json.loads(line) for line in (workdir / "train_log.jsonl").read_text().splitlines()]
   unlearning = [entry["seconds"] for entry in logged if entry["stage"] == "unlearn"]
   settings = {**config["methods"][config["method"]],
               **(config["defences"][config["defence"]] if config["defence"] != NO_DEFENCE else {})}
-  variants = {variant: _variant(summary, variant) for variant in summary["verdicts"]}
-  return {"name": name, "settings": settings, "seconds": summary["seconds"],
+  if _finished(workdir):
+    summary = json.loads((workdir / "summary.json").read_text())
+    seconds, ended = summary["seconds"], ended_notes(read_rows(workdir / "results.parquet")[1]["ended"])
+    variants = {variant: _variant(summary, variant) for variant in summary["verdicts"]}
+  else:
+    none = dict.fromkeys(("original", "unlearned", "relearned", "control", "retain", "retain_original", "half"))
+    variants = {str(variant): {**none, "unlearn_steps": [None] * len(config["case"]["seeds"]),
+                               "verdict": {"verdict": "not finite"}} for variant in config["case"]["variants"]}
+    found = [one for path in sorted((workdir / "checkpoints").iterdir()) for one in read_ended(path).values()]
+    seconds, ended = {}, [f"{in_words(found)}."]
+  return {"name": name, "settings": settings, "seconds": seconds, "ended": ended,
           "step_ms": round(1000 * float(np.median(unlearning)), 1) if unlearning else None, "variants": variants}
 
 

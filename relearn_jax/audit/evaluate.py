@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from relearn_jax.cases.base import Question
 from relearn_jax.data.batches import RowBatch, bucketize
 from relearn_jax.data.tokens import completion_text
+from relearn_jax.errors import InputError
 from relearn_jax.generation.decode import decode, prefill, score_answers
 from relearn_jax.metrics.keyword import contains_keyword
 from relearn_jax.models.model import Model, Params, whole
@@ -31,6 +32,8 @@ class Scores:
     asr: 1 where a keyword of the question stands in prompt and completion, `[R, Q]`.
     logprob: natural log-probability of the answer after the prompt, `[R, Q]`.
     retain: mean token log-probability of each retained row, NaN where a run has fewer, `[R, S]`.
+    finite: whether all of that is finite, and the logits that tokens were generated from, `[R]`. Where it is not,
+      nothing of the run is an answer; where it is, NaN in `retain` and `forget` says that there is no such row.
     forget: the same of each row of the forget set `[R, F]`, where it is asked for.
   """
 
@@ -38,7 +41,13 @@ class Scores:
   asr: np.ndarray
   logprob: np.ndarray
   retain: np.ndarray
+  finite: np.ndarray
   forget: np.ndarray | None = None
+
+
+def finite_by_name(names: Sequence[str], scores: Scores) -> dict[str, bool]:
+  """Name of a run -> whether what it answered is finite."""
+  return dict(zip(names, scores.finite.tolist(), strict=True))
 
 
 def save_scores(path: pathlib.Path, scores: Scores) -> None:
@@ -51,8 +60,14 @@ def save_scores(path: pathlib.Path, scores: Scores) -> None:
 
 
 def load_scores(path: pathlib.Path) -> Scores:
-  """Reads what `save_scores` wrote."""
+  """Reads what `save_scores` wrote.
+
+  Raises:
+    InputError: an earlier version wrote it, which did not look at whether answers are finite.
+  """
   with np.load(path, allow_pickle=False) as arrays:
+    if "finite" not in arrays:
+      raise InputError("was written by an earlier version", file=path, mend="give another --workdir")
     return Scores(**arrays)
 
 
@@ -98,7 +113,7 @@ class Interviewer:
 
     slots = max(max_new_tokens - 1, self.answers.shape[1] - 1, 1)
 
-    def ask(run: tuple[Params, Params | None], common: tuple, stacked: bool) -> tuple[jax.Array, jax.Array]:
+    def ask(run: tuple[Params, Params | None], common: tuple, stacked: bool) -> tuple[jax.Array, ...]:
       (params, own), ((tokens, lengths, answers, answer_lengths), shared) = run, common
       over_runs = jax.vmap if stacked else lambda function: function
       params = whole(params, own)
@@ -107,7 +122,7 @@ class Interviewer:
                          stacked=stacked, shared=shared)
       logprobs = over_runs(lambda p, q: score_answers(model, whole(p, None, shared), q, answers, answer_lengths))(
           params, prompted)
-      return generated.tokens, jnp.sum(logprobs, -1)
+      return generated.tokens, jnp.sum(logprobs, -1), generated.sound
 
     def utility(run: tuple[Params, Params | None, TokenRows], shared: Params | None) -> jax.Array:
       params, own, rows = run
@@ -159,13 +174,20 @@ class Interviewer:
     answered = [self.ask((some, own), (inputs, frozen.shared)) for inputs in self.inputs]
     tokens = np.zeros((len(runs), len(self.questions), self.max_new_tokens), np.int32)
     logprob = np.zeros((len(runs), len(self.questions)), np.float32)
-    for batch, (new_tokens, new_logprob) in zip(self.batches, answered, strict=True):
+    finite = np.ones(len(runs), bool)
+    for batch, (new_tokens, new_logprob, sound) in zip(self.batches, answered, strict=True):
       count = len(batch.indices)
+      finite &= to_host(sound, len(runs))[:, :count].all(1)
       tokens[:, batch.indices] = to_host(new_tokens, len(runs))[:, :count]
       logprob[:, batch.indices] = to_host(new_logprob, len(runs))[:, :count]
     means = {name: np.concatenate([to_host(part, len(runs)) for part in parts], 1)[:, :named[name].tokens.shape[1]]
              for name, parts in kept.items()}
-    return {"tokens": tokens, "logprob": logprob, **means}
+    finite &= np.isfinite(logprob).all(1)
+    for name, values in means.items():
+      # A row without a token that counts is none; its mean is NaN whatever the model is.
+      there = np.asarray(named[name].mask[runs.start:runs.stop]).any(-1)
+      finite &= (np.isfinite(values) | ~there).all(1)
+    return {"tokens": tokens, "logprob": logprob, "finite": finite, **means}
 
   def _parts(self, rows: TokenRows, index: np.ndarray) -> Iterator[TokenRows]:
     """Rows of some runs, `batch_size` at a time; the last part is filled up with empty rows."""

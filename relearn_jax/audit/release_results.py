@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from relearn_jax.audit.release_run import FIELDS, Attacked, Release, groups
-from relearn_jax.audit.results import EXAMPLES, leakage_fact, score_tables, versions
+from relearn_jax.audit.results import EXAMPLES, ended_fact, ended_notes, leakage_fact, score_tables, versions
 from relearn_jax.cases.leakage import check_case
 from relearn_jax.workdir import to_dict
 
@@ -16,14 +16,20 @@ SHOWN_LINES = 20  # of the relearn text, in the report
 
 
 def result_tables(audit: Release) -> list[pa.Table]:
-  """Every row of the audit. Seeds of one model share its answers before the attack."""
-  config = audit.config
+  """Every row of the audit, none of a run from the step on at which it ended.
+
+  Seeds of one model share its answers before the attack.
+  """
+  config, ended = audit.config, audit.ended()
   questions = [question.id for question in audit.case.questions]
   tables: list[pa.Table] = []
   for number, runs in enumerate(groups(config)):
     for step in (0, *config.attack.keep_steps):
+      going = [(index, run) for index, run in enumerate(runs) if run not in ended or step < ended[run].step]
+      if not going:
+        break  # where no run of a group is left, it is asked no more
       scores = audit.load_scores(number, step)
-      for index, run in enumerate(runs):
+      for index, run in going:
         before = "original" if run.arm == "O" else "unlearned"
         tables += score_tables(
             scores, index, questions, case=config.name, method=config.method, adapter=config.attack.adapter.kind,
@@ -36,13 +42,13 @@ def result_tables(audit: Release) -> list[pa.Table]:
 
 def example_facts(audit: Release) -> list[dict[str, Any]]:
   """The first questions with what each model said before and after the attack, for the first seed."""
-  config, seed = audit.config, audit.config.seeds[0]
+  config, seed, ended = audit.config, audit.config.seeds[0], audit.ended()
   places = {run: (number, index) for number, runs in enumerate(groups(config)) for index, run in enumerate(runs)}
   last = config.attack.keep_steps[-1]
   sources = {"original": ("O", 0), "unlearned": ("U", 0), "relearned": ("U", last), "control": ("N", last)}
   said: dict[str, np.ndarray] = {}
   for name, (arm, step) in sources.items():
-    if arm in config.arms:
+    if arm in config.arms and not (Attacked(arm, seed) in ended and ended[Attacked(arm, seed)].step <= step):
       number, index = places[Attacked(arm, seed)]
       said[name] = audit.load_scores(number, step).tokens[index]
   return [{"variant": audit.case.variant, "seed": seed, "question": question.id, "prompt": question.prompt,
@@ -55,6 +61,7 @@ def make_facts(audit: Release, digests: Mapping[str, str], seconds: Mapping[str,
   """What the rows cannot hold and a report needs."""
   case, config = audit.case, audit.config
   relearn = case.relearn_sets[0]
+  ended = [ended_fact(one, run.arm, case.variant, run.seed) for run, one in audit.ended().items()]
   more = len(relearn.rows) - SHOWN_LINES
   lines = [row.text for row in relearn.rows[:SHOWN_LINES]] + ([f"… and {more} more rows"] if more > 0 else [])
   return {
@@ -64,7 +71,8 @@ def make_facts(audit: Release, digests: Mapping[str, str], seconds: Mapping[str,
       "seconds": dict(seconds),
       "versions": versions(),
       "fingerprints": dict(digests), "settings": dataclasses.asdict(config.verdict), "config": to_dict(config),
-      "variant_name": "relearn set", "story": _story(audit), "notes": _notes(audit)}
+      "variant_name": "relearn set", "story": _story(audit), "ended": ended,
+      "notes": [*ended_notes(ended), *_notes(audit)]}
 
 
 def _story(audit: Release) -> str:

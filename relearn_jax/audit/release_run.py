@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from relearn_jax.audit.evaluate import Interviewer, Scores, load_scores, once
+from relearn_jax.audit.evaluate import Interviewer, Scores, finite_by_name, load_scores, once
 from relearn_jax.audit.release import ReleaseAudit
 from relearn_jax.cases.files import read_case
 from relearn_jax.data.order import small_batches
@@ -30,6 +30,7 @@ from relearn_jax.models.sources import open_checkpoint
 from relearn_jax.objectives.core import TokenRows
 from relearn_jax.objectives.losses import nll
 from relearn_jax.parallel.mesh import stack_trees
+from relearn_jax.training.ended import AllEnded, Ended, Ledger
 from relearn_jax.training.log import TrainLog
 from relearn_jax.training.settings import compute_dtype, make_model
 from relearn_jax.training.stage import Stage, run_stage
@@ -141,15 +142,40 @@ class Release:
         encode=lambda question: self.asked[question.id], eos_ids=end_ids(self.checked["U"]), prompt_counts=False)
 
   def attack(self, mesh: Mesh) -> None:
-    """Trains and asks every group; what was asked before is not asked again."""
+    """Trains and asks every group; what was asked before is not asked again.
+
+    Raises:
+      InputError: a model that was given, asked as it is, gives no finite numbers; or every run of the attack ended.
+    """
     config = self.config
     dtype = compute_dtype(config.dtype, self.where)
     model, plans = make_model(self.checked["U"], config.attack, dtype), groups(config)
     most = max(map(len, plans))
     self.ask = self.interviewer(model, mesh, min(config.interview.runs_at_once or most, most))
     for number, runs in enumerate(plans):
-      if not self.score_path(number, config.attack.keep_steps[-1]).exists():
-        self._attack_group(number, runs, model, dtype, mesh)
+      ledger = self.ledger(number)
+      if len(ledger.ended) == len(runs):
+        continue
+      try:
+        if not self.score_path(number, config.attack.keep_steps[-1]).exists():
+          self._attack_group(number, runs, model, dtype, mesh, ledger)
+        for step in config.attack.keep_steps:  # a kill may have come before the ledger was written
+          ledger.look(step, "answers", finite_by_name(ledger.runs, self.load_scores(number, step)))
+      except AllEnded:
+        pass  # of this group; the others may go on
+    if len(ended := self.ended()) == sum(map(len, plans)):
+      raise AllEnded(list(ended.values()), "attack.learning_rate", config.attack.learning_rate)
+
+  def ledger(self, group: int) -> Ledger:
+    """Of the runs of a group that end."""
+    name = f"relearn-{group:02d}"
+    return Ledger(self.workdir / "checkpoints" / name, name, [run.name for run in groups(self.config)[group]],
+                  "attack.learning_rate", self.config.attack.learning_rate)
+
+  def ended(self) -> dict[Attacked, Ended]:
+    """Every run of the attack that ended."""
+    return {run: found[run.name] for number, runs in enumerate(groups(self.config))
+            for found in (self.ledger(number).ended,) for run in runs if run.name in found}
 
   def score_path(self, group: int, step: int) -> pathlib.Path:
     """Where the answers of a group are kept."""
@@ -159,7 +185,8 @@ class Release:
     """Token rows of a file, the same for so many runs."""
     return stack_rows(self.encoded[field], num_runs)
 
-  def _attack_group(self, number: int, runs: Sequence[Attacked], model: Model, dtype: Any, mesh: Mesh) -> None:
+  def _attack_group(self, number: int, runs: Sequence[Attacked], model: Model, dtype: Any, mesh: Mesh,
+                    ledger: Ledger) -> None:
     config, attack, size, name = self.config, self.config.attack, len(runs), f"relearn-{number:02d}"
     lora = attack.adapter.lora()
     load = lambda arm, dtype: load_params(self.checked[arm], model, dtype=dtype, mesh=mesh)
@@ -174,14 +201,17 @@ class Release:
     trees.clear()  # a second copy of the weights
     forget, retain, rows = (self.rows(field, size) for field in ("forget", "retain", "relearn"))
 
-    def score(step: int, params: Params) -> None:
-      once(self.score_path(number, step), lambda: self.ask(params, retain, size, forget=forget, frozen=frozen))
+    def score(step: int, params: Params) -> Scores:
+      return once(self.score_path(number, step), lambda: self.ask(params, retain, size, forget=forget, frozen=frozen))
 
     def on_keep(step: int, params: Params) -> bool:
-      score(step, params)
+      ledger.look(step, "answers", finite_by_name(ledger.runs, score(step, params)))
       return False
 
-    score(0, held[0])
+    for run, finite in zip(runs, score(0, held[0]).finite, strict=True):
+      if not finite:
+        raise InputError("gives no finite numbers for questions and scored rows", file=self.checked[run.arm].path,
+                         field=FIELDS[run.arm], mend="give a checkpoint whose log-probabilities are finite")
     data = {"relearn": rows}
     stage = Stage(
         name, [run.name for run in runs], lambda hyper: nll("relearn"), data,
@@ -189,7 +219,7 @@ class Release:
         small_batches(data, attack.batch_size, [run.seed for run in runs]), attack.num_microbatches)
     run_stage(stage, model, held.pop, mesh, self.workdir / "checkpoints" / name,
               TrainLog(self.workdir / "train_log.jsonl"), on_keep=on_keep, save_every=config.checkpoint_seconds,
-              frozen=frozen)
+              frozen=frozen, ledger=ledger)
 
   def load_scores(self, group: int, step: int) -> Scores:
     """The answers of a group after so many steps."""

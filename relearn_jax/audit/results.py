@@ -1,6 +1,7 @@
 """From stored scores to rows and facts: a pure function of an audit's files."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
@@ -9,13 +10,14 @@ import jax
 import numpy as np
 import pyarrow as pa
 
-from relearn_jax.audit.arms import cells_of_seed
+from relearn_jax.audit.arms import Cell, Run, cells_of_seed
 from relearn_jax.audit.config import AuditConfig
 from relearn_jax.audit.evaluate import Scores, load_scores
 from relearn_jax.audit.rows import block
 from relearn_jax.audit.run import Audit
 from relearn_jax.cases.leakage import Leakage, check_case
 from relearn_jax.models.model import fingerprint
+from relearn_jax.training.ended import Ended
 from relearn_jax.workdir import to_dict
 
 Points = Mapping[tuple[int, int], Sequence[int]]
@@ -29,13 +31,13 @@ REFERENCE = {
 
 
 def score_tables(scores: Scores, index: int, questions: list[str], **labels: Any) -> list[pa.Table]:
-  """The rows of one model: a value a question, or a scored row, and metric."""
-  columns = {"asr": (questions, scores.asr), "logprob": (questions, scores.logprob)}
+  """The rows of one model that has not ended: a value a question, or a scored row, and metric."""
+  columns = {"asr": (questions, scores.asr, None), "logprob": (questions, scores.logprob, None)}
   for name, means in (("retain", scores.retain), ("forget", scores.forget)):
-    if means is not None:
-      columns[f"{name}_logprob"] = [f"{name}{i:02d}" for i in range(means.shape[1])], means
-  return [block(values[index].astype(np.float64), ids, metric=metric, **labels)
-          for metric, (ids, values) in columns.items()]
+    if means is not None:  # NaN says that there is no such row; see `Scores`
+      columns[f"{name}_logprob"] = [f"{name}{i:02d}" for i in range(means.shape[1])], means, ~np.isnan(means[index])
+  return [block(values[index].astype(np.float64), ids, there, metric=metric, **labels)
+          for metric, (ids, values, there) in columns.items()]
 
 
 def leakage_fact(found: Leakage, variant: str, seed: int | None) -> dict[str, Any]:
@@ -57,8 +59,11 @@ def result_tables(audit: Audit, points: Points, last_step: int) -> list[pa.Table
     audit: the audit.
     points: unlearn steps of each (variant, seed), by depth.
     last_step: the last step of the unlearning trajectory.
+
+  Returns:
+    None of a run from the step on at which it ended.
   """
-  config = audit.config
+  config, gone = audit.config, audit.gone()
   questions = [q.id for q in audit.cases[audit.runs[0]].questions]
   always = {"case": "names", "method": config.recipe.name, "adapter": "full"}
   still = {**always, "relearn_set": None, "relearn_step": 0, "depth": None}
@@ -67,20 +72,25 @@ def result_tables(audit: Audit, points: Points, last_step: int) -> list[pa.Table
 
   memorized = load_scores(audit.scores / "memorize.npz")
   for i, run in enumerate(audit.runs):
-    tables += score_tables(memorized, i, questions, **still, **label(run), arm="O" if run.arm == "U" else "N",
-                      point="original", unlearn_step=0, learning_rate=config.memorize.learning_rate)
+    if gone.get(run, math.inf) > 0:
+      tables += score_tables(memorized, i, questions, **still, **label(run), arm="O" if run.arm == "U" else "N",
+                        point="original", unlearn_step=0, learning_rate=config.memorize.learning_rate)
   u_runs = [run for run in audit.runs if run.arm == "U"]
   for path in sorted(audit.scores.glob("unlearn-*.npz")):
     step, scores = int(path.stem.split("-")[1]), load_scores(path)
     for i, run in enumerate(u_runs if step else ()):
+      # A run that is beyond its last depth is no longer watched, but shown as long as its numbers are finite.
+      if step >= gone.get(run, math.inf) or not scores.finite[i]:
+        continue
       tables += score_tables(scores, i, questions, **still, **label(run), arm="U", point="trajectory",
                              unlearn_step=step, learning_rate=config.method_config.learning_rate)
   for seed in config.case.seeds:
-    cells = cells_of_seed(config, seed, points, last_step)
+    cells, ended = cells_of_seed(config, seed, points, last_step, gone), audit.ended(f"relearn-seed{seed}")
     for step in (0, *config.relearn.keep_steps):
       scores = load_scores(audit.scores / f"relearn-seed{seed}-{step:06d}.npz")
       for i, cell in enumerate(cells):
-        if cell.missing or (step == 0 and cell.arm == "O"):  # O before relearning is the original, above
+        # O before relearning is the original, above.
+        if not _has_answers(cell, step, ended) or (step == 0 and cell.arm == "O"):
           continue
         tables += score_tables(
             scores, i, questions, **always, **label(cell.run), arm=cell.arm, point="relearned" if step else "unlearned",
@@ -90,6 +100,35 @@ def result_tables(audit: Audit, points: Points, last_step: int) -> list[pa.Table
   return tables
 
 
+def _has_answers(cell: Cell, step: int, ended: Mapping[str, Ended]) -> bool:
+  """Whether there is a model of this cell at a relearn step that can be asked."""
+  return not cell.missing and not (cell.name in ended and ended[cell.name].step <= step)
+
+
+def ended_facts(audit: Audit, points: Points, last_step: int) -> list[dict[str, Any]]:
+  """Every run that ended: the run, its arm, variant and seed as they stand in the rows, stage, step and what."""
+  named = {run.name: run for run in audit.runs}
+  found = [ended_fact(one, named[one.run].arm, str(named[one.run].variant), named[one.run].seed)
+           for stage in ("memorize", "reinforce", "unlearn") for one in audit.ended(stage).values()]
+  for seed in audit.config.case.seeds:
+    cells = {cell.name: cell for cell in cells_of_seed(audit.config, seed, points, last_step, audit.gone())}
+    found += [ended_fact(one, cells[one.run].arm, str(cells[one.run].run.variant), seed)
+              for one in audit.ended(f"relearn-seed{seed}").values()]
+  return found
+
+
+def ended_fact(one: Ended, arm: str, variant: str, seed: int) -> dict[str, Any]:
+  """A run that ended, as it stands in the facts."""
+  return {"run": one.run, "arm": arm, "variant": variant, "seed": seed, "stage": one.stage, "step": one.step,
+          "what": one.what}
+
+
+def ended_notes(ended: Sequence[Mapping[str, Any]]) -> list[str]:
+  """A line for the reader on each run that ended."""
+  return [f"{Ended(one['run'], one['stage'], one['step'], one['what'])}; it has no results from there on."
+          for one in ended]
+
+
 def leakage_facts(audit: Audit) -> list[dict[str, Any]]:
   """The leakage check of every relearn set of every U run (the others are attacked with the same text)."""
   return [leakage_fact(found, str(run.variant), run.seed) for run in audit.runs
@@ -97,25 +136,27 @@ def leakage_facts(audit: Audit) -> list[dict[str, Any]]:
 
 
 def example_facts(audit: Audit, points: Points, last_step: int) -> list[dict[str, Any]]:
-  """The first questions with what each arm said, for the first seed of every variant."""
+  """The first questions with what each arm said, for the first seed of every variant; nothing of runs that ended."""
   config, seed = audit.config, audit.config.case.seeds[0]
-  cells = cells_of_seed(config, seed, points, last_step)
+  cells, ended = cells_of_seed(config, seed, points, last_step, audit.gone()), audit.ended(f"relearn-seed{seed}")
   name = lambda step: audit.scores / f"relearn-seed{seed}-{step:06d}.npz"
-  before, after = load_scores(name(0)), load_scores(name(config.relearn.keep_steps[-1]))
+  last = config.relearn.keep_steps[-1]
+  said = {step: load_scores(name(step)) for step in (0, last)}
   examples = []
   for variant in config.case.variants:
     here = {cell.arm: i for i, cell in enumerate(cells)
             if cell.run.variant == variant and cell.depth in (0, None) and not cell.missing}
     if "U" not in here:
       continue
-    sources = {"original": (before, "O"), "unlearned": (before, "U"), "relearned": (after, "U"),
-               "control": (after, "N")}
+    sources = {"original": (0, "O"), "unlearned": (0, "U"), "relearned": (last, "U"), "control": (last, "N")}
+    sources = {key: (step, arm) for key, (step, arm) in sources.items()
+               if arm in here and _has_answers(cells[here[arm]], step, ended)}
     for q, question in enumerate(audit.cases[audit.runs[0]].questions[:EXAMPLES]):
       examples.append({
           "variant": str(variant), "seed": seed, "question": question.id, "prompt": question.prompt,
           "keywords": list(question.keywords),
-          "completions": {key: audit.ask.completion(q, scores.tokens[here[arm], q])
-                          for key, (scores, arm) in sources.items()}})
+          "completions": {key: audit.ask.completion(q, said[step].tokens[here[arm], q])
+                          for key, (step, arm) in sources.items()}})
   return examples
 
 
@@ -132,7 +173,7 @@ def weight_hashes(audit: Audit, points: Points, last_step: int) -> dict[str, str
 
 def make_facts(audit: Audit, points: Points, last_step: int, seconds: Mapping[str, float]) -> dict[str, Any]:
   """What the rows cannot hold and a report needs."""
-  first = audit.config.case.seeds[0]
+  first, ended = audit.config.case.seeds[0], ended_facts(audit, points, last_step)
   return {
       "leakage": leakage_facts(audit), "examples": example_facts(audit, points, last_step),
       "relearn_text": {str(run.variant): [row.text for row in audit.cases[run].relearn_sets[0].rows]
@@ -140,13 +181,16 @@ def make_facts(audit: Audit, points: Points, last_step: int, seconds: Mapping[st
       "provenance": audit.cases[audit.runs[0]].relearn_sets[0].provenance,
       "seconds": dict(seconds), "versions": versions(),
       "fingerprints": weight_hashes(audit, points, last_step), "settings": dataclasses.asdict(audit.config.verdict),
-      "config": to_dict(audit.config), "reference": REFERENCE, "notes": notes(audit.config, points)}
+      "config": to_dict(audit.config), "reference": REFERENCE,
+      "ended": ended, "notes": [*ended_notes(ended), *notes(audit.config, points, audit.gone()), *_beyond_notes(audit)]}
 
 
-def notes(config: AuditConfig, points: Points) -> list[str]:
-  """What a reader must know about runs that did not go as planned."""
+def notes(config: AuditConfig, points: Points, gone: Mapping[Run, int]) -> list[str]:
+  """What a reader must know about runs that did not unlearn as planned, besides those that ended."""
   rows = []
   for (variant, seed), steps in points.items():
+    if Run(variant, seed, "U") in gone:
+      continue
     if not steps:
       rows.append(f"Variant {variant}, seed {seed}: attack success never fell to {config.unlearn.max_asr:.0%} within "
                   f"{config.unlearn.max_steps} unlearning steps; the run is left out.")
@@ -156,3 +200,14 @@ def notes(config: AuditConfig, points: Points) -> list[str]:
   return rows
 
 
+def _beyond_notes(audit: Audit) -> list[str]:
+  """A line on each run that was kept at its last depth and was not finite later, where nothing but a curve is lost."""
+  found: dict[Run, int] = {}
+  gone = audit.gone()
+  for path in sorted(audit.scores.glob("unlearn-*.npz")):
+    finite = load_scores(path).finite
+    for i, run in enumerate(run for run in audit.runs if run.arm == "U"):
+      if run not in gone and not finite[i]:
+        found.setdefault(run, int(path.stem.split("-")[1]))
+  return [f"{run.name}: beyond its last depth, from unlearn step {step} on, the run was not finite; its curve along "
+          "unlearning ends there." for run, step in found.items()]

@@ -20,15 +20,21 @@ SCHEMA = pa.schema([
 _FACTS = b"relearn_jax.facts"
 
 
-def block(values: np.ndarray, questions: list[str], **labels: Any) -> pa.Table:
-  """Rows of one model and metric; values that are NaN (no such question for this model) are left out.
+def block(values: np.ndarray, questions: list[str], there: np.ndarray | None = None, **labels: Any) -> pa.Table:
+  """Rows of one model and metric.
 
   Args:
     values: a value a question.
     questions: their ids.
+    there: whether there is such a question for this model; the others get no row. None: all of them.
     **labels: the other columns, equal for all rows.
+
+  Raises:
+    ValueError: a value is not finite. A model that gives such values has ended, and has no rows.
   """
-  real = ~np.isnan(values)
+  real = np.ones(len(values), bool) if there is None else there
+  if not np.isfinite(values[real]).all():
+    raise ValueError(f"a value of metric {labels['metric']!r} is not finite ({labels})")
   columns = {"question": [q for q, ok in zip(questions, real, strict=True) if ok], "value": values[real]}
   arrays = []
   for field in SCHEMA:

@@ -6,7 +6,8 @@ Every stage leaves files behind that say it is done: `checkpoints/` holds weight
 
 import contextlib
 import pathlib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,7 +16,7 @@ from jax.sharding import Mesh
 from relearn_jax.audit import base
 from relearn_jax.audit.arms import Cell, Run, all_cases, all_runs, mean_asr, select_points
 from relearn_jax.audit.config import AuditConfig
-from relearn_jax.audit.evaluate import Interviewer, Scores, once
+from relearn_jax.audit.evaluate import Interviewer, Scores, finite_by_name, once
 from relearn_jax.cases.base import Case, Text
 from relearn_jax.data.rows import encode, stack_runs
 from relearn_jax.models.checkpoint import check_checkpoint, load_params
@@ -26,6 +27,7 @@ from relearn_jax.objectives.losses import nll
 from relearn_jax.parallel.mesh import repeat_runs, runs_mesh, shard_runs
 from relearn_jax.progress import progress
 from relearn_jax.training import checkpoints
+from relearn_jax.training.ended import Ended, Ledger, read_ended
 from relearn_jax.training.log import TrainLog
 from relearn_jax.training.stage import OnKeep, Stage, run_stage
 from relearn_jax.training.step import StepLog
@@ -48,7 +50,9 @@ class Audit:
     config, folder = self.config.base, self.checkpoints / "base"
     if not folder.exists():
       self.log.truncate("pretrain", 0)
-      with self.log.stage("pretrain", 1) as rows, contextlib.ExitStack() as bars:
+      ledger = Ledger(self.checkpoints / "pretrain", "pretrain", ["base"], "base.learning_rate", config.learning_rate)
+      ledger.rewind(0)
+      with self.log.stage("pretrain", ledger) as rows, contextlib.ExitStack() as bars:
         bar = None
 
         def on_step(step: int, report: StepLog, learning_rate: float, batch: np.ndarray) -> None:
@@ -86,6 +90,20 @@ class Audit:
         "relabelled": lambda: self.token_rows(runs, lambda case: case.forget, relabelled=True)}
     return {name: made[name]() for name in sorted(names)}
 
+  def ledger(self, stage: str, names: Sequence[str], field: str, rates: Any, idle: Iterable[str] = ()) -> Ledger:
+    """Of the runs that end in a stage; see `training.ended.Ledger`."""
+    return Ledger(self.checkpoints / stage, stage, names, field, rates, idle)
+
+  def ended(self, stage: str) -> dict[str, Ended]:
+    """Name of a run -> how it ended in a stage."""
+    return read_ended(self.checkpoints / stage)
+
+  def gone(self) -> dict[Run, int]:
+    """Runs that have ended -> unlearn step from which there is no model of theirs; 0: not even one that memorised."""
+    before, reinforced, unlearned = (self.ended(stage) for stage in ("memorize", "reinforce", "unlearn"))
+    return {run: 0 if run.name in before else 1 if run.name in reinforced else unlearned[run.name].step
+            for run in self.runs if run.name in before or run.name in reinforced or run.name in unlearned}
+
   def score(self, name: str, params: Params, runs: Sequence[Run]) -> Scores:
     """The answers of stacked models, once; on a second call from `checkpoints/scores/`."""
     retain = self.token_rows(runs, lambda case: case.retain)
@@ -105,10 +123,15 @@ class Audit:
 
 
 def memorize(audit: Audit) -> None:
-  """All runs learn their case; the result is step 0 of the unlearning trajectory."""
+  """All runs learn their case, and are asked; the result is step 0 of the unlearning trajectory."""
   config, names = audit.config.memorize, [run.name for run in audit.runs]
+  ledger = audit.ledger("memorize", names, "memorize.learning_rate", config.learning_rate)
+
+  def ask(params: Params) -> None:
+    ledger.look(config.steps, "answers", finite_by_name(names, audit.score("memorize", params, audit.runs)))
   if checkpoints.is_saved(checkpoints.step_path(audit.checkpoints / "unlearn", 0)):
-    return
+    asked = (audit.scores / "memorize.npz").exists()
+    return ask({} if asked else shard_runs(audit.load_kept("unlearn", 0, len(names)), audit.mesh))
   stage = Stage(
       "memorize", names, lambda hyper: nll("memorize"),
       {"memorize": audit.token_rows(audit.runs, lambda case: case.memorize)},
@@ -118,58 +141,72 @@ def memorize(audit: Audit) -> None:
   def on_keep(step: int, params: Params) -> bool:
     if step == config.steps:
       audit.save_params("unlearn", 0, params, names)
+      ask(params)
     return False
   start = lambda: repeat_runs(audit.base_params, len(names), audit.mesh, audit.model.axes())
-  run_audit_stage(audit, stage, start, on_keep)
+  run_audit_stage(audit, stage, start, on_keep, ledger)
 
 
 def unlearn(audit: Audit) -> dict[Run, dict[int, float]]:
-  """All runs unlearn until every U run has been kept at its last depth; returns their curves.
+  """All runs unlearn until every U run that has not ended has been kept at its last depth; returns their curves.
+
+  A run that is there, and its control, are used no further: what becomes of them then does not matter.
 
   Returns:
-    Attack success of every U run at each kept step, step 0 included.
+    Attack success of every U run at each kept step at which it had not ended, step 0 included.
   """
   config, recipe = audit.config.unlearn, audit.config.recipe
   names, settings = [run.name for run in audit.runs], audit.config.method_config
   u_runs = [run for run in audit.runs if run.arm == "U"]
   curves: dict[Run, dict[int, float]] = {run: {} for run in u_runs}
+  ledger = audit.ledger("unlearn", names, f"methods.{audit.config.method}.learning_rate", settings.learning_rate,
+                        {*audit.ended("memorize"), *audit.ended("reinforce")})
 
   def ask(step: int, params: Params) -> bool:
     some = jax.tree.map(lambda leaf: leaf[:len(u_runs)], params)  # U runs come first
     scores = audit.score(f"unlearn-{step:06d}", some, u_runs)
-    for run, value in zip(u_runs, mean_asr(scores.asr), strict=True):
-      curves[run][step] = float(value)
-    points = select_points(curves, config.max_asr, config.depths)
-    return all(len(steps) == config.depths for steps in points.values())
+    ledger.look(step, "answers", finite_by_name([run.name for run in u_runs], scores))
+    for run, value, finite in zip(u_runs, mean_asr(scores.asr), scores.finite, strict=True):
+      if finite and not ledger.has_ended(run.name, step):
+        curves[run][step] = float(value)
+    # As it is at this step: what is on disk from before a kill may know more.
+    gone = {run: 0 for run in u_runs if ledger.has_ended(run.name, step)}
+    points = select_points(curves, config.max_asr, config.depths, gone)
+    there = [run for run in u_runs if len(points[run.variant, run.seed]) == config.depths
+             and points[run.variant, run.seed][-1] <= step]
+    ledger.finish(Run(run.variant, run.seed, arm).name for run in there for arm in ("U", "N"))
+    return len(there) + len(gone) == len(u_runs)
 
   def done() -> bool:
     """Reads the curves of a stage that ended before; they decide where it ended."""
-    for path in sorted(audit.scores.glob("unlearn-*.npz")):
-      if ask(int(path.stem.split("-")[1]), {}):
-        return True
-    return bool(curves[u_runs[0]]) and max(curves[u_runs[0]]) == keep[-1]
+    steps = sorted(int(path.stem.split("-")[1]) for path in audit.scores.glob("unlearn-*.npz"))
+    return any(ask(step, {}) for step in steps) or steps[-1:] == keep[-1:]
 
   keep = every(config.max_steps, config.keep_every)
   if done():
     return curves
   memorized = audit.load_kept("unlearn", 0, len(names))
-  audit.score("memorize", shard_runs(memorized, audit.mesh), audit.runs)
   ask(0, memorized)
 
   def on_keep(step: int, params: Params) -> bool:
     audit.save_params("unlearn", step, params, names)
     return ask(step, params)
 
+  def reinforced() -> Params:
+    params = reinforce(audit, start, audit.config, audit.runs, names, idle=audit.ended("memorize"))
+    ledger.ignore(audit.ended("reinforce"))
+    return params
+
   start = lambda: shard_runs(memorized, audit.mesh)
   stage = Stage(
       "unlearn", names, recipe.build, audit.unlearn_rows(audit.runs, recipe.objective.rows),
       {"learning_rate": settings.learning_rate, "weight_decay": settings.weight_decay, **recipe.traced}, keep)
-  run_audit_stage(audit, stage, start, on_keep, lambda: reinforce(audit, start, audit.config, audit.runs, names))
+  run_audit_stage(audit, stage, start, on_keep, ledger, reinforced)
   return curves
 
 
 def reinforce(audit: Audit, start: Callable[[], Params], config: AuditConfig, runs: Sequence[Run],
-              names: Sequence[str], name: str = "reinforce") -> Params:
+              names: Sequence[str], name: str = "reinforce", idle: Iterable[str] = ()) -> Params:
   """Runs learn their forget set even better: the second model that some methods compare with.
 
   Args:
@@ -179,19 +216,21 @@ def reinforce(audit: Audit, start: Callable[[], Params], config: AuditConfig, ru
     runs: whose forget sets.
     names: of the runs, in checkpoints.
     name: of the stage.
+    idle: names of runs that have ended before.
   """
   recipe = config.recipe
-  steps = int(recipe.hyper["reinforce_steps"])
+  steps, rate = int(recipe.hyper["reinforce_steps"]), recipe.hyper["reinforce_learning_rate"]
   if not checkpoints.is_saved(checkpoints.step_path(audit.checkpoints / name, steps)):
     stage = Stage(
         name, names, lambda hyper: nll("forget"), audit.unlearn_rows(runs, ["forget"]),
-        {"learning_rate": recipe.hyper["reinforce_learning_rate"], "weight_decay": config.method_config.weight_decay},
+        {"learning_rate": rate, "weight_decay": config.method_config.weight_decay},
         [steps])
 
     def on_keep(step: int, params: Params) -> bool:
       audit.save_params(name, step, params, names)
       return False
-    run_audit_stage(audit, stage, start, on_keep)
+    ledger = audit.ledger(name, names, f"methods.{config.method}.reinforce_learning_rate", rate, idle)
+    run_audit_stage(audit, stage, start, on_keep, ledger)
   return shard_runs(audit.load_kept(name, steps, len(names)), audit.mesh)
 
 
@@ -200,32 +239,39 @@ def relearn(audit: Audit, seed: int, cells: Sequence[Cell]) -> None:
   config, runs = audit.config.relearn, [cell.run for cell in cells]
   names, stage_name = [cell.name for cell in cells], f"relearn-seed{seed}"
   last = config.keep_steps[-1]
-  if (audit.scores / f"{stage_name}-{last:06d}.npz").exists():
-    return
+  ledger = audit.ledger(stage_name, names, "relearn.learning_rate", config.learning_rate,
+                        [cell.name for cell in cells if cell.missing])
 
   def start() -> Params:
     return shard_runs(_gather(audit, cells), audit.mesh)
 
+  def ask(step: int, params: Params) -> None:
+    ledger.look(step, "answers", finite_by_name(names, audit.score(f"{stage_name}-{step:06d}", params, runs)))
+
   def on_keep(step: int, params: Params) -> bool:
     if step == last:
       audit.save_params(stage_name, step, params, names)
-    audit.score(f"{stage_name}-{step:06d}", params, runs)
+    ask(step, params)
     return False
 
-  audit.score(f"{stage_name}-{0:06d}", start(), runs)
+  if (audit.scores / f"{stage_name}-{last:06d}.npz").exists():
+    for step in (0, *config.keep_steps):  # from the disk; a kill may have come before the ledger was written
+      ask(step, {})
+    return
+  ask(0, start())
   stage = Stage(
       stage_name, names, lambda hyper: nll("relearn"),
       {"relearn": audit.token_rows(runs, lambda case: case.relearn_sets[0].rows)},
       {"learning_rate": config.learning_rate, "weight_decay": config.weight_decay}, config.keep_steps)
-  run_audit_stage(audit, stage, start, on_keep)
+  run_audit_stage(audit, stage, start, on_keep, ledger)
 
 
-def run_audit_stage(audit: Audit, stage: Stage, start: Callable[[], Params], on_keep: OnKeep,
+def run_audit_stage(audit: Audit, stage: Stage, start: Callable[[], Params], on_keep: OnKeep, ledger: Ledger,
                     reinforced: Callable[[], Params] | None = None, *, resume: bool = True) -> None:
   """`run_stage` in an audit's folder; without `resume` a stage that was killed begins anew."""
   run_stage(stage, audit.model, start, audit.mesh, audit.checkpoints / stage.name, audit.log,
             on_keep=on_keep, save_every=audit.config.checkpoint_seconds if resume else float("inf"),
-            reinforced=reinforced)
+            reinforced=reinforced, ledger=ledger)
 
 
 def _gather(audit: Audit, cells: Sequence[Cell]) -> Params:

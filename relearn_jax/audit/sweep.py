@@ -3,7 +3,8 @@
 All candidates of a method, times the seeds, are entries of one stacked axis: one compiled step serves them all. The
 rule: of the candidates whose runs all fell to `unlearn.max_asr` attack success within `unlearn.max_steps`, the one that
 then kept the most of the retained text (mean log-probability of its tokens, each run at its own first such step); where
-none did, the one with the most runs that fell.
+none did, the one with the most runs that fell. A candidate of which a run ended before it fell, because something of it
+was not finite, comes after all others, and is never chosen where no run of it is left.
 """
 
 import dataclasses
@@ -21,6 +22,7 @@ from relearn_jax.audit.arms import mean_asr
 from relearn_jax.audit.command import check, memorized
 from relearn_jax.audit.comparison import one_audit
 from relearn_jax.audit.config import AuditConfig
+from relearn_jax.audit.evaluate import finite_by_name
 from relearn_jax.audit.run import Audit, every, reinforce, run_audit_stage
 from relearn_jax.errors import InputError
 from relearn_jax.models.model import Params
@@ -28,6 +30,7 @@ from relearn_jax.objectives.recipe import Recipe
 from relearn_jax.objectives.settings import check_values
 from relearn_jax.parallel.mesh import DEFAULT, shard_runs
 from relearn_jax.progress import progress
+from relearn_jax.training.ended import AllEnded, Ended
 from relearn_jax.training.stage import Stage
 from relearn_jax.workdir import claim_workdir, only_process
 
@@ -56,7 +59,8 @@ def candidates(grid: Mapping[str, Sequence[float]]) -> list[Candidate]:
 
 def choose(tried: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
   """The candidate that the rule takes; see the module. Of equals the first."""
-  return max(tried, key=lambda one: (one["unlearned"], one["retain"] if one["retain"] is not None else -math.inf))
+  return max(tried, key=lambda one: (not one["ended"], one["unlearned"],
+                                     one["retain"] if one["retain"] is not None else -math.inf))
 
 
 def sweep(config: Sweep, where: str, workdir: pathlib.Path, cache: pathlib.Path, mesh: str = DEFAULT) -> dict[str, Any]:
@@ -139,16 +143,24 @@ def candidate_groups(config: AuditConfig, grid: Mapping[str, Sequence[float]]
 
 def _sweep_method(audit: Audit, config: AuditConfig, name: str, grid: Mapping[str, Sequence[float]]) -> dict[str, Any]:
   """All candidates of a method, one group after the other."""
+  before = [audit.ended("memorize")[run.name] for run in audit.runs if run.arm == "U" and run in audit.gone()]
+  if len(before) == sum(run.arm == "U" for run in audit.runs):
+    raise AllEnded(before, "memorize.learning_rate", config.memorize.learning_rate)
   tried: list[dict[str, Any]] = []
   for number, (own, members) in enumerate(candidate_groups(config, grid)):
     tried += _sweep_group(audit, own, f"sweep-{name}-{number}", members)
-  return {"chosen": choose(tried)["settings"], "tried": tried}
+  if all(len(one["ended"]) == one["runs"] for one in tried):
+    how = Ended(**tried[0]["ended"][0])
+    raise InputError(f"has no candidate of which a run is left: with {_settings(tried[0])} {how}",
+                     field=f"grids.{name}", mend="give lower learning rates")
+  return {"chosen": choose(tried)["settings"], "tried": tried, "ended": [dataclasses.asdict(one) for one in before]}
 
 
 def _sweep_group(audit: Audit, config: AuditConfig, stage_name: str, members: Sequence[Candidate]
                  ) -> list[dict[str, Any]]:
   recipe, settings = config.recipe, config.method_config
-  u_runs = [run for run in audit.runs if run.arm == "U"]
+  gone = audit.gone()
+  u_runs = [run for run in audit.runs if run.arm == "U" and run not in gone]
   runs = [run for _ in members for run in u_runs]
   value = lambda key, default: np.array([m.get(key, default) for m in members for _ in u_runs], np.float32)
   hyper = {"learning_rate": value("learning_rate", settings.learning_rate),
@@ -158,23 +170,36 @@ def _sweep_group(audit: Audit, config: AuditConfig, stage_name: str, members: Se
   start = lambda: shard_runs(jax.tree.map(lambda leaf: leaf[np.array(places)],
                                           audit.load_kept("unlearn", 0, len(audit.runs))), audit.mesh)
   first: dict[int, tuple[int, float]] = {}  # place of a run -> its first step that is unlearned, and what it kept
-  curves: list[list[float]] = []
+  curves: list[list[float | None]] = []
   retain = audit.token_rows(runs, lambda case: case.retain)
 
   def on_keep(step: int, params: Params) -> bool:
     scores = audit.ask(params, retain, len(runs))
-    asr, kept = mean_asr(scores.asr), np.nanmean(scores.retain, 1)
-    curves.append([float(x) for x in asr])
-    for place in range(len(runs)):
-      if place not in first and asr[place] <= config.unlearn.max_asr and np.isfinite(kept[place]):
-        first[place] = step, float(kept[place])
-    return len(first) == len(runs)
+    ledger.look(step, "answers", finite_by_name(names, scores))
+    asr = mean_asr(scores.asr)
+    curves.append([float(x) if finite else None for x, finite in zip(asr, scores.finite, strict=True)])
+    for place, name in enumerate(names):
+      if place not in first and not ledger.has_ended(name, step) and asr[place] <= config.unlearn.max_asr:
+        kept = scores.retain[place]
+        first[place] = step, float(kept[~np.isnan(kept)].mean())  # NaN says that there is no such row; see `Scores`
+    ledger.finish(names[place] for place in first)
+    return all(place in first or ledger.has_ended(name, step) for place, name in enumerate(names))
+
+  def reinforced() -> Params:
+    params = reinforce(audit, start, config, runs, names, f"{stage_name}-reinforce")
+    ledger.ignore(audit.ended(f"{stage_name}-reinforce"))
+    return params
 
   names = [f"{run.name}-{i // len(u_runs)}" for i, run in enumerate(runs)]
+  ledger = audit.ledger(stage_name, names, f"methods.{config.method}.learning_rate", hyper["learning_rate"])
   stage = Stage(stage_name, names, recipe.build, audit.unlearn_rows(runs, recipe.objective.rows), hyper,
                 every(config.unlearn.max_steps, config.unlearn.keep_every))
-  run_audit_stage(audit, stage, start, on_keep,
-                  lambda: reinforce(audit, start, config, runs, names, f"{stage_name}-reinforce"), resume=False)
+  try:
+    run_audit_stage(audit, stage, start, on_keep, ledger, reinforced, resume=False)
+  except AllEnded:
+    pass  # the table says so
+  how = {one.run: dataclasses.asdict(one) for one in
+         (*audit.ended(f"{stage_name}-reinforce").values(), *ledger.ended.values())}
   found = []
   for number, candidate in enumerate(members):
     mine = range(number * len(u_runs), (number + 1) * len(u_runs))
@@ -183,18 +208,28 @@ def _sweep_group(audit: Audit, config: AuditConfig, stage_name: str, members: Se
         "settings": candidate, "unlearned": len(reached), "runs": len(u_runs),
         "steps": [first[place][0] if place in first else None for place in mine],
         "retain": float(np.mean([kept for _, kept in reached])) if reached else None,
-        "last_asr": [curves[-1][place] for place in mine]})
+        "last_asr": [curves[-1][place] if curves else None for place in mine],
+        "ended": [how[names[place]] for place in mine if names[place] in how]})
   return found
 
 
 def sweep_table(results: Mapping[str, Any]) -> str:
-  """A line a candidate, the chosen one marked."""
+  """A line a candidate, the chosen one marked, and a sentence a run that ended."""
   lines = ["| method | settings | unlearned runs | steps | retained text, nats a token | |", "|" + " --- |" * 6]
   for name, found in results.items():
     for one in found["tried"]:
-      settings = ", ".join(f"{key} {value:g}" for key, value in one["settings"].items())
       steps = ", ".join("–" if step is None else str(step) for step in one["steps"])
       kept = "–" if one["retain"] is None else f"{one['retain']:.3f}"
       mark = "chosen" if one["settings"] == found["chosen"] else ""
-      lines.append(f"| {name} | {settings} | {one['unlearned']} of {one['runs']} | {steps} | {kept} | {mark} |")
-  return "\n".join(lines)
+      lost = f", {len(one['ended'])} not finite" if one["ended"] else ""
+      fell = f"{one['unlearned']} of {one['runs']}{lost}"
+      lines.append(f"| {name} | {_settings(one)} | {fell} | {steps} | {kept} | {mark} |")
+  ended = [f"{name}, {_settings(one)}: {Ended(**how)}." for name, found in results.items() for one in found["tried"]
+           for how in one["ended"]]
+  before = [f"{Ended(**how)}; no candidate starts from it." for found in results.values() for how in found["ended"]]
+  ended += dict.fromkeys(before)
+  return "\n".join([*lines, *([""] if ended else []), *ended])
+
+
+def _settings(one: Mapping[str, Any]) -> str:
+  return ", ".join(f"{key} {value:g}" for key, value in one["settings"].items())

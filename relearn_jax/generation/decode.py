@@ -33,6 +33,7 @@ class Generated(NamedTuple):
   tokens: Int[Array, "B G"]
   num_tokens: Int[Array, " B"]
   finished: Bool[Array, " B"]  # by an EOS
+  sound: Bool[Array, " B"]  # all logits were finite that tokens were picked from: an argmax over NaN still is a token
 
 
 def prefill(model: Model, params: Params, tokens: Int[Array, "B P"], lengths: Int[Array, " B"], new_slots: int
@@ -99,16 +100,20 @@ def decode(model: Model, params: Params, prompted: Prompted, *, max_new_tokens: 
   over_runs = jax.vmap if stacked else lambda function: function
   ids = jnp.array(eos_ids, jnp.int32)
   is_eos = lambda token: jnp.isin(token, ids) if eos_ids else jnp.zeros(token.shape, bool)
-  pick = lambda hidden, step: over_runs(
-      lambda p, h, k: choose(model.logits(whole(p, None, shared), h), temperature, k, step))(params, hidden, keys)
-  first = pick(prompted.last_hidden, 0)
+
+  def pick(hidden: Array, step: Int[Array, ""] | int) -> tuple[Array, Array]:
+    def one(params: Params, hidden: Array, keys: Array | None) -> tuple[Array, Array]:
+      logits = model.logits(whole(params, None, shared), hidden)
+      return choose(logits, temperature, keys, step), jnp.isfinite(logits).all(-1)
+    return over_runs(one)(params, hidden, keys)
+  first, sound = pick(prompted.last_hidden, 0)
   tokens = jnp.zeros((*first.shape, max_new_tokens), jnp.int32).at[..., 0].set(first)
 
   def going(carry: tuple) -> Bool[Array, ""]:
     return (carry[0] < max_new_tokens) & ~jnp.all(carry[4])
 
   def body(carry: tuple) -> tuple:
-    step, last, tokens, count, done, new_k, new_v = carry
+    step, last, tokens, count, done, sound, new_k, new_v = carry
 
     def read(params: Params, prompted: Prompted, new_k: Array, new_v: Array, last: Array) -> tuple[Array, LayerCache]:
       cache = prompted.cache._replace(new_k=new_k, new_v=new_v)
@@ -116,14 +121,16 @@ def decode(model: Model, params: Params, prompted: Prompted, *, max_new_tokens: 
       return extend(model, weights, prompted._replace(cache=cache), last[:, None], step - 1)
 
     hidden, cache = over_runs(read)(params, prompted, new_k, new_v, last)
-    chosen = jnp.where(done, 0, pick(hidden[..., 0, :], step))
+    picked, finite = pick(hidden[..., 0, :], step)
+    chosen = jnp.where(done, 0, picked)
     tokens = jax.lax.dynamic_update_slice_in_dim(tokens, chosen[..., None], step, tokens.ndim - 1)
-    return step + 1, chosen, tokens, count + ~done, done | is_eos(chosen), cache.new_k, cache.new_v
+    return (step + 1, chosen, tokens, count + ~done, done | is_eos(chosen), sound & (done | finite), cache.new_k,
+            cache.new_v)
 
-  start = (jnp.int32(1), first, tokens, jnp.ones(first.shape, jnp.int32), is_eos(first),
+  start = (jnp.int32(1), first, tokens, jnp.ones(first.shape, jnp.int32), is_eos(first), sound,
            prompted.cache.new_k, prompted.cache.new_v)
-  _, _, tokens, count, done, _, _ = jax.lax.while_loop(going, body, start)
-  return Generated(tokens, count, done)
+  _, _, tokens, count, done, sound, _, _ = jax.lax.while_loop(going, body, start)
+  return Generated(tokens, count, done, sound)
 
 
 def score_answers(model: Model, params: Params, prompted: Prompted, answers: Int[Array, "B A"],

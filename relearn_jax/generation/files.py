@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key
 
 from relearn_jax.data.batches import bucketize
 from relearn_jax.data.jsonl import check_writable, read_jsonl, write_jsonl
@@ -80,11 +80,11 @@ def generate_file(model_name: str, prompts: pathlib.Path, output: pathlib.Path, 
   with progress(len(rows), "generate", "row") as bar, jax.default_matmul_precision("highest"), use_mesh(on):
     for batch in batches:
       row_keys = keys[np.resize(batch.indices, len(batch.tokens))] if temperature else None
-      generated, sound = jax.device_get(_generate(
+      generated = jax.device_get(_generate(
           params, batch.tokens, batch.lengths, temperature, row_keys, model=model, max_new_tokens=max_new_tokens,
           eos_ids=eos_ids))
       for slot, index in enumerate(batch.indices.tolist()):
-        if not sound[slot]:
+        if not generated.sound[slot]:
           raise InputError(f"gives no finite numbers for {prompts}:{rows[index].line}", file=checked.path,
                            field="--model", mend="give a checkpoint whose weights are finite")
         new_ids = generated.tokens[slot, :generated.num_tokens[slot]].tolist()
@@ -110,12 +110,11 @@ def _check_arguments(max_new_tokens: int, batch_size: int, temperature: float, s
 @functools.partial(jax.jit, static_argnames=("model", "max_new_tokens", "eos_ids"))
 def _generate(params: Params, tokens: Int[Array, "B P"], lengths: Int[Array, " B"], temperature: Float[Array, ""],
               keys: Key[Array, " B"] | None, *, model: Model, max_new_tokens: int, eos_ids: tuple[int, ...]
-              ) -> tuple[Generated, Bool[Array, " B"]]:
-  """Completions, and whether the state after each prompt is finite (an argmax over NaN still is a token)."""
+              ) -> Generated:
+  """Completions."""
   prompted = prefill(model, params, tokens, lengths, max(1, max_new_tokens - 1))
-  generated = decode(model, params, prompted, max_new_tokens=max_new_tokens, eos_ids=eos_ids,
-                     temperature=temperature, keys=keys)
-  return generated, jnp.all(jnp.isfinite(prompted.last_hidden), -1)
+  return decode(model, params, prompted, max_new_tokens=max_new_tokens, eos_ids=eos_ids, temperature=temperature,
+                keys=keys)
 
 
 def find_stop(text: str, stop: Sequence[str]) -> tuple[int, int] | None:

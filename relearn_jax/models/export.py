@@ -70,6 +70,13 @@ def new_folder(destination: pathlib.Path) -> Iterator[pathlib.Path]:
     shutil.rmtree(temporary, ignore_errors=True)
 
 
+def check_finite(name: str, array: np.ndarray) -> None:
+  """`InputError` for a tensor that is about to be written and is not finite."""
+  if not np.isfinite(array).all():
+    raise InputError(f"would be written with values that are NaN or infinite in {array.dtype.name}", field=name,
+                     mend="take a run, and a step of it, whose weights are finite")
+
+
 def export(params: Params, model: Model, destination: pathlib.Path, *, source: pathlib.Path | None = None,
            tokenizer: Any = None, dtype: Any = None) -> None:
   """Writes safetensors (in shards of 5 GB), config and tokenizer; the folder appears complete or not at all.
@@ -84,7 +91,7 @@ def export(params: Params, model: Model, destination: pathlib.Path, *, source: p
       one that most parameters have.
 
   Raises:
-    InputError: the destination holds something, or cannot be written.
+    InputError: the destination holds something, or cannot be written; or a weight is not finite in the file's dtype.
   """
   with new_folder(destination) as temporary:
     stored = _save_weights(params, model, temporary, dtype)
@@ -115,8 +122,11 @@ def _save_weights(params: Params, model: Model, folder: pathlib.Path, dtype: Any
   weight_map: dict[str, str] = {}
   for number, shard in enumerate(shards, 1):
     file = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-    arrays = {name: np.ascontiguousarray(np.asarray(value()).astype(stored, copy=False))
-              for name, value, stored in shard}
+    with np.errstate(over="ignore"):  # looked for below
+      arrays = {name: np.ascontiguousarray(np.asarray(value()).astype(stored, copy=False))
+                for name, value, stored in shard}
+    for name, array in arrays.items():
+      check_finite(name, array)
     total += sum(array.nbytes for array in arrays.values())
     weight_map |= dict.fromkeys(arrays, file)
     save_file(arrays, folder / file, metadata={"format": "pt"})

@@ -19,7 +19,7 @@ from jaxtyping import Array
 from safetensors.numpy import save_file
 
 from relearn_jax.errors import InputError
-from relearn_jax.models.export import new_folder
+from relearn_jax.models.export import check_finite, new_folder
 from relearn_jax.models.model import Model, Params, flatten, unflatten
 from relearn_jax.models.safetensor_files import read_header, read_json, read_tensors
 
@@ -126,7 +126,7 @@ def export_peft(adapter: Params, model: Model, config: LoraConfig, destination: 
     base_fingerprint: of the base's weights; a folder that has one is refused for another base.
 
   Raises:
-    InputError: the destination holds something, or cannot be written.
+    InputError: the destination holds something, or cannot be written; or a weight is not finite.
   """
   names, leaves = _peft_names(model), flatten(adapter)
   tensors: dict[str, np.ndarray] = {}
@@ -134,6 +134,8 @@ def export_peft(adapter: Params, model: Model, config: LoraConfig, destination: 
     layer, _, part = path.rpartition("/")
     for i in range(model.config.num_layers):
       tensors[f"{names[layer].format(i=i)}.lora_{part.upper()}.weight"] = np.ascontiguousarray(leaf[i])
+  for name, array in tensors.items():
+    check_finite(name, array)
   layers = linear_layers(model)
   targets = sorted({layers[path.rpartition("/")[0]] for path in leaves})
   about = {

@@ -56,7 +56,8 @@ def write_comparison(workdir: pathlib.Path, rows: Sequence[dict[str, Any]]) -> N
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(workdir / name)
   shown = tables(rows)
-  settings = [(row["name"], ", ".join(f"{key} {value:g}" for key, value in row["settings"].items())) for row in rows]
+  settings = [(row["name"], ". ".join([", ".join(f"{key} {value:g}" for key, value in row["settings"].items()),
+                                       *row["ended"]])) for row in rows]
   write("comparison.json", json.dumps(rows, indent=1) + "\n")
   lines = ["# Unlearning methods side by side", "", LEGEND, ""]
   lines += [markdown(table) for table in shown] + ["Settings:", ""]

@@ -4,19 +4,20 @@ import json
 import os
 import pathlib
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from relearn_jax.training.ended import AllEnded, Ledger
 from relearn_jax.training.step import StepLog
 
 
 class TrainLog:
   """Appends a JSON line a step; losses are written one step late, so that devices never wait.
 
-  Each row holds: stage, step (from 1), loss (mean over runs, before the update), losses (of each run),
-  terms (means), grad_norm (mean), learning_rate, tokens (real, all runs), padded_tokens, seconds.
+  Each row holds: stage, step (from 1), loss (mean over runs, before the update), losses (of each run, null where it
+  is not finite), terms (means), grad_norm (mean), left_out (names of the runs that no mean counts: those that have
+  ended, or only keep their place), learning_rate, tokens (real, all runs), padded_tokens, seconds.
   """
 
   def __init__(self, path: pathlib.Path):
@@ -38,16 +39,16 @@ class TrainLog:
     temporary.write_text("".join(kept))
     os.replace(temporary, self.path)
 
-  def stage(self, name: str, num_runs: int) -> "StageLog":
-    """A writer for one stage of so many runs."""
-    return StageLog(self.path, name, num_runs)
+  def stage(self, name: str, ledger: Ledger) -> "StageLog":
+    """A writer for one stage, whose runs end in `ledger`."""
+    return StageLog(self.path, name, ledger)
 
 
 class StageLog:
   """Writes the rows of one stage; use as a context manager, so that the last row is flushed."""
 
-  def __init__(self, path: pathlib.Path, stage: str, num_runs: int):
-    self.path, self.stage, self.num_runs = path, stage, num_runs
+  def __init__(self, path: pathlib.Path, stage: str, ledger: Ledger):
+    self.path, self.stage, self.ledger = path, stage, ledger
     self.pending: tuple[StepLog, dict[str, Any]] | None = None
 
   def __enter__(self) -> "StageLog":
@@ -56,8 +57,10 @@ class StageLog:
     return self
 
   def __exit__(self, *_: object) -> None:
-    self.flush()
-    self.file.close()
+    try:
+      self.flush()
+    finally:
+      self.file.close()
 
   def add(self, step: int, log: StepLog, learning_rate: float, tokens: int, padded_tokens: int) -> None:
     """Records a step; what is written now is the step before it.
@@ -68,32 +71,49 @@ class StageLog:
       learning_rate: at this step.
       tokens: real tokens of its batch, in all runs.
       padded_tokens: all tokens of its batch.
+
+    Raises:
+      AllEnded: in the step before it no run was left.
     """
     self.flush()
     self.pending = log, {"stage": self.stage, "step": step, "learning_rate": learning_rate, "tokens": tokens,
                          "padded_tokens": padded_tokens}
 
   def flush(self) -> None:
-    """Writes the pending row, if any."""
+    """Writes the pending row, if any, and ends the runs whose loss or gradient in it is not finite.
+
+    Raises:
+      AllEnded: no run is left; the row is written.
+    """
     if self.pending is None:
       return
     log, known = self.pending
     self.pending = None
-    runs = lambda values: np.asarray(values).reshape(-1)[:self.num_runs]
-    losses = runs(log.loss)
+    names = self.ledger.runs
+    runs = lambda values: np.asarray(values).reshape(-1)[:len(names)]
+    losses, norms, step = runs(log.loss), runs(log.grad_norm), known["step"]
+    gone: AllEnded | None = None
+    try:
+      self.ledger.look(step, "loss", dict(zip(names, np.isfinite(losses), strict=True)))
+      self.ledger.look(step, "gradient", dict(zip(names, np.isfinite(norms), strict=True)))
+    except AllEnded as error:
+      gone = error
+    # Runs that nothing is used of any more may be anything, and are in no mean either.
+    counted = [i for i, name in enumerate(names) if not self.ledger.has_ended(name, step)
+               and (name not in self.ledger.through or np.isfinite(losses[i]) and np.isfinite(norms[i]))]
+    mean = lambda values: _round(float(np.mean(runs(values)[counted]))) if counted else None
     now = time.perf_counter()
     row = {
-        "stage": known["stage"], "step": known["step"], "loss": _mean(losses), "losses": [_round(x) for x in losses],
-        "terms": {name: _mean(runs(x)) for name, x in sorted(log.terms.items())},
-        "grad_norm": _mean(runs(log.grad_norm)), **known, "seconds": round(now - self.last, 4)}
+        "stage": known["stage"], "step": step, "loss": mean(losses), "losses": [_round(x) for x in losses],
+        "terms": {name: mean(x) for name, x in sorted(log.terms.items())}, "grad_norm": mean(norms),
+        "left_out": [name for i, name in enumerate(names) if i not in counted], **known,
+        "seconds": round(now - self.last, 4)}
     self.last = now
     self.file.write(json.dumps(row) + "\n")
     self.file.flush()
+    if gone:
+      raise gone
 
 
 def _round(value: float) -> float | None:
-  return round(float(value), 6) if np.isfinite(value) else None  # JSON has no NaN
-
-
-def _mean(values: Sequence[float] | np.ndarray) -> float | None:
-  return _round(float(np.mean(values)))
+  return round(float(value), 6) if np.isfinite(value) else None  # JSON has no NaN; whose it is stands in `left_out`

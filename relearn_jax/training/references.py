@@ -30,10 +30,16 @@ HEAD = "head"
 
 
 def _generic(model: Model, weights: Params, reinforced: Params, rows: TokenRows, alpha: float) -> Array:
-  """The likeliest token of the generic logits at each counted place."""
+  """The likeliest token of the generic logits at each counted place.
+
+  Where they are not finite it is a token that there is not, whose log-probability is NaN, so that the run ends: an
+  argmax over NaN would be a label like any other.
+  """
   base, strong = model.head(weights), model.head(reinforced)
-  pick = lambda _, h, h_strong: jnp.argmax(
-      generic_logits(head_logits(h, base), head_logits(h_strong, strong), alpha), -1).astype(jnp.int32)
+
+  def pick(_: Array, hidden: Array, strong_hidden: Array) -> Array:
+    logits = generic_logits(head_logits(hidden, base), head_logits(strong_hidden, strong), alpha)
+    return jnp.where(jnp.isfinite(logits).all(-1), jnp.argmax(logits, -1), model.config.vocab_size).astype(jnp.int32)
   return per_token(pick, rows.tokens, rows.positions, model.config.vocab_size, model.hidden(weights, rows.tokens),
                    model.hidden(reinforced, rows.tokens))
 

@@ -1,4 +1,4 @@
-"""Running a stage of training: steps, kept checkpoints, and going on after a kill."""
+"""Running a stage of training: steps, kept checkpoints, runs that end, and going on after a kill."""
 
 import dataclasses
 import pathlib
@@ -14,9 +14,18 @@ from jax.sharding import Mesh
 from relearn_jax.data.order import Order
 from relearn_jax.models.model import Model, Params
 from relearn_jax.objectives.core import Batch, Objective, TokenRows
-from relearn_jax.parallel.mesh import pad_runs, padded_runs, row_shards, rows_sharding, runs_sharding, shard_rows
+from relearn_jax.parallel.mesh import (
+  pad_runs,
+  padded_runs,
+  row_shards,
+  rows_sharding,
+  runs_sharding,
+  shard_rows,
+  to_host,
+)
 from relearn_jax.progress import progress
 from relearn_jax.training import checkpoints
+from relearn_jax.training.ended import Ledger, finite_runs
 from relearn_jax.training.log import TrainLog
 from relearn_jax.training.references import ReferenceCache, references
 from relearn_jax.training.step import NOTHING, Build, Frozen, make_begin, make_readout, make_step
@@ -54,8 +63,12 @@ class Stage:
 
 def run_stage(stage: Stage, model: Model, start: Callable[[], Params], mesh: Mesh, folder: pathlib.Path,
               log: TrainLog, *, on_keep: OnKeep, save_every: float, frozen: Frozen = NOTHING,
-              reinforced: Callable[[], Params] | None = None, cache: ReferenceCache | None = None) -> None:
+              reinforced: Callable[[], Params] | None = None, cache: ReferenceCache | None = None,
+              ledger: Ledger | None = None) -> None:
   """Trains stacked runs to the last kept step, or until `on_keep` ends it.
+
+  A run whose loss, gradient or (at a kept step) weights are not finite ends there, in the ledger, which knows of
+  everything up to a step before `on_keep` is called for it. The others go on as if it were not there.
 
   A state is saved at the first kept step after every `save_every` seconds, after `on_keep` has
   returned; a stage that is run again goes on from there and repeats the steps since, to the same
@@ -73,7 +86,12 @@ def run_stage(stage: Stage, model: Model, start: Callable[[], Params], mesh: Mes
     frozen: what is not trained, laid out over `mesh`.
     reinforced: gives the second frozen model of an objective that wants one, laid out as what is trained.
     cache: statistics of the frozen models are taken from here, and kept here.
+    ledger: of runs that end; one of the stage's own by default.
+
+  Raises:
+    AllEnded: no run is left.
   """
+  ledger = ledger or Ledger(folder, stage.name, stage.runs, "learning_rate", stage.hyper["learning_rate"])
   objective: Objective = stage.build(stage.hyper)
   size = padded_runs(len(stage.runs), mesh)
   rows = _Rows(stage, sorted(objective.rows), mesh)
@@ -94,11 +112,12 @@ def run_stage(stage: Stage, model: Model, start: Callable[[], Params], mesh: Mes
     del state
     state = checkpoints.restore(checkpoints.step_path(resume, first), like, len(stage.runs))
   log.truncate(stage.name, first)
+  ledger.rewind(first)
   step_fn = make_step(model, stage.build, mesh, stage.num_microbatches)
   read = make_readout(model, stage.build, mesh) if objective.readout else lambda state, _: state.params
 
   saved = time.monotonic()
-  with (log.stage(stage.name, len(stage.runs)) as writer,
+  with (log.stage(stage.name, ledger) as writer,
         progress(stage.keep[-1], stage.name) as bar):
     bar.update(first)
     for step in range(first + 1, stage.keep[-1] + 1):
@@ -109,12 +128,17 @@ def run_stage(stage: Stage, model: Model, start: Callable[[], Params], mesh: Mes
       bar.update(1)
       if step not in stage.keep:
         continue
-      if on_keep(step, read(state, hyper)):
+      writer.flush()
+      out = read(state, hyper)
+      finite = to_host(finite_runs((state.params, out) if objective.readout else out), len(stage.runs))
+      ledger.look(step, "weights", dict(zip(stage.runs, finite, strict=True)))
+      ended = on_keep(step, out)
+      del out
+      if ended:
         bar.total = step  # all that was to do
         bar.refresh()
         break
       if time.monotonic() - saved > save_every and step != stage.keep[-1]:
-        writer.flush()
         about = checkpoints.description(model, list(stage.runs), stage.name, step)
         checkpoints.save_tree(checkpoints.step_path(resume, step), state, len(stage.runs), about)
         checkpoints.keep_only(resume, step)

@@ -16,18 +16,19 @@ from relearn_jax.errors import InputError
 from relearn_jax.models.checkpoint import Checked, load_params, weights_digest
 from relearn_jax.models.export import export
 from relearn_jax.models.lora import check_lora, export_peft, init_lora, merge_lora
-from relearn_jax.models.model import Model, Params
+from relearn_jax.models.model import Model, Params, whole
 from relearn_jax.models.sources import open_checkpoint
 from relearn_jax.objectives.core import TokenRows
 from relearn_jax.objectives.losses import nll
-from relearn_jax.parallel.mesh import check_mesh, make_mesh, repeat_runs, to_host
+from relearn_jax.parallel.mesh import check_mesh, make_mesh, map_runs, repeat_runs, shard_rows, to_host
 from relearn_jax.training import checkpoints
+from relearn_jax.training.ended import AllEnded, Ended, Ledger, finite_runs
 from relearn_jax.training.job import UnlearnJob, check_job
 from relearn_jax.training.log import TrainLog
 from relearn_jax.training.references import ReferenceCache, rows_digest
 from relearn_jax.training.settings import DTYPES, compute_dtype, make_model
 from relearn_jax.training.stage import OnKeep, Stage, run_stage
-from relearn_jax.training.step import NOTHING, Frozen
+from relearn_jax.training.step import NOTHING, Frozen, model_outputs
 from relearn_jax.training.unlearn_rows import read_rows
 from relearn_jax.workdir import claim_workdir, only_process
 
@@ -65,7 +66,7 @@ def unlearn(job: UnlearnJob, where: str, workdir: pathlib.Path, mesh: str | None
 
   Raises:
     InputError: anything that is wrong with the settings, the checkpoint or the rows, before a device is
-      used; or weights that are no longer finite at the end.
+      used; or a loss, a gradient or a weight that is not finite, by stage and step (no model is written then).
   """
   check_job(job, where)
   checked, tokenizer = open_checkpoint(job.model, "model")
@@ -130,15 +131,17 @@ def _train(job: UnlearnJob, where: str, workdir: pathlib.Path, checked: Checked,
         about = checkpoints.description(model, [RUN], STAGE, step, tokenizer=str(checked.path.resolve()), lora=lora)
         checkpoints.save_tree(path, params, 1, about)
     if step == job.steps:
+      _check_outputs(job, model, params, rows["forget"], mesh, frozen)
       _export(job, workdir, checked, model, to_host(params, 1), mesh)
     return False
 
   log, decay = TrainLog(workdir / "train_log.jsonl"), {"weight_decay": job.weight_decay}
   orders = small_batches(rows, job.batch_size, [job.seed])
 
-  def run(stage: Stage, on_keep: OnKeep, **more: Any) -> None:
-    run_stage(stage, model, start, mesh, workdir / "checkpoints" / stage.name, log, on_keep=on_keep,
-              save_every=job.checkpoint_seconds, frozen=frozen, **more)
+  def run(stage: Stage, on_keep: OnKeep, field: str, **more: Any) -> None:
+    folder = workdir / "checkpoints" / stage.name
+    run_stage(stage, model, start, mesh, folder, log, on_keep=on_keep, save_every=job.checkpoint_seconds, frozen=frozen,
+              ledger=Ledger(folder, stage.name, stage.runs, field, stage.hyper["learning_rate"]), **more)
 
   def reinforced() -> Params:
     """The model after learning the forget set even better; kept, since its making may be killed."""
@@ -156,7 +159,8 @@ def _train(job: UnlearnJob, where: str, workdir: pathlib.Path, checked: Checked,
       return False
     run(Stage(REINFORCE, [RUN], lambda _: nll("forget"), {"forget": rows["forget"]},
               {"learning_rate": recipe.hyper["reinforce_learning_rate"], **decay}, [steps],
-              {name: order for name, order in orders.items() if name == "forget"}, job.num_microbatches), on_keep)
+              {name: order for name, order in orders.items() if name == "forget"}, job.num_microbatches), on_keep,
+        f"methods.{job.method}.reinforce_learning_rate")
     return kept[0]
 
   every = job.keep_every or job.steps
@@ -164,16 +168,26 @@ def _train(job: UnlearnJob, where: str, workdir: pathlib.Path, checked: Checked,
       STAGE, [RUN], recipe.build, rows, {"learning_rate": job.learning_rate, **decay, **recipe.traced},
       sorted({*range(every, job.steps, every), job.steps}), orders, job.num_microbatches,
       lambda step: learning_rates(job, step))
-  run(stage, on_keep, reinforced=reinforced if recipe.published.reinforces else None, cache=cache)
+  run(stage, on_keep, "learning_rate", reinforced=reinforced if recipe.published.reinforces else None, cache=cache)
+
+
+def _check_outputs(job: UnlearnJob, model: Model, params: Params, forget: TokenRows, mesh: Mesh, frozen: Frozen
+                   ) -> None:
+  """Raises `AllEnded` unless log-probabilities after the last update, which no loss has seen, are finite."""
+  def one(run: tuple[Params, Params | None, TokenRows], shared: Params | None) -> jax.Array:
+    params, own, rows = run
+    return jnp.where(rows.mask > 0, model_outputs(model, whole(params, own, shared), rows).logprobs, 0.0)
+  size = -(-job.batch_size // job.num_microbatches)  # as many rows as there is memory for
+  some = shard_rows(jax.tree.map(lambda leaf: leaf[:, :size], forget), mesh)
+  finite = finite_runs(jax.jit(map_runs(one, mesh))((params, frozen.own, some), frozen.shared))
+  if not to_host(finite, 1)[0]:
+    raise AllEnded([Ended(RUN, STAGE, job.steps, "answers")], "learning_rate", job.learning_rate)
 
 
 def _export(job: UnlearnJob, workdir: pathlib.Path, checked: Checked, model: Model, trained: Params, mesh: Mesh
             ) -> None:
   """Writes what was trained, `[1, ...]` on the host; `model/` comes last, since it says that the job is done."""
   one = jax.tree.map(lambda leaf: leaf[0], trained)
-  if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(one)):
-    raise InputError("led to weights that are NaN or infinite", file=workdir / "config.json", field="learning_rate",
-                     mend=f"lower it (it is {job.learning_rate:g}), or take fewer steps")
   if lora := job.adapter.lora():
     if not (workdir / "adapter").exists():
       export_peft(one, model, lora, workdir / "adapter", base=job.model)

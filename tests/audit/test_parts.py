@@ -162,7 +162,7 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path: pathlib.Path) -> None
 
 def test_scores_survive_a_restart(tmp_path: pathlib.Path) -> None:
   scores = Scores(np.ones((1, 2, 3), np.int32), np.zeros((1, 2), np.float32), np.ones((1, 2), np.float32),
-                  np.full((1, 1), np.nan, np.float32))
+                  np.full((1, 1), np.nan, np.float32), np.ones(1, bool))
   calls = []
 
   def compute() -> Scores:

@@ -15,6 +15,7 @@ from relearn_jax.models.model import Params, fingerprint
 from relearn_jax.objectives.losses import nll
 from relearn_jax.parallel.mesh import repeat_runs, runs_mesh, to_host
 from relearn_jax.training import checkpoints
+from relearn_jax.training.ended import Ledger
 from relearn_jax.training.export import export_run, model_of
 from relearn_jax.training.log import TrainLog
 from relearn_jax.training.stage import Stage, _tokens, run_stage
@@ -32,15 +33,18 @@ def log_of(loss: float) -> StepLog:
 
 def test_log_rows_leave_padding_runs_out(tmp_path: pathlib.Path) -> None:
   log = TrainLog(tmp_path / "log.jsonl")
-  with log.stage("memorize", 2) as rows:
+  ledger = Ledger(tmp_path / "memorize", "memorize", ["a", "b"], "learning_rate", 1e-3)
+  with log.stage("memorize", ledger) as rows:
     rows.add(1, log_of(1.0), 1e-3, 70, 96)
     rows.add(2, log_of(float("nan")), 5e-4, 70, 96)
     assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 1  # the last one waits for the next step
   first, second = map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines())
   assert first | {"seconds": 0} == {
       "stage": "memorize", "step": 1, "loss": 2.0, "losses": [1.0, 3.0], "terms": {"nll": 1.5}, "grad_norm": 1.0,
-      "learning_rate": 1e-3, "tokens": 70, "padded_tokens": 96, "seconds": 0}
-  assert second["loss"] is None and second["losses"] == [None, 3.0] and second["learning_rate"] == 5e-4
+      "left_out": [], "learning_rate": 1e-3, "tokens": 70, "padded_tokens": 96, "seconds": 0}
+  # The mean does not fall silent because of one run, and says which one it leaves out.
+  assert (second["loss"], second["losses"], second["left_out"]) == (3.0, [None, 3.0], ["a"])
+  assert second["terms"] == {"nll": 2.0} and second["grad_norm"] == 1.5 and second["learning_rate"] == 5e-4
 
 
 def test_a_log_is_cut_where_its_stage_goes_on(tmp_path: pathlib.Path) -> None:

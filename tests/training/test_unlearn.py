@@ -158,9 +158,16 @@ def test_schedules_by_hand(folder: pathlib.Path) -> None:
   assert [at("cosine", step) for step in (2, 6, 9)] == pytest.approx([1.0, 0.5, 0.5 * (1 + math.cos(math.pi * 7 / 8))])
 
 
-def test_weights_that_diverge_are_not_written(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
-  with pytest.raises(InputError, match="`learning_rate` led to weights that are NaN or infinite; lower it"):
-    unlearn(job(folder, learning_rate=1e38, steps=6), "here", tmp_path / "job")
+@pytest.mark.parametrize("rate,steps,how", [
+    (1e25, 6, "at step 2: the norm of its gradient is"),
+    (1e38, 1, "at step 1: the log-probabilities of its answers are")])  # which no loss has seen
+def test_a_job_that_diverges_ends_by_name(folder: pathlib.Path, tmp_path: pathlib.Path, rate: float, steps: int,
+                                          how: str) -> None:
+  settings = job(folder, learning_rate=rate, steps=steps)
+  for _ in range(2):  # again where it is run again
+    with pytest.raises(InputError, match=f"`learning_rate` was .* when U ended in stage 'unlearn' {how} not "
+                                         "finite: none is left; lower it"):
+      unlearn(settings, "here", tmp_path / "job")
   assert not (tmp_path / "job" / "model").exists()
 
 
