@@ -13,15 +13,24 @@ from ml_collections import config_flags
 
 from relearn_jax.config_files import check_overrides, config_path, fields_of, load_config_file
 from relearn_jax.errors import InputError
+from relearn_jax.workdir import nothing_left
 
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-  """A command: a line of help, the flags it defines, and what it does with them."""
+  """A command.
+
+  Attributes:
+    summary: a line of help.
+    define: defines its flags, all but `--config`.
+    run: does what the flags say and returns what is printed at the end.
+    config: examples of its configuration files; empty where it takes none.
+  """
 
   summary: str
   define: Callable[[flags.FlagValues], None]
-  run: Callable[[flags.FlagValues], None]
+  run: Callable[[flags.FlagValues], str]
+  config: str = ""
 
 
 def _required(values: flags.FlagValues, *names: str) -> None:
@@ -34,21 +43,17 @@ def _workdir_flag(values: flags.FlagValues, text: str) -> None:
   flags.DEFINE_string("workdir", None, text, flag_values=values)
 
 
-def _config_flag(values: flags.FlagValues, example: str) -> None:
-  config_flags.DEFINE_config_file(
-      "config", None, f"Experiment file, such as {example}; --config.some.field=value sets a field.",
-      flag_values=values)
-
-
-def _config_type(values: flags.FlagValues, *kinds: type) -> None:
+def _config(values: flags.FlagValues, *kinds: type) -> tuple[Any, str]:
+  """The configuration, which must be of one of `kinds`, and the file that it came from."""
+  path = config_flags.get_config_filename(values["config"])
   if not isinstance(values.config, kinds):
     wanted = " or ".join(kind.__name__ for kind in kinds)
     raise InputError(f"describes a {type(values.config).__name__}, and this command wants {wanted}",
-                     file=config_path(sys.argv[2:]), field="--config", mend="give a file that is meant for it")
+                     file=path, field="--config", mend="give a file that is meant for it")
+  return values.config, path
 
 
 def _define_audit(values: flags.FlagValues) -> None:
-  _config_flag(values, "configs/names.py, configs/methods.py or configs/checkpoint.py")
   _workdir_flag(values, "Folder for everything that is written. Run again with it, an audit continues.")
   flags.DEFINE_string("mesh", "runs:-1", "Sizes of the axes runs, data, fsdp and tensor over the devices (-1: all that "
                       "are left), such as runs:2,fsdp:4.", flag_values=values)
@@ -56,63 +61,24 @@ def _define_audit(values: flags.FlagValues) -> None:
                     flag_values=values)
 
 
-def _audit(values: flags.FlagValues) -> None:
+def _audit(values: flags.FlagValues) -> str:
   _required(values, "config", "workdir")
-  from relearn_jax.audit.command import audit, audit_release
-  from relearn_jax.audit.comparison import MethodsAudit, compare
-  from relearn_jax.audit.config import AuditConfig
-  from relearn_jax.audit.release import ReleaseAudit
+  from relearn_jax.audit.kinds import KINDS, audit_any
   from relearn_jax.parallel.start import cache_dir, start
-  _config_type(values, AuditConfig, ReleaseAudit, MethodsAudit)
-  path, workdir = config_path(sys.argv[2:]) or "", pathlib.Path(values.workdir)
-  options: dict[str, Any] = {"allow_leakage": values.allow_leakage, "mesh": values.mesh}
+  config, path = _config(values, *KINDS)
   start()
-  if isinstance(values.config, MethodsAudit):
-    done = compare(values.config, path, workdir, cache_dir(), **options)
-  elif isinstance(values.config, ReleaseAudit):
-    done = audit_release(values.config, path, workdir, **options)
-  else:
-    done = audit(values.config, path, workdir, cache_dir(), **options)
-  if not done:
-    print(f"Nothing is left to do in {workdir}.")
-  if isinstance(values.config, MethodsAudit):
-    _show_comparison(workdir)
-  else:
-    _show(workdir)
-
-
-def _show_comparison(workdir: pathlib.Path) -> None:
-  from relearn_jax.report.comparison import closing
-  print(f"{closing(workdir)}\n\nReport: {workdir / 'comparison.html'}")
-
-
-def _show(workdir: pathlib.Path) -> None:
-  import json
-  import shutil
-
-  from relearn_jax.audit.rows import read_rows
-  from relearn_jax.report.tables import closing
-  _, facts = read_rows(workdir / "results.parquet")
-  width = max(60, min(shutil.get_terminal_size((120, 24)).columns, 120))
-  print(closing(json.loads((workdir / "summary.json").read_text()), facts, width))
-  print(f"\nReport: {workdir / 'report.html'}")
-
-
-def _report(values: flags.FlagValues) -> None:
-  _required(values, "workdir")
-  from relearn_jax.report import comparison
-  from relearn_jax.report.render import report_from_rows
-  workdir = pathlib.Path(values.workdir)
-  if (workdir / "comparison.json").exists():
-    comparison.render_again(workdir)
-    _show_comparison(workdir)
-  else:
-    report_from_rows(workdir)
-    _show(workdir)
+  return audit_any(config, path, pathlib.Path(values.workdir), cache_dir(), allow_leakage=values.allow_leakage,
+                   mesh=values.mesh)
 
 
 def _define_report(values: flags.FlagValues) -> None:
   _workdir_flag(values, "Folder of an audit or a comparison; its stored results are read, no model is needed.")
+
+
+def _report(values: flags.FlagValues) -> str:
+  _required(values, "workdir")
+  from relearn_jax.report.command import report
+  return report(pathlib.Path(values.workdir))
 
 
 def _define_model(values: flags.FlagValues) -> None:
@@ -137,7 +103,7 @@ def _define_generate(values: flags.FlagValues) -> None:
                             flag_values=values)
 
 
-def _generate(values: flags.FlagValues) -> None:
+def _generate(values: flags.FlagValues) -> str:
   _required(values, "model", "prompts", "output", "max_new_tokens")
   from relearn_jax.generation.files import generate_file
   from relearn_jax.parallel.start import start
@@ -146,7 +112,7 @@ def _generate(values: flags.FlagValues) -> None:
       values.model, pathlib.Path(values.prompts), pathlib.Path(values.output), max_new_tokens=values.max_new_tokens,
       batch_size=values.batch_size, temperature=values.temperature, seed=values.seed, stop=values.stop,
       mesh=values.mesh, chat=values.chat_template)
-  print(f"{number} completions: {values.output}")
+  return f"{number} completions: {values.output}"
 
 
 def _define_score(values: flags.FlagValues) -> None:
@@ -156,14 +122,14 @@ def _define_score(values: flags.FlagValues) -> None:
                       "answers.", flag_values=values)
 
 
-def _score(values: flags.FlagValues) -> None:
+def _score(values: flags.FlagValues) -> str:
   _required(values, "model", "data", "output")
   from relearn_jax.metrics.files import score_file
   from relearn_jax.parallel.start import start
   start()
   number = score_file(values.model, pathlib.Path(values.data), pathlib.Path(values.output),
                       batch_size=values.batch_size, mesh=values.mesh, chat=values.chat_template)
-  print(f"{number} answers scored: {values.output}")
+  return f"{number} answers scored: {values.output}"
 
 
 def _define_export(values: flags.FlagValues) -> None:
@@ -176,57 +142,53 @@ def _define_export(values: flags.FlagValues) -> None:
                       flag_values=values)
 
 
-def _export(values: flags.FlagValues) -> None:
+def _export(values: flags.FlagValues) -> str:
   _required(values, "checkpoint", "output")
   from relearn_jax.training.export import export_run
   run = export_run(pathlib.Path(values.checkpoint), pathlib.Path(values.output), values.run, merge=values.merge)
-  print(f"{run}: {values.output}")
+  return f"{run}: {values.output}"
 
 
 def _define_unlearn(values: flags.FlagValues) -> None:
-  _config_flag(values, "configs/unlearn.py")
   _workdir_flag(values, "Folder for everything that is written. Run again with it, a job continues.")
   flags.DEFINE_string("mesh", None, "Sizes of the axes data, fsdp and tensor over the devices; by default fsdp:-1 on "
                       "accelerators, one device on CPU.", flag_values=values)
 
 
-def _unlearn(values: flags.FlagValues) -> None:
+def _unlearn(values: flags.FlagValues) -> str:
   _required(values, "config")
   from relearn_jax.training.job import UnlearnJob
-  _config_type(values, UnlearnJob)
-  if values.config.method == "help":
+  config, path = _config(values, UnlearnJob)
+  if config.method == "help":
     from relearn_jax.objectives.recipe import method_help
-    print(method_help())
-    return
+    return method_help()
   _required(values, "workdir")
   from relearn_jax.parallel.start import start
   from relearn_jax.training.unlearn import unlearn
   start()
-  if not unlearn(values.config, config_path(sys.argv[2:]) or "", pathlib.Path(values.workdir), values.mesh):
-    print(f"Nothing is left to do in {values.workdir}.")
-  print(f"Unlearned by {values.config.method}: {pathlib.Path(values.workdir) / 'model'}")
+  workdir = pathlib.Path(values.workdir)
+  done = unlearn(config, path, workdir, values.mesh)
+  return nothing_left(workdir, done) + f"Unlearned by {config.method}: {workdir / 'model'}"
 
 
 def _define_sweep(values: flags.FlagValues) -> None:
-  _config_flag(values, "configs/sweep.py")
   _workdir_flag(values, "Folder for everything that is written. Run again with it, a sweep continues.")
   flags.DEFINE_string("mesh", "runs:-1", "Sizes of the axes runs, data, fsdp and tensor over the devices.",
                       flag_values=values)
 
 
-def _sweep(values: flags.FlagValues) -> None:
+def _sweep(values: flags.FlagValues) -> str:
   _required(values, "config", "workdir")
   from relearn_jax.audit.sweep import Sweep, sweep, sweep_table
   from relearn_jax.parallel.start import cache_dir, start
-  _config_type(values, Sweep)
+  config, path = _config(values, Sweep)
   start()
-  found = sweep(values.config, config_path(sys.argv[2:]) or "", pathlib.Path(values.workdir), cache_dir(),
-                values.mesh)
-  print(f"{sweep_table(found)}\n\nResults: {pathlib.Path(values.workdir) / 'sweep.json'}")
+  workdir = pathlib.Path(values.workdir)
+  found = sweep(config, path, workdir, cache_dir(), values.mesh)
+  return f"{sweep_table(found)}\n\nResults: {workdir / 'sweep.json'}"
 
 
 def _define_plan(values: flags.FlagValues) -> None:
-  _config_flag(values, "configs/unlearn.py, configs/checkpoint.py or configs/names.py")
   flags.DEFINE_string("device", "h200", "Kind of device: h200, h100, a100, v5p, v6e or cpu.", flag_values=values)
   flags.DEFINE_integer("num_devices", 1, "So many devices (cores, of cpu).", flag_values=values)
   flags.DEFINE_string("mesh", "fsdp:-1", "Sizes of the axes runs, data, fsdp and tensor over them.",
@@ -238,23 +200,23 @@ def _define_plan(values: flags.FlagValues) -> None:
   flags.DEFINE_integer("counted", 128, "Tokens of a row that count in its loss.", flag_values=values)
 
 
-def _plan(values: flags.FlagValues) -> None:
+def _plan(values: flags.FlagValues) -> str:
   _required(values, "config")
-  for name in ("rows", "length", "counted"):
-    if getattr(values, name) < 1:
-      raise InputError(f"is {getattr(values, name)}", field=f"--{name}", mend="expected at least 1")
   from relearn_jax.plan.command import plan
   from relearn_jax.plan.stages import Size
-  print(plan(values.config, config_path(sys.argv[2:]) or "", device=values.device, num_devices=values.num_devices,
-             mesh=values.mesh, memory_gib=values.memory_gib,
-             default=Size(values.rows, values.length, min(values.counted, values.length))), end="")
+  config, path = _config(values, object)
+  return plan(config, path, device=values.device, num_devices=values.num_devices, mesh=values.mesh,
+              memory_gib=values.memory_gib, default=Size(values.rows, values.length, values.counted))
 
 
 COMMANDS = {
-    "plan": Command("what a configuration needs of memory and time, before it is launched", _define_plan, _plan),
-    "unlearn": Command("make a checkpoint unlearn a forget set", _define_unlearn, _unlearn),
-    "sweep": Command("choose hyper-parameters of methods by their unlearned models", _define_sweep, _sweep),
-    "audit": Command("unlearn, attack and judge: the whole experiment of a configuration file", _define_audit, _audit),
+    "plan": Command("what a configuration needs of memory and time, before it is launched", _define_plan, _plan,
+                    "configs/unlearn.py, configs/checkpoint.py or configs/names.py"),
+    "unlearn": Command("make a checkpoint unlearn a forget set", _define_unlearn, _unlearn, "configs/unlearn.py"),
+    "sweep": Command("choose hyper-parameters of methods by their unlearned models", _define_sweep, _sweep,
+                     "configs/sweep.py"),
+    "audit": Command("unlearn, attack and judge: the whole experiment of a configuration file", _define_audit, _audit,
+                     "configs/names.py, configs/methods.py or configs/checkpoint.py"),
     "report": Command("render an audit's report again from its stored rows", _define_report, _report),
     "generate": Command("complete prompts with a checkpoint", _define_generate, _generate),
     "score": Command("log-probabilities of answers under a checkpoint", _define_score, _score),
@@ -283,38 +245,55 @@ def command_help(name: str, values: flags.FlagValues, arguments: Sequence[str]) 
   return "\n".join(lines)
 
 
-def main() -> None:
-  """Runs a command; bad input ends with exit status 2 and one message."""
+def run_command(name: str, arguments: Sequence[str]) -> str:
+  """Runs a command with its arguments and returns what is printed at the end.
+
+  Raises:
+    InputError, flags.Error: the arguments, or what they name, are bad.
+  """
+  command, values = COMMANDS[name], flags.FlagValues()
+  line = [f"relearn {name}", *arguments]
+  command.define(values)
+  if command.config:
+    config_flags.DEFINE_config_file(
+        "config", None, f"Experiment file, such as {command.config}; --config.some.field=value sets a field.",
+        flag_values=values, sys_argv=line)
+  if {"--help", "-h", "--helpfull"} & set(arguments):
+    return command_help(name, values, arguments)
+  if command.config and (path := config_path(arguments)):
+    check_overrides(arguments, path, load_config_file(path))
+  if rest := values(line)[1:]:
+    raise InputError(f"is not understood: {' '.join(rest)}", field="argument", mend="flags are --name=value")
+  return command.run(values)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs a command and returns its exit status: 2 after bad input, with one message, and 130 after an interrupt.
+
+  Args:
+    argv: the command's name and its arguments; by default those of this process.
+  """
   # transformers would advise to install torch, which nothing here needs.
   os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-  arguments = sys.argv[1:]
-  if not arguments or arguments[0] in ("--help", "-h", "help"):
+  name, *arguments = (sys.argv[1:] if argv is None else argv) or [""]
+  if name in ("", "--help", "-h", "help"):
     print(usage())
-    sys.exit(0 if arguments else 2)
-  name = arguments[0]
+    return 0 if name else 2
   if name not in COMMANDS:
     near = difflib.get_close_matches(name, COMMANDS, 1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     print(f"relearn: there is no command {name!r}{hint}\n\n{usage()}", file=sys.stderr)
-    sys.exit(2)
-  values = flags.FlagValues()
+    return 2
   try:
-    COMMANDS[name].define(values)
-    if {"--help", "-h", "--helpfull"} & set(arguments):
-      print(command_help(name, values, arguments[1:]))
-      return
-    if "config" in values and (path := config_path(arguments[1:])):
-      check_overrides(arguments[1:], path, load_config_file(path))
-    if rest := values([f"relearn {name}", *arguments[1:]])[1:]:
-      raise InputError(f"is not understood: {' '.join(rest)}", field="argument", mend="flags are --name=value")
-    COMMANDS[name].run(values)
+    print(run_command(name, arguments))
   except (InputError, flags.Error) as error:
     print(f"relearn {name}: {error}", file=sys.stderr)
-    sys.exit(2)
+    return 2
   except KeyboardInterrupt:
     print(f"\nrelearn {name}: interrupted; run the same command again to continue", file=sys.stderr)
-    sys.exit(130)
+    return 130
+  return 0
 
 
 if __name__ == "__main__":
-  main()
+  sys.exit(main())

@@ -61,6 +61,11 @@ def claim_workdir(workdir: pathlib.Path, config: Any) -> bool:
   return False
 
 
+def nothing_left(workdir: pathlib.Path, done: bool) -> str:
+  """The line that says that a command had nothing to do in its workdir; nothing where it had."""
+  return "" if done else f"Nothing is left to do in {workdir}.\n"
+
+
 @contextmanager
 def only_process(workdir: pathlib.Path) -> Iterator[None]:
   """Holds the workdir's lock, which the system releases when the process dies, however it dies."""

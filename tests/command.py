@@ -1,11 +1,16 @@
-"""The `relearn` command as a user runs it: a process of its own."""
+"""The `relearn` command: called in this process, or, where a test needs one, in a process of its own."""
 
+import contextlib
+import io
 import json
 import os
 import pathlib
 import subprocess
 import sys
 from typing import Any
+from unittest import mock
+
+from relearn_jax.cli import main
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs" / "names.py"
@@ -18,6 +23,38 @@ TINY = ["--config.case.variants=(7, 1)", "--config.case.seeds=(0, 1)", "--config
         "--config.methods.ga.learning_rate=0.001", "--config.relearn.keep_steps=(1, 2, 5)",
         "--config.verdict.draws=500", "--config.checkpoint_seconds=0"]
 
+Done = subprocess.CompletedProcess[str]
+
+
+def relearn(cache: pathlib.Path, *arguments: Any, status: int = 0, **more: str) -> Done:
+  """Calls a command in this process and asserts its exit status.
+
+  Args:
+    cache: the test run's cache.
+    *arguments: the command's name and its arguments.
+    status: the exit status that is expected.
+    **more: environment variables; where there are any, the command gets a process of its own, see `relearn_process`.
+  """
+  if more:
+    return relearn_process(cache, *arguments, status=status, **more)
+  line, stdout, stderr = list(map(str, arguments)), io.StringIO(), io.StringIO()
+  with (mock.patch.dict(os.environ, RELEARN_CACHE=str(cache)), contextlib.redirect_stdout(stdout),
+        contextlib.redirect_stderr(stderr)):
+    returned = main(line)
+  return _asserted(subprocess.CompletedProcess(line, returned, stdout.getvalue(), stderr.getvalue()), status)
+
+
+def relearn_process(cache: pathlib.Path, *arguments: Any, status: int = 0, **more: str) -> Done:
+  """Runs a command as a user does, in a process with `more` in its environment, and asserts its exit status."""
+  done = subprocess.run(argv(*arguments), capture_output=True, text=True, env=environment(cache, **more), timeout=600)
+  return _asserted(done, status)
+
+
+def _asserted(done: Done, status: int) -> Done:
+  assert done.returncode == status, done.stdout + done.stderr
+  assert "Traceback" not in done.stderr, done.stderr
+  return done
+
 
 def environment(cache: pathlib.Path, **more: str) -> dict[str, str]:
   """A user's environment, with this run's cache."""
@@ -26,16 +63,8 @@ def environment(cache: pathlib.Path, **more: str) -> dict[str, str]:
 
 
 def argv(*arguments: Any) -> list[str]:
-  """The command line."""
+  """The command line of a process."""
   return [sys.executable, "-m", "relearn_jax.cli", *map(str, arguments)]
-
-
-def relearn(cache: pathlib.Path, *arguments: Any, status: int = 0, **more: str) -> subprocess.CompletedProcess[str]:
-  """Runs a command to its end and asserts its exit status."""
-  done = subprocess.run(argv(*arguments), capture_output=True, text=True, env=environment(cache, **more), timeout=600)
-  assert done.returncode == status, done.stdout + done.stderr
-  assert "Traceback" not in done.stderr, done.stderr
-  return done
 
 
 def summary(workdir: pathlib.Path) -> dict[str, Any]:

@@ -1,9 +1,12 @@
-"""A cache of this test run's own, so that nothing of the user's is read or written."""
+"""A cache of this test run's own, so that nothing of the user's is read or written; two devices in each process."""
 
 import os
 import pathlib
 
 import pytest
+
+# Before JAX is imported: commands are called in the tests' own processes, and are to spread what they do.
+os.environ.setdefault("JAX_NUM_CPU_DEVICES", "2")
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """Process start-up: how many devices, and where compiled programs are kept."""
 
+import contextlib
 import os
 import pathlib
 
@@ -16,14 +17,16 @@ def cache_dir() -> pathlib.Path:
 
 
 def start() -> None:
-  """Configures JAX; to be called once, before the first use of a device.
+  """Configures JAX; to be called before the first use of a device.
 
   On CPU the cores become devices of their own (unless JAX_NUM_CPU_DEVICES or XLA_FLAGS says how
   many), since stacked runs spread over devices better than one run's small products over threads.
+  Where a device is in use already, their number stays as it is.
   """
   told = "JAX_NUM_CPU_DEVICES" in os.environ or "xla_force_host_platform" in os.environ.get("XLA_FLAGS", "")
   if not told:
-    jax.config.update("jax_num_cpu_devices", min(os.cpu_count() or 1, MAX_CPU_DEVICES))
+    with contextlib.suppress(RuntimeError):  # raised where a device is in use
+      jax.config.update("jax_num_cpu_devices", min(os.cpu_count() or 1, MAX_CPU_DEVICES))
   if not jax.config.values["jax_compilation_cache_dir"]:
     jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)

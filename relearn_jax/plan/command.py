@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from relearn_jax.errors import InputError
 from relearn_jax.parallel.mesh import check_divides, fill_mesh, parse_mesh
 from relearn_jax.plan.devices import GIB, get_device
 from relearn_jax.plan.estimate import estimate
@@ -20,12 +21,16 @@ def plan(config: Any, where: str, *, device: str, num_devices: int, mesh: str, m
     num_devices: so many of them; of "cpu", cores, which are one device.
     mesh: sizes of the axes over them, such as "fsdp:-1".
     memory_gib: of a device, where it is not the table's; needed for "cpu".
-    default: of data sets whose files are not given.
+    default: of data sets whose files are not given; of a row, no more tokens count than it has.
 
   Raises:
     InputError: a setting that the command would refuse, an unknown device or model, or a mesh that does
       not fit.
   """
+  for name, value in default._asdict().items():
+    if value < 1:
+      raise InputError(f"is {value}", field=f"--{name}", mend="expected at least 1")
+  default = default._replace(counted=min(default.counted, default.length))
   kind = get_device(device, memory_bytes=None if memory_gib is None else int(memory_gib * GIB), cores=num_devices,
                     field="--device", memory_field="--memory_gib")
   found = stages(config, where, on_cpu=kind.name == "cpu", default=default)

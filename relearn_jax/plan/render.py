@@ -69,7 +69,7 @@ def render(stages: Sequence[tuple[Work, Estimate]], device: Device, mesh: Mesh, 
     lines += ["", "read:", *(f"- {text}" for text in measured)]
   lines += ["", "assumed:", *(f"- {text}" for text in assumed), *_assumptions(stages, device)]
   return "\n".join(part for text in lines for part in (
-      textwrap.wrap(text, WIDTH, subsequent_indent="    " if text[:1] in " -" else "") or [""])) + "\n"
+      textwrap.wrap(text, WIDTH, subsequent_indent="    " if text[:1] in " -" else "") or [""]))
 
 
 def _assumptions(stages: Sequence[tuple[Work, Estimate]], device: Device) -> list[str]:
