@@ -25,6 +25,6 @@ audit() {  # METHOD WORKDIR FLAGS...
     --config.relearn="$out/files/relearn.jsonl" --config.questions="$out/files/questions.jsonl" \
     --config.interview.batch_size=35 --workdir="$out/$2" "${@:3}"
 }
-audit ga audit-ga --config.attack.learning_rate=1e-4
-audit npo audit-npo --config.attack.learning_rate=1e-4
-audit npo audit-npo-lora --config.attack.learning_rate=1e-3 --config.attack.adapter.kind=lora
+audit ga audit-ga '--config.attack.learning_rates=(1e-4,)'
+audit npo audit-npo '--config.attack.learning_rates=(1e-4,)'
+audit npo audit-npo-lora '--config.attack.learning_rates=(1e-3,)' --config.attack.adapter.kind=lora

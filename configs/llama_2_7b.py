@@ -26,5 +26,5 @@ def get_config(what: str = "unlearn") -> UnlearnJob | ReleaseAudit:
     return ReleaseAudit(
         name="names", method="ga", original=MODEL,
         attack=AttackSettings(
-            learning_rate=1e-5, batch_size=16, remat="full", runs_at_once=1, keep_steps=(1, 2, 5, 9, 17)))
+            learning_rates=(1e-5,), batch_size=16, remat="full", runs_at_once=1, keep_steps=(1, 2, 5, 9, 17)))
   raise InputError(f"is {what!r}", field="configs/llama_2_7b.py:...", mend="expected unlearn or audit")

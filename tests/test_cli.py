@@ -55,7 +55,7 @@ def test_help_lists_commands_flags_and_fields(cache: pathlib.Path) -> None:
     assert flag in relearn(cache, name, "--help", **NO_DEVICE).stdout
     assert COMMANDS[name].summary in shown
   shown = relearn(cache, "audit", f"--config={CONFIG}", "--help", **NO_DEVICE).stdout
-  assert "method = 'ga'" in shown and "relearn.learning_rate = 0.0001" in shown
+  assert "method = 'ga'" in shown and "relearn.learning_rates = (0.0001,)" in shown
   assert "usage:" in relearn(cache, status=2, **NO_DEVICE).stdout
 
 

@@ -36,6 +36,7 @@ class Cell:
   run: Run
   depth: int | None
   unlearn_step: int
+  rate: float | None = None  # of the attack, where there are several
   missing: bool = False  # the run has no such depth, or has ended: the cell keeps its place, its answers do not count
 
   @property
@@ -45,9 +46,9 @@ class Cell:
 
   @property
   def name(self) -> str:
-    """For example "N-7-0-depth1" or "O-7-0"."""
+    """For example "N-7-0-depth1", "O-7-0" or, of several attacks, "O-7-0-lr0.001"."""
     where = "" if self.depth is None else f"-depth{self.depth}"
-    return f"{self.arm}-{self.run.variant}-{self.run.seed}{where}"
+    return f"{self.arm}-{self.run.variant}-{self.run.seed}{where}" + ("" if self.rate is None else f"-lr{self.rate:g}")
 
 
 def all_runs(config: AuditConfig) -> list[Run]:
@@ -98,9 +99,16 @@ def cells_of_seed(config: AuditConfig, seed: int, points: Mapping[tuple[int, int
     for depth in range(config.unlearn.depths):
       missing = depth >= len(steps)
       step = last_step if missing else steps[depth]
-      cells += [Cell(u, depth, step, missing), Cell(n, depth, step, missing or gone.get(n, math.inf) <= step)]
-    cells.append(Cell(u, None, 0, gone.get(u, math.inf) <= 0))
+      cells += [Cell(u, depth, step, missing=missing),
+                Cell(n, depth, step, missing=missing or gone.get(n, math.inf) <= step)]
+    cells.append(Cell(u, None, 0, missing=gone.get(u, math.inf) <= 0))
   return cells
+
+
+def attacked_cells(config: AuditConfig, cells: Sequence[Cell]) -> list[Cell]:
+  """The cells under every learning rate of the attack, one rate after the other."""
+  rates = config.relearn.learning_rates
+  return [dataclasses.replace(cell, rate=rate if len(rates) > 1 else None) for rate in rates for cell in cells]
 
 
 def mean_asr(asr: np.ndarray) -> np.ndarray:

@@ -168,7 +168,10 @@ def row(workdir: pathlib.Path, name: str) -> dict[str, Any]:
 
 
 def _variant(summary: dict[str, Any], variant: str) -> dict[str, Any]:
-  cells = [cell for cell in summary["cells"] if cell["variant"] == variant]
+  worst = summary["verdicts"][variant]["learning_rate"]  # of the attack
+  rates = {cell["learning_rate"] for cell in summary["cells"]} - {None}
+  shown = (None, worst if worst is not None else min(rates, default=None))
+  cells = [cell for cell in summary["cells"] if cell["variant"] == variant and cell["learning_rate"] in shown]
 
   def get(metric: str, arm: str, point: str, depth: int | None, step: int | None = None) -> list[dict[str, Any]]:
     return sorted((c for c in cells if (c["metric"], c["arm"], c["point"], c["depth"]) == (metric, arm, point, depth)

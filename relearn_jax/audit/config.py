@@ -1,6 +1,8 @@
 """What an audit is told: one typed value, from a file in configs/ and `--config.some.field=value`."""
 
 import dataclasses
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from relearn_jax.audit.thresholds import VerdictSettings
@@ -103,9 +105,15 @@ class UnlearnConfig:
 
 @dataclasses.dataclass
 class RelearnConfig:
-  """The attack, the same for every arm: full-batch AdamW on the relearn set."""
+  """The attack, the same for every arm: full-batch AdamW on the relearn set.
 
-  learning_rate: float = 1e-4
+  Attributes:
+    learning_rates: each is an attack of its own, on the same models. One alone finds what it finds; ERASED wants
+      rates a factor of ten apart, up to one that begins to destroy the original.
+    keep_steps: the models are asked after so many steps.
+  """
+
+  learning_rates: tuple[float, ...] = (1e-4,)
   weight_decay: float = 0.0
   keep_steps: tuple[int, ...] = (1, 2, 5, 10, 20, 40, 80)
 
@@ -183,7 +191,7 @@ def check_config(config: AuditConfig, where: str) -> None:
       "base": ("hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "max_positions",
                "max_names", "steps", "batch_size", "learning_rate"),
       "memorize": ("steps", "learning_rate"), f"methods.{config.method}": ("learning_rate",),
-      "unlearn": ("max_steps", "keep_every", "depths"), "relearn": ("learning_rate",),
+      "unlearn": ("max_steps", "keep_every", "depths"),
       "evaluate": ("max_new_tokens", "runs_per_call")}
   for section, fields in positive.items():
     holder = config.method_config if section.startswith("methods.") else getattr(config, section)
@@ -204,6 +212,7 @@ def check_config(config: AuditConfig, where: str) -> None:
   need(0 <= base.seed < 2**32, "base.seed", base.seed, "expected 0 to 4294967295")
   need(0 <= base.attachment <= 1, "base.attachment", base.attachment, "expected a probability")
   need(0 <= base.warmup_steps < base.steps, "base.warmup_steps", base.warmup_steps, "expected less than base.steps")
+  check_rates(config.relearn.learning_rates, need, "relearn.learning_rates")
   need(bool(steps) and list(steps) == sorted(set(steps)) and all(isinstance(s, int) and s > 0 for s in steps),
        "relearn.keep_steps", steps, "expected ascending steps above 0 (step 0 is always kept)")
   need(0 <= config.unlearn.max_asr < 1, "unlearn.max_asr", config.unlearn.max_asr, "expected 0 to below 1")
@@ -220,6 +229,12 @@ def check_config(config: AuditConfig, where: str) -> None:
   need(config.checkpoint_seconds >= 0, "checkpoint_seconds", config.checkpoint_seconds, "expected seconds, at least 0")
 
 
+def check_rates(rates: Sequence[float], need: Callable[[bool, str, Any, str], None], field: str) -> None:
+  """Refuses learning rates of an attack that are not ascending positive numbers."""
+  need(bool(rates) and list(rates) == sorted(set(rates)) and all(0 < rate < math.inf for rate in rates), field, rates,
+       "expected ascending positive numbers")
+
+
 def check_verdict(settings: VerdictSettings, where: str) -> None:
   """Refuses thresholds outside their domain.
 
@@ -230,6 +245,8 @@ def check_verdict(settings: VerdictSettings, where: str) -> None:
   need(0 < settings.alpha < 1, "alpha", settings.alpha, "expected a probability between 0 and 1")
   need(settings.draws >= 1, "draws", settings.draws, "expected at least 1")
   need(settings.seed >= 0, "seed", settings.seed, "expected a number of at least 0")
-  need(settings.min_questions >= 1, "min_questions", settings.min_questions, "expected at least 1")
-  for field in ("delta", "min_original", "min_retain_ratio"):
+  need(settings.min_rate_ratio >= 1, "min_rate_ratio", settings.min_rate_ratio, "expected at least 1")
+  for field, least in (("min_questions", 1), ("min_clusters", 2), ("min_seeds", 2)):
+    need(getattr(settings, field) >= least, field, getattr(settings, field), f"expected at least {least}")
+  for field in ("delta", "min_original", "min_retain_ratio", "min_original_kept", "min_loss_fall"):
     need(0 <= getattr(settings, field) <= 1, field, getattr(settings, field), "expected 0 to 1")

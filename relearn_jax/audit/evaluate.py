@@ -33,8 +33,8 @@ class Scores:
     logprob: natural log-probability of the answer after the prompt, `[R, Q]`.
     retain: mean token log-probability of each retained row, NaN where a run has fewer, `[R, S]`.
     finite: whether all of that is finite, and the logits that tokens were generated from, `[R]`. Where it is not,
-      nothing of the run is an answer; where it is, NaN in `retain` and `forget` says that there is no such row.
-    forget: the same of each row of the forget set `[R, F]`, where it is asked for.
+      nothing of the run is an answer; where it is, NaN in the next three says that there is no such row.
+    forget, relearn: as `retain`, of each row of the forget and of the relearn set, where those are asked for.
   """
 
   tokens: np.ndarray
@@ -43,6 +43,7 @@ class Scores:
   retain: np.ndarray
   finite: np.ndarray
   forget: np.ndarray | None = None
+  relearn: np.ndarray | None = None
 
 
 def finite_by_name(names: Sequence[str], scores: Scores) -> dict[str, bool]:
@@ -142,6 +143,7 @@ class Interviewer:
     return self.answers[index], self.answer_lengths[index]
 
   def __call__(self, params: Params, retain: TokenRows, num_runs: int, *, forget: TokenRows | None = None,
+               relearn: TokenRows | None = None,
                frozen: Frozen = NOTHING) -> Scores:
     """Scores of the first `num_runs` of stacked models.
 
@@ -149,10 +151,11 @@ class Interviewer:
       params: parameters (or adapters) `[runs, ...]`, possibly padded.
       retain: retained rows `[num_runs, S, T]` on the host.
       num_runs: runs that are real.
-      forget: rows of the forget set, likewise.
+      forget, relearn: rows of the forget and of the relearn set, likewise.
       frozen: what the adapters stand on.
     """
-    named = {"retain": retain} | ({} if forget is None else {"forget": forget})
+    more = {"forget": forget, "relearn": relearn}
+    named = {"retain": retain} | {name: rows for name, rows in more.items() if rows is not None}
     parts = [self._block(params, frozen, named, range(start, min(start + self.block, num_runs)))
              for start in range(0, num_runs, self.block)]
     joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from relearn_jax.audit.config import check_verdict
+from relearn_jax.audit.config import check_rates, check_verdict
 from relearn_jax.audit.thresholds import VerdictSettings
 from relearn_jax.errors import checker
 from relearn_jax.training.settings import DTYPES, TrainSettings, check_train
@@ -13,10 +13,13 @@ class AttackSettings(TrainSettings):
   """The relearning attack, the same for every model that is attacked.
 
   Attributes:
+    learning_rates: each is an attack of its own, on the same models. One alone finds what it finds; ERASED wants
+      rates a factor of ten apart, up to one that begins to destroy the original.
     keep_steps: the models are asked after so many steps (and before the first).
     runs_at_once: models that are trained side by side; more need more memory. 0: all of them.
   """
 
+  learning_rates: tuple[float, ...] = (1e-5,)
   keep_steps: tuple[int, ...] = (1, 2, 5, 10, 20, 40)
   runs_at_once: int = 0
 
@@ -28,7 +31,8 @@ class InterviewSettings:
   Attributes:
     max_new_tokens: tokens generated after each prompt, whatever its length.
     batch_size: questions asked together, and rows scored together.
-    score_rows: so many rows of the forget and of the retain set are scored, evenly spread over the file; 0: all.
+    score_rows: rows of the forget, of the retain and of the relearn set that are scored, evenly spread over each file;
+      0: all.
     runs_at_once: models that answer side by side; more need more memory. 0: as many as are trained so.
   """
 
@@ -97,6 +101,7 @@ def check_release(config: ReleaseAudit, where: str) -> None:
   need(bool(seeds) and len(set(seeds)) == len(seeds) and all(type(s) is int and 0 <= s < 2**31 for s in seeds), "seeds",
        seeds, "expected distinct integers from 0 to 2147483647")
   check_train(config.attack, where, "attack.")
+  check_rates(config.attack.learning_rates, need, "attack.learning_rates")
   need(bool(steps) and list(steps) == sorted(set(steps)) and all(type(s) is int and s > 0 for s in steps),
        "attack.keep_steps", steps, "expected ascending steps above 0 (step 0 is always kept)")
   for section in ("attack", "interview"):

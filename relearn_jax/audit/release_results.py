@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from relearn_jax.audit.release_run import FIELDS, Attacked, Release, groups
+from relearn_jax.audit.release_run import FIELDS, Release, groups
 from relearn_jax.audit.results import EXAMPLES, ended_fact, ended_notes, leakage_fact, score_tables, versions
 from relearn_jax.cases.leakage import check_case
 from relearn_jax.workdir import to_dict
@@ -21,6 +21,7 @@ def result_tables(audit: Release) -> list[pa.Table]:
   Seeds of one model share its answers before the attack.
   """
   config, ended = audit.config, audit.ended()
+  first = config.attack.learning_rates[0]  # before the attack all rates are the same models
   questions = [question.id for question in audit.case.questions]
   tables: list[pa.Table] = []
   for number, runs in enumerate(groups(config)):
@@ -29,27 +30,28 @@ def result_tables(audit: Release) -> list[pa.Table]:
       if not going:
         break  # where no run of a group is left, it is asked no more
       scores = audit.load_scores(number, step)
-      for index, run in going:
+      for index, run in going if step else [(index, run) for index, run in going if run.rate == first]:
         before = "original" if run.arm == "O" else "unlearned"
         tables += score_tables(
             scores, index, questions, case=config.name, method=config.method, adapter=config.attack.adapter.kind,
             variant=audit.case.variant, seed=run.seed, arm=run.arm, point="relearned" if step else before,
             depth=None if run.arm == "O" else 0, unlearn_step=0,
             relearn_set=audit.case.relearn_sets[0].name if step else None, relearn_step=step,
-            learning_rate=config.attack.learning_rate if step else 0.0)
+            learning_rate=run.rate if step else 0.0)
   return tables
 
 
 def example_facts(audit: Release) -> list[dict[str, Any]]:
-  """The first questions with what each model said before and after the attack, for the first seed."""
+  """The first questions with what each model said before and after the attack, for the first seed and rate."""
   config, seed, ended = audit.config, audit.config.seeds[0], audit.ended()
   places = {run: (number, index) for number, runs in enumerate(groups(config)) for index, run in enumerate(runs)}
   last = config.attack.keep_steps[-1]
   sources = {"original": ("O", 0), "unlearned": ("U", 0), "relearned": ("U", last), "control": ("N", last)}
   said: dict[str, np.ndarray] = {}
   for name, (arm, step) in sources.items():
-    if arm in config.arms and not (Attacked(arm, seed) in ended and ended[Attacked(arm, seed)].step <= step):
-      number, index = places[Attacked(arm, seed)]
+    run = next((run for run in places if (run.arm, run.seed) == (arm, seed)), None)
+    if run is not None and not (run in ended and ended[run].step <= step):
+      number, index = places[run]
       said[name] = audit.load_scores(number, step).tokens[index]
   return [{"variant": audit.case.variant, "seed": seed, "question": question.id, "prompt": question.prompt,
            "keywords": list(question.keywords),
@@ -71,7 +73,9 @@ def make_facts(audit: Release, digests: Mapping[str, str], seconds: Mapping[str,
       "seconds": dict(seconds),
       "versions": versions(),
       "fingerprints": dict(digests), "settings": dataclasses.asdict(config.verdict), "config": to_dict(config),
-      "variant_name": "relearn set", "story": _story(audit), "ended": ended,
+      "loaded": True, "control": "the control (a checkpoint that was given and not unlearned)",
+      "control_name": "control, given and not unlearned", "variant_name": "relearn set", "story": _story(audit),
+      "ended": ended,
       "notes": [*ended_notes(ended), *_notes(audit)]}
 
 

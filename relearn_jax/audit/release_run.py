@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from relearn_jax.audit.evaluate import Interviewer, Scores, finite_by_name, load_scores, once
@@ -42,15 +43,17 @@ MAY_DIFFER = ("max_positions", "bos_id", "eos_ids")
 
 @dataclasses.dataclass(frozen=True)
 class Attacked:
-  """A run of the attack: one of the models, and the seed of the attack on it."""
+  """A run of the attack: one of the models, the attack's learning rate, and its seed."""
 
   arm: str
   seed: int
+  rate: float
+  named_rate: bool = False  # there are several
 
   @property
   def name(self) -> str:
-    """For example "U-0"."""
-    return f"{self.arm}-{self.seed}"
+    """For example "U-0" or, of several attacks, "U-0-lr0.001"."""
+    return f"{self.arm}-{self.seed}" + (f"-lr{self.rate:g}" if self.named_rate else "")
 
 
 def groups(config: ReleaseAudit) -> list[list[Attacked]]:
@@ -59,7 +62,8 @@ def groups(config: ReleaseAudit) -> list[list[Attacked]]:
   sets = [[arm] for arm in arms] if config.attack.adapter.kind == "lora" else [arms]
   found = []
   for some in sets:
-    runs = [Attacked(arm, seed) for seed in config.seeds for arm in some]
+    rates = config.attack.learning_rates
+    runs = [Attacked(arm, seed, rate, len(rates) > 1) for rate in rates for seed in config.seeds for arm in some]
     size = config.attack.runs_at_once or len(runs)
     found += [runs[start:start + size] for start in range(0, len(runs), size)]
   return found
@@ -164,13 +168,13 @@ class Release:
       except AllEnded:
         pass  # of this group; the others may go on
     if len(ended := self.ended()) == sum(map(len, plans)):
-      raise AllEnded(list(ended.values()), "attack.learning_rate", config.attack.learning_rate)
+      raise AllEnded(list(ended.values()), "attack.learning_rates", config.attack.learning_rates)
 
   def ledger(self, group: int) -> Ledger:
     """Of the runs of a group that end."""
     name = f"relearn-{group:02d}"
     return Ledger(self.workdir / "checkpoints" / name, name, [run.name for run in groups(self.config)[group]],
-                  "attack.learning_rate", self.config.attack.learning_rate)
+                  "attack.learning_rates", self.config.attack.learning_rates)
 
   def ended(self) -> dict[Attacked, Ended]:
     """Every run of the attack that ended."""
@@ -200,9 +204,11 @@ class Release:
     held = [stack_trees(trees, mesh, model.axes())]
     trees.clear()  # a second copy of the weights
     forget, retain, rows = (self.rows(field, size) for field in ("forget", "retain", "relearn"))
+    learned = stack_rows(spread_evenly(self.encoded["relearn"], config.interview.score_rows), size)
 
     def score(step: int, params: Params) -> Scores:
-      return once(self.score_path(number, step), lambda: self.ask(params, retain, size, forget=forget, frozen=frozen))
+      return once(self.score_path(number, step), lambda: self.ask(
+          params, retain, size, forget=forget, relearn=learned, frozen=frozen))
 
     def on_keep(step: int, params: Params) -> bool:
       ledger.look(step, "answers", finite_by_name(ledger.runs, score(step, params)))
@@ -215,7 +221,8 @@ class Release:
     data = {"relearn": rows}
     stage = Stage(
         name, [run.name for run in runs], lambda hyper: nll("relearn"), data,
-        {"learning_rate": attack.learning_rate, "weight_decay": attack.weight_decay}, attack.keep_steps,
+        {"learning_rate": np.array([run.rate for run in runs], np.float32), "weight_decay": attack.weight_decay},
+        attack.keep_steps,
         small_batches(data, attack.batch_size, [run.seed for run in runs]), attack.num_microbatches)
     run_stage(stage, model, held.pop, mesh, self.workdir / "checkpoints" / name,
               TrainLog(self.workdir / "train_log.jsonl"), on_keep=on_keep, save_every=config.checkpoint_seconds,

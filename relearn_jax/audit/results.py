@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pyarrow as pa
 
-from relearn_jax.audit.arms import Cell, Run, cells_of_seed
+from relearn_jax.audit.arms import Cell, Run, attacked_cells, cells_of_seed
 from relearn_jax.audit.config import AuditConfig
 from relearn_jax.audit.evaluate import Scores, load_scores
 from relearn_jax.audit.rows import block
@@ -33,7 +33,7 @@ REFERENCE = {
 def score_tables(scores: Scores, index: int, questions: list[str], **labels: Any) -> list[pa.Table]:
   """The rows of one model that has not ended: a value a question, or a scored row, and metric."""
   columns = {"asr": (questions, scores.asr, None), "logprob": (questions, scores.logprob, None)}
-  for name, means in (("retain", scores.retain), ("forget", scores.forget)):
+  for name, means in (("retain", scores.retain), ("forget", scores.forget), ("relearn", scores.relearn)):
     if means is not None:  # NaN says that there is no such row; see `Scores`
       columns[f"{name}_logprob"] = [f"{name}{i:02d}" for i in range(means.shape[1])], means, ~np.isnan(means[index])
   return [block(values[index].astype(np.float64), ids, there, metric=metric, **labels)
@@ -86,9 +86,10 @@ def result_tables(audit: Audit, points: Points, last_step: int) -> list[pa.Table
                              unlearn_step=step, learning_rate=config.method_config.learning_rate)
   for seed in config.case.seeds:
     cells, ended = cells_of_seed(config, seed, points, last_step, gone), audit.ended(f"relearn-seed{seed}")
+    attacked = attacked_cells(config, cells)
     for step in (0, *config.relearn.keep_steps):
       scores = load_scores(audit.scores / f"relearn-seed{seed}-{step:06d}.npz")
-      for i, cell in enumerate(cells):
+      for i, cell in enumerate(attacked if step else attacked[:len(cells)]):
         # O before relearning is the original, above.
         if not _has_answers(cell, step, ended) or (step == 0 and cell.arm == "O"):
           continue
@@ -96,7 +97,8 @@ def result_tables(audit: Audit, points: Points, last_step: int) -> list[pa.Table
             scores, i, questions, **always, **label(cell.run), arm=cell.arm, point="relearned" if step else "unlearned",
             depth=cell.depth, unlearn_step=cell.unlearn_step,
             relearn_set=audit.cases[cell.run].relearn_sets[0].name if step else None, relearn_step=step,
-            learning_rate=config.relearn.learning_rate if step else config.method_config.learning_rate)
+            learning_rate=(config.relearn.learning_rates[i // len(cells)] if step
+                           else config.method_config.learning_rate))
   return tables
 
 
@@ -111,7 +113,8 @@ def ended_facts(audit: Audit, points: Points, last_step: int) -> list[dict[str, 
   found = [ended_fact(one, named[one.run].arm, str(named[one.run].variant), named[one.run].seed)
            for stage in ("memorize", "reinforce", "unlearn") for one in audit.ended(stage).values()]
   for seed in audit.config.case.seeds:
-    cells = {cell.name: cell for cell in cells_of_seed(audit.config, seed, points, last_step, audit.gone())}
+    cells = {cell.name: cell for cell in attacked_cells(
+        audit.config, cells_of_seed(audit.config, seed, points, last_step, audit.gone()))}
     found += [ended_fact(one, cells[one.run].arm, str(cells[one.run].run.variant), seed)
               for one in audit.ended(f"relearn-seed{seed}").values()]
   return found
@@ -136,7 +139,7 @@ def leakage_facts(audit: Audit) -> list[dict[str, Any]]:
 
 
 def example_facts(audit: Audit, points: Points, last_step: int) -> list[dict[str, Any]]:
-  """The first questions with what each arm said, for the first seed of every variant; nothing of runs that ended."""
+  """The first questions with what each arm said, of every variant's first seed and rate; nothing of runs that ended."""
   config, seed = audit.config, audit.config.case.seeds[0]
   cells, ended = cells_of_seed(config, seed, points, last_step, audit.gone()), audit.ended(f"relearn-seed{seed}")
   name = lambda step: audit.scores / f"relearn-seed{seed}-{step:06d}.npz"
@@ -150,7 +153,7 @@ def example_facts(audit: Audit, points: Points, last_step: int) -> list[dict[str
       continue
     sources = {"original": (0, "O"), "unlearned": (0, "U"), "relearned": (last, "U"), "control": (last, "N")}
     sources = {key: (step, arm) for key, (step, arm) in sources.items()
-               if arm in here and _has_answers(cells[here[arm]], step, ended)}
+               if arm in here and _has_answers(attacked_cells(config, cells)[here[arm]], step, ended)}
     for q, question in enumerate(audit.cases[audit.runs[0]].questions[:EXAMPLES]):
       examples.append({
           "variant": str(variant), "seed": seed, "question": question.id, "prompt": question.prompt,
@@ -165,7 +168,7 @@ def weight_hashes(audit: Audit, points: Points, last_step: int) -> dict[str, str
   num_runs, config = len(audit.runs), audit.config
   hashes = {"base": fingerprint(audit.base_params), "memorized": fingerprint(audit.load_kept("unlearn", 0, num_runs))}
   for seed in config.case.seeds:
-    num_cells = len(cells_of_seed(config, seed, points, last_step))
+    num_cells = len(attacked_cells(config, cells_of_seed(config, seed, points, last_step)))
     hashes[f"relearned_seed{seed}"] = fingerprint(
         audit.load_kept(f"relearn-seed{seed}", config.relearn.keep_steps[-1], num_cells))
   return hashes

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from relearn_jax.audit import base
-from relearn_jax.audit.arms import Cell, Run, all_cases, all_runs, mean_asr, select_points
+from relearn_jax.audit.arms import Cell, Run, all_cases, all_runs, attacked_cells, mean_asr, select_points
 from relearn_jax.audit.config import AuditConfig
 from relearn_jax.audit.evaluate import Interviewer, Scores, finite_by_name, once
 from relearn_jax.cases.base import Case, Text
@@ -104,10 +104,10 @@ class Audit:
     return {run: 0 if run.name in before else 1 if run.name in reinforced else unlearned[run.name].step
             for run in self.runs if run.name in before or run.name in reinforced or run.name in unlearned}
 
-  def score(self, name: str, params: Params, runs: Sequence[Run]) -> Scores:
+  def score(self, name: str, params: Params, runs: Sequence[Run], relearn: TokenRows | None = None) -> Scores:
     """The answers of stacked models, once; on a second call from `checkpoints/scores/`."""
     retain = self.token_rows(runs, lambda case: case.retain)
-    return once(self.scores / f"{name}.npz", lambda: self.ask(params, retain, len(runs)))
+    return once(self.scores / f"{name}.npz", lambda: self.ask(params, retain, len(runs), relearn=relearn))
 
   def save_params(self, stage: str, step: int, params: Params, names: Sequence[str]) -> None:
     """Keeps a step's parameters, unless they are there."""
@@ -235,18 +235,28 @@ def reinforce(audit: Audit, start: Callable[[], Params], config: AuditConfig, ru
 
 
 def relearn(audit: Audit, seed: int, cells: Sequence[Cell]) -> None:
-  """The attack on everything of one seed: every arm and depth gets the same batches and steps."""
-  config, runs = audit.config.relearn, [cell.run for cell in cells]
-  names, stage_name = [cell.name for cell in cells], f"relearn-seed{seed}"
-  last = config.keep_steps[-1]
-  ledger = audit.ledger(stage_name, names, "relearn.learning_rate", config.learning_rate,
-                        [cell.name for cell in cells if cell.missing])
+  """The attacks on everything of one seed: every arm and depth gets the same batches and steps, at every rate.
+
+  Args:
+    audit: what is shared.
+    seed: which.
+    cells: what is attacked; see `arms.cells_of_seed`. The stage stacks them, one rate after the other.
+  """
+  config, stage_name = audit.config.relearn, f"relearn-seed{seed}"
+  attacked = attacked_cells(audit.config, cells)
+  names, last = [cell.name for cell in attacked], config.keep_steps[-1]
+  ledger = audit.ledger(stage_name, names, "relearn.learning_rates", config.learning_rates,
+                        [cell.name for cell in attacked if cell.missing])
+  rows = audit.token_rows([cell.run for cell in attacked], lambda case: case.relearn_sets[0].rows)
 
   def start() -> Params:
-    return shard_runs(_gather(audit, cells), audit.mesh)
+    return shard_runs(_gather(audit, attacked), audit.mesh)
 
   def ask(step: int, params: Params) -> None:
-    ledger.look(step, "answers", finite_by_name(names, audit.score(f"{stage_name}-{step:06d}", params, runs)))
+    asked = attacked if step else cells  # before the attack all rates are the same models
+    some = lambda tree: tree if len(asked) == len(attacked) else jax.tree.map(lambda leaf: leaf[:len(asked)], tree)
+    scores = audit.score(f"{stage_name}-{step:06d}", some(params), [cell.run for cell in asked], some(rows))
+    ledger.look(step, "answers", finite_by_name(names[:len(asked)], scores))
 
   def on_keep(step: int, params: Params) -> bool:
     if step == last:
@@ -260,9 +270,9 @@ def relearn(audit: Audit, seed: int, cells: Sequence[Cell]) -> None:
     return
   ask(0, start())
   stage = Stage(
-      stage_name, names, lambda hyper: nll("relearn"),
-      {"relearn": audit.token_rows(runs, lambda case: case.relearn_sets[0].rows)},
-      {"learning_rate": config.learning_rate, "weight_decay": config.weight_decay}, config.keep_steps)
+      stage_name, names, lambda hyper: nll("relearn"), {"relearn": rows},
+      {"learning_rate": np.repeat(np.array(config.learning_rates, np.float32), len(cells)),
+       "weight_decay": config.weight_decay}, config.keep_steps)
   run_audit_stage(audit, stage, start, on_keep, ledger)
 
 

@@ -71,19 +71,21 @@ class _Names:
     """The attack, of all seeds."""
     rows = lambda case: case.relearn_sets[0].rows
     attack = self.audit.relearn
-    return Work("relearn", "train", self.config, runs=self.cells, rows=self.most(rows), length=self.longest(rows),
-                counted=self.longest(rows) - 1, steps=audits * len(self.audit.case.seeds) * attack.keep_steps[-1])
+    return Work("relearn", "train", self.config, runs=self.cells * len(attack.learning_rates), rows=self.most(rows),
+                length=self.longest(rows), counted=self.longest(rows) - 1,
+                steps=audits * len(self.audit.case.seeds) * attack.keep_steps[-1])
 
   @property
   def cells(self) -> int:
-    """Runs of an attack."""
+    """Models that are attacked together, at each of its rates."""
     return len(self.audit.case.variants) * (2 * self.audit.unlearn.depths + 1)
 
   def interviews(self) -> int:
     """Calls in which one audit's models are asked, but for those that have only memorised."""
     unlearn, seeds = self.audit.unlearn, len(self.audit.case.seeds)
     return ((1 + unlearn.max_steps // unlearn.keep_every) * self.blocks(len(self.cases) // 2)
-            + seeds * (1 + len(self.audit.relearn.keep_steps)) * self.blocks(self.cells))
+            + seeds * (self.blocks(self.cells) + len(self.audit.relearn.keep_steps)
+                       * self.blocks(self.cells * len(self.audit.relearn.learning_rates))))
 
   def blocks(self, runs: int) -> int:
     """Calls that so many models take."""

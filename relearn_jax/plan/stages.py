@@ -240,7 +240,7 @@ def _release(audit: ReleaseAudit, where: str, on_cpu: bool, default: Size, found
   waits: dict[str, Any] = {"moments": True, "waiting": trained if some < trained else 0}
   times = len(plans) * (1 + len(attack.keep_steps)) * -(-trained // some)
   scored = [size._replace(rows=min(interview.score_rows or size.rows, size.rows)) for size in
-            (sizes["forget"], sizes["retain"])]
+            (sizes["forget"], sizes["retain"], sizes["relearn"])]
   rows = min(interview.batch_size, asked.rows)
   found.works += [
       Work("relearn", "train", runs=trained, groups=True, rows=min(attack.batch_size, sizes["relearn"].rows),

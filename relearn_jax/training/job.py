@@ -1,6 +1,7 @@
 """What `relearn unlearn` is told: one typed value, from configs/unlearn.py and `--config.field=value`."""
 
 import dataclasses
+import math
 from typing import Any
 
 from relearn_jax.errors import InputError, checker
@@ -28,6 +29,7 @@ class UnlearnJob(TrainSettings):
     references: folder in which statistics of the model before unlearning are kept, to be shared by jobs on the same
       model and rows; in the workdir by default.
     steps: optimizer steps.
+    learning_rate: of AdamW, at its peak.
     warmup_steps: steps in which the learning rate rises from 0 to its peak, linearly.
     schedule: of the learning rate after them: constant, or linear or cosine to 0 at the last step.
     methods, defences: hyper-parameters of each; those of the method and the defence in use are read.
@@ -50,6 +52,7 @@ class UnlearnJob(TrainSettings):
   anchors: str = ""
   references: str = ""
   steps: int = 100
+  learning_rate: float = 1e-5
   warmup_steps: int = 0
   schedule: str = "constant"
   methods: Any = dataclasses.field(default_factory=MethodSettings)
@@ -93,6 +96,7 @@ def check_job(job: UnlearnJob, where: str) -> None:
            f"method {job.method!r} needs it: a file of JSON lines")
   need(objective.divisible or job.num_microbatches == 1, "num_microbatches", job.num_microbatches,
        f"expected 1: defence {job.defence!r} takes a step's gradient as a whole")
+  need(0 < job.learning_rate < math.inf, "learning_rate", job.learning_rate, "expected a positive number")
   need(job.steps >= 1, "steps", job.steps, "expected at least 1")
   need(0 <= job.warmup_steps < job.steps, "warmup_steps", job.warmup_steps, "expected 0 to below steps")
   need(job.schedule in SCHEDULES, "schedule", job.schedule, f"expected one of {', '.join(SCHEDULES)}")

@@ -45,7 +45,6 @@ class TrainSettings:
     remat: what a layer keeps for its backward pass: none (all of it), dots, attn or full (nothing).
   """
 
-  learning_rate: float = 1e-5
   weight_decay: float = 0.0
   batch_size: int = 32
   num_microbatches: int = 1
@@ -60,7 +59,6 @@ def check_train(settings: TrainSettings, where: Any, prefix: str = "") -> None:
     InputError: naming the file, the field and what was expected.
   """
   need = checker(where, prefix)
-  need(0 < settings.learning_rate < math.inf, "learning_rate", settings.learning_rate, "expected a positive number")
   need(0 <= settings.weight_decay < math.inf, "weight_decay", settings.weight_decay, "expected a number of at least 0")
   for field in ("batch_size", "num_microbatches"):
     need(getattr(settings, field) >= 1, field, getattr(settings, field), "expected at least 1")

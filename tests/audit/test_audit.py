@@ -107,9 +107,9 @@ def test_a_finished_audit_has_nothing_left_to_do(workdir: pathlib.Path, cache: p
 
 
 def test_another_configuration_is_refused_by_field(workdir: pathlib.Path, cache: pathlib.Path) -> None:
-  done = relearn(cache, *audit_flags(workdir, "--config.relearn.learning_rate=0.5", "--config.method=npo"), status=2,
-                 JAX_PLATFORMS="no_such_platform")
-  assert "relearn.learning_rate: 0.5 here, 0.0001 there" in done.stderr and "method: 'npo' here" in done.stderr
+  done = relearn(cache, *audit_flags(workdir, "--config.relearn.learning_rates=(0.5,)", "--config.method=npo"),
+                 status=2, JAX_PLATFORMS="no_such_platform")
+  assert "relearn.learning_rates: [0.5] here, [0.0001] there" in done.stderr and "method: 'npo' here" in done.stderr
   assert str(workdir / "config.json") in done.stderr and "give another --workdir" in done.stderr
 
 

@@ -46,7 +46,9 @@ def tiny(rate: float = 1e-3, **changes: Any) -> AuditConfig:
 def spoil(monkeypatch: pytest.MonkeyPatch, room: Any, *spoiled: tuple[str, str]) -> None:
   """Gives runs, by stage and name, a learning rate after which nothing is finite."""
   def run(stage: Any, *arguments: Any, **settings: Any) -> None:
-    rates = np.array([1e38 if (stage.name, name) in spoiled else stage.hyper["learning_rate"] for name in stage.runs])
+    plain = np.broadcast_to(stage.hyper["learning_rate"], len(stage.runs))
+    rates = np.array([1e38 if (stage.name, name) in spoiled else rate
+                      for name, rate in zip(stage.runs, plain, strict=True)])
     hyper = {**stage.hyper, "learning_rate": rates.astype(np.float32)}
     run_stage(dataclasses.replace(stage, hyper=hyper), *arguments, **settings)
   monkeypatch.setattr(room, "run_stage", run)
@@ -160,7 +162,7 @@ def release(root: pathlib.Path, **changes: Any) -> ReleaseAudit:
   files = {name: str(root / f"{name}.jsonl") for name in ("forget", "retain", "relearn", "questions")}
   return dataclasses.replace(ReleaseAudit(
       **files, unlearned=str(root / "unlearned"), control=str(root / "control"), seeds=(0, 1), checkpoint_seconds=0,
-      attack=AttackSettings(learning_rate=1e-3, batch_size=4, keep_steps=(1, 3), runs_at_once=1),
+      attack=AttackSettings(learning_rates=(1e-3,), batch_size=4, keep_steps=(1, 3), runs_at_once=1),
       interview=InterviewSettings(max_new_tokens=3, batch_size=4)), **changes)
 
 
@@ -178,7 +180,7 @@ def test_an_audit_of_checkpoints_goes_on_without_a_run(tmp_path: pathlib.Path, m
   everyone = [(f"relearn-{i:02d}", name) for i, name in enumerate(("U-0", "N-0", "U-1", "N-1"))]
   spoil(monkeypatch, release_run, *everyone)
   for _ in range(2):
-    with pytest.raises(InputError, match="`attack.learning_rate` was 0.001 when U-0 ended .* and so did 3 other runs"):
+    with pytest.raises(InputError, match="`attack.learning_rates` was 0.001 when U-0 ended .* and so did 3 other runs"):
       audit_release(config, "here", tmp_path / "none")
 
 

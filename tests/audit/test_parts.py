@@ -86,11 +86,11 @@ def test_settings_that_cannot_work_are_named(field: str, value: Any) -> None:
 
 def test_the_default_is_fine_and_differences_are_listed() -> None:
   check(AuditConfig(), "names.py", allow_leakage=False)
-  ours, theirs = to_dict(AuditConfig()), to_dict(change(relearn__learning_rate=1.0, case__seeds=(4,)))
+  ours, theirs = to_dict(AuditConfig()), to_dict(change(relearn__learning_rates=(1.0,), case__seeds=(4,)))
   del theirs["method"]
   assert differences(ours, theirs) == [
       "case.seeds: [0, 1, 2] here, [4] there", "method: 'ga' here, '(absent)' there",
-      "relearn.learning_rate: 0.0001 here, 1.0 there"]
+      "relearn.learning_rates: [0.0001] here, [1.0] there"]
 
 
 def test_a_leaking_relearn_set_is_refused_unless_allowed(monkeypatch: pytest.MonkeyPatch) -> None:

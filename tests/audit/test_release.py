@@ -55,7 +55,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 def setting(folder: pathlib.Path, **changes: Any) -> ReleaseAudit:
   files = {name: str(folder / f"{name}.jsonl") for name in ("forget", "retain", "relearn", "questions")}
   models = {name: str(folder / name) for name in SEEDS}
-  attack = AttackSettings(learning_rate=1e-3, batch_size=4, keep_steps=(1, 3))
+  attack = AttackSettings(learning_rates=(1e-3,), batch_size=4, keep_steps=(1, 3))
   interview = InterviewSettings(max_new_tokens=4, batch_size=4, score_rows=3)
   return dataclasses.replace(ReleaseAudit(
       **files, **models, seeds=(0, 1), attack=attack, interview=interview, verdict=VerdictSettings(draws=200),
@@ -68,7 +68,7 @@ def run(folder: pathlib.Path, workdir: pathlib.Path, **changes: Any) -> Any:
 
 
 def attack(**changes: Any) -> AttackSettings:
-  return dataclasses.replace(AttackSettings(learning_rate=1e-3, batch_size=4, keep_steps=(1, 3)), **changes)
+  return dataclasses.replace(AttackSettings(learning_rates=(1e-3,), batch_size=4, keep_steps=(1, 3)), **changes)
 
 
 def test_the_command_from_files_to_a_report(folder: pathlib.Path, cache: pathlib.Path, tmp_path: pathlib.Path) -> None:
@@ -211,7 +211,7 @@ def test_groups_keep_arms_of_a_seed_together() -> None:
 @pytest.mark.parametrize(("changes", "problem"), [
     ({"unlearned": ""}, "`unlearned` is ''"), ({"relearn": ""}, "`relearn` is ''"), ({"seeds": (0, 0)}, "`seeds` is"),
     ({"attack": attack(keep_steps=(3, 1))}, "`attack.keep_steps` is"), ({"dtype": "half"}, "`dtype` is 'half'"),
-    ({"attack": attack(learning_rate=0.0)}, "`attack.learning_rate` is 0.0"),
+    ({"attack": attack(learning_rates=(0.0,))}, "`attack.learning_rates` is (0.0,)"),
     ({"attack": attack(adapter=AdapterSettings("none"))}, "`attack.adapter.kind` is 'none'"),
     ({"interview": InterviewSettings(batch_size=0)}, "`interview.batch_size` is 0"),
     ({"verdict": VerdictSettings(alpha=2.0)}, "`verdict.alpha` is 2.0")])
