@@ -17,6 +17,7 @@ from relearn_jax.models.checkpoint import Checked, load_params, weights_digest
 from relearn_jax.models.export import export
 from relearn_jax.models.lora import check_lora, export_peft, init_lora, merge_lora
 from relearn_jax.models.model import Model, Params
+from relearn_jax.models.precision import DTYPES, compute_dtype
 from relearn_jax.models.sources import open_checkpoint
 from relearn_jax.objectives.core import TokenRows
 from relearn_jax.objectives.losses import nll
@@ -25,7 +26,7 @@ from relearn_jax.training import checkpoints
 from relearn_jax.training.job import UnlearnJob, check_job
 from relearn_jax.training.log import TrainLog
 from relearn_jax.training.references import ReferenceCache, rows_digest
-from relearn_jax.training.settings import DTYPES, compute_dtype, make_model
+from relearn_jax.training.settings import make_model
 from relearn_jax.training.stage import OnKeep, Stage, run_stage
 from relearn_jax.training.step import NOTHING, Frozen
 from relearn_jax.training.unlearn_rows import read_rows
