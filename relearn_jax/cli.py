@@ -121,8 +121,8 @@ def _define_model(values: flags.FlagValues) -> None:
   flags.DEFINE_string("mesh", None, "Devices that share the model, such as fsdp:-1 or data:2,fsdp:2,tensor:2 (-1: all "
                       "that are left); one device by default.", flag_values=values)
   flags.DEFINE_integer("batch_size", 32, "Rows computed together.", flag_values=values)
-  flags.DEFINE_string("dtype", "auto", "Precision of products: auto (bfloat16 on accelerators, float32 on CPU), float32 "
-                      "or bfloat16.", flag_values=values)
+  flags.DEFINE_string("dtype", "auto", "Precision of products: auto (bfloat16 on accelerators, float32 on CPU), "
+                      "float32 or bfloat16.", flag_values=values)
   flags.DEFINE_bool("chat_template", False, "Render prompts by the checkpoint's chat template, as the user's turn.",
                     flag_values=values)
   flags.DEFINE_string("chat_name", "", "Which of the checkpoint's chat templates, where it has several.",

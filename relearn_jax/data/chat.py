@@ -1,4 +1,4 @@
-"""Prompts as a checkpoint's chat template renders them: which template, what it is told, and the date that it is told."""
+"""Prompts as a checkpoint's chat template renders them: which template, what it is told, and of which day."""
 
 import dataclasses
 import datetime
@@ -91,7 +91,8 @@ def open_chat(settings: ChatSettings, tokenizer: Any, folder: pathlib.Path, fiel
     prefix: stands before the settings' names in messages.
 
   Raises:
-    InputError: a setting is no such thing, there is no such template, it fails, or it leaves out the prompt or something else that it is told.
+    InputError: a setting is invalid, there is no such template, it fails, or it leaves out the prompt or something
+      else that it is told.
   """
   check_chat(settings, True, None, prefix)
   template = _choose(settings, tokenizer, folder, field, prefix)

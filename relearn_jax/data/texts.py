@@ -61,8 +61,8 @@ def _labels(tokenizer: Any, row: Row, ids: list[int], anchors: Mapping[str, str]
   return [*labels[:same], *ids[same:]]
 
 
-def encode_rows(tokenizer: Any, rows: Sequence[Row], file: pathlib.Path, max_positions: int, *, chat: Chat | None = None,
-                anchors: Mapping[str, str] | None = None) -> list[Encoded]:
+def encode_rows(tokenizer: Any, rows: Sequence[Row], file: pathlib.Path, max_positions: int, *,
+                chat: Chat | None = None, anchors: Mapping[str, str] | None = None) -> list[Encoded]:
   """As `encode_row`, of all rows of a file."""
   return [encode_row(tokenizer, row, file, max_positions, chat=chat, anchors=anchors) for row in rows]
 

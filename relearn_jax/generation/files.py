@@ -64,7 +64,7 @@ def generate_file(model_name: str, prompts: pathlib.Path, output: pathlib.Path, 
   rows = read_jsonl(prompts, FIELDS)
   checked, tokenizer = open_checkpoint(model_name)
   eos_ids = end_ids(checked)
-  told = chat and open_chat(chat, tokenizer, checked.path, "--chat_template", "--chat_")
+  told = None if chat is None else open_chat(chat, tokenizer, checked.path, "--chat_template", "--chat_")
   positions = checked.config.max_positions
   asked = [prompt_ids(tokenizer, row, prompts, positions, max_new_tokens, chat=told) for row in rows]
   sizes = None if mesh is None else check_mesh(mesh, checked.config)
@@ -79,8 +79,8 @@ def generate_file(model_name: str, prompts: pathlib.Path, output: pathlib.Path, 
   finished: dict[int, dict[str, Any]] = {}
   # A smaller file needs no larger batch, and every bucket has one shape.
   batches = bucketize(asked, batch_size=min(batch_size, len(rows)))
-  # Full precision where it is float32: by default accelerators multiply fp32 in fewer bits, and near-ties between tokens
-  # would fall differently than elsewhere.
+  # Where it is float32, in full precision: by default accelerators multiply fp32 in fewer bits, and near-ties between
+  # tokens would fall differently than elsewhere.
   with progress(len(rows), "generate", "row") as bar, jax.default_matmul_precision("highest"), use_mesh(on):
     for batch in batches:
       row_keys = keys[np.resize(batch.indices, len(batch.tokens))] if temperature else None

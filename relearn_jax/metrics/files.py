@@ -54,7 +54,7 @@ def score_file(model_name: str, data: pathlib.Path, output: pathlib.Path, *, bat
   check_dtype(dtype, None, "--dtype")
   rows = read_jsonl(data, FIELDS)
   checked, tokenizer = open_checkpoint(model_name)
-  told = chat and open_chat(chat, tokenizer, checked.path, "--chat_template", "--chat_")
+  told = None if chat is None else open_chat(chat, tokenizer, checked.path, "--chat_template", "--chat_")
   parts = [split_ids(tokenizer, row, data, checked.config.max_positions, chat=told) for row in rows]
   sizes = None if mesh is None else check_mesh(mesh, checked.config)
   check_output(data, output)
@@ -66,7 +66,8 @@ def score_file(model_name: str, data: pathlib.Path, output: pathlib.Path, *, bat
   params = load_params(checked, model, dtype=compute, mesh=on)
   scores: dict[int, list[float]] = {}
   batches = bucketize([ids for ids, _ in parts], batch_size=min(batch_size, len(rows)))
-  # Full precision where it is float32: by default accelerators multiply fp32 in fewer bits, which shows in the third decimal.
+  # Where it is float32, in full precision: by default accelerators multiply fp32 in fewer bits, which shows in the
+  # third decimal.
   with progress(len(rows), "score", "row") as bar, jax.default_matmul_precision("highest"), use_mesh(on):
     for batch in batches:
       logprobs = np.asarray(_score(params, batch.tokens, model=model))

@@ -5,7 +5,7 @@ import contextlib
 import dataclasses
 import hashlib
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -60,11 +60,10 @@ class Checked:
   def deciding_files(self) -> dict[str, pathlib.Path]:
     """Every file that decides what the model is and how it is asked, by its name in its folder."""
     base = {CONFIG: self.config_file} | {file.name: file for file in self.files.values()}
-    prefix = "base/" if len(self.folders) > 1 else ""
-    found = {prefix + name: file for name, file in base.items()} | companions(self.folders)
+    named = lambda folder, name: "base/" * self.folders.index(folder) + name
+    found = {named(self.folders[-1], name): file for name, file in base.items()} | companions(self.folders)
     for adapter in self.adapters:
-      where = "" if adapter.folder == self.path else f"base/{adapter.folder.name}/" if prefix else ""
-      found |= {where + file.name: file for file in (adapter.folder / ADAPTER, adapter.file)}
+      found |= {named(adapter.folder, file.name): file for file in (adapter.folder / ADAPTER, adapter.file)}
     return found
 
 
@@ -134,7 +133,13 @@ def weights_digest(checked: Checked) -> str:
 
 
 def load_params(checked: Checked, model: Model, *, dtype: Any = jnp.float32, mesh: Mesh | None = None) -> Params:
-  """Reads the weights straight into stacked `[layers, ...]` leaves, adapters merged into them.
+  """Reads the weights straight into stacked `[layers, ...]` leaves, adapters merged into them; see `read_leaves`."""
+  return unflatten(dict(read_leaves(checked, model, dtype=dtype, mesh=mesh)))
+
+
+def read_leaves(checked: Checked, model: Model, *, dtype: Any = jnp.float32, mesh: Mesh | None = None
+                ) -> Iterator[tuple[str, jax.Array]]:
+  """Path and value of every leaf of the parameters, one after the other.
 
   Each device's part is read by slice, once for all devices that hold the same, so that the host holds one
   such part at a time (and one tensor of it), whatever the model's size and however many its devices. A
@@ -187,7 +192,8 @@ def load_params(checked: Checked, model: Model, *, dtype: Any = jnp.float32, mes
         return out
     return _place(shape.shape, shardings.get(path, first), part, dtype)
 
-  return unflatten({path: leaf(path, shape) for path, shape in flatten(model.abstract()).items()})
+  for path, shape in flatten(model.abstract()).items():
+    yield path, leaf(path, shape)
 
 
 def _merge(stored: np.ndarray, adapters: Sequence[Adapter], files: Mapping[pathlib.Path, Any], name: str,
