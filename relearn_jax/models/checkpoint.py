@@ -120,7 +120,8 @@ def tensors_digest(checked: Checked) -> str:
     about = headers[path][stored]
     digest.update(f"{name} {about['shape']} {about['dtype']}".encode())
     with path.open("rb") as file:
-      begin, end = (8 + int.from_bytes(file.read(8), "little") + offset for offset in about["data_offsets"])
+      data = 8 + int.from_bytes(file.read(8), "little")
+      begin, end = (data + offset for offset in about["data_offsets"])
       file.seek(begin)
       for start in range(begin, end, CHUNK):
         digest.update(file.read(min(CHUNK, end - start)))

@@ -126,7 +126,8 @@ def test_bare_shards_follow_their_index(tmp_path: pathlib.Path) -> None:
     names = [name for name, home in index["weight_map"].items() if home == file]
     save_file(bare({name: weights()[name] for name in names}), folder / file)
   write_json(folder / INDEX, {"weight_map": {n.removeprefix("model."): f for n, f in index["weight_map"].items()}})
-  assert all(np.array_equal(leaf, leaves(write(tmp_path / "one"))[path]) for path, leaf in leaves(folder).items())
+  expected = leaves(write(tmp_path / "one"))
+  assert all(np.array_equal(leaf, expected[path]) for path, leaf in leaves(folder).items())
 
 
 # What is said of the angles, against transformers' own reading.
