@@ -36,7 +36,7 @@ def row_ids(tokenizer: Any, row: Row, file: pathlib.Path, *fields: str, chat: Ch
     chat: the first field is rendered by this template, which puts its special tokens itself.
 
   Raises:
-    InputError: the tokenizer fails; the row is named.
+    InputError: the tokenizer fails, or the embedding has no row for a token; the row is named.
   """
   text = "".join(row[field] for field in fields[1:])
   try:
@@ -44,6 +44,8 @@ def row_ids(tokenizer: Any, row: Row, file: pathlib.Path, *fields: str, chat: Ch
       whole = chat.render(tokenizer, row[fields[0]]) + text
       return list(tokenizer(whole, add_special_tokens=False, verbose=False)["input_ids"])
     return text_ids(tokenizer, row[fields[0]] + text)
+  except InputError as error:
+    raise InputError(error.problem, file=file, line=row.line, field=fields[-1], mend=error.mend) from None
   except Exception as error:  # a vocabulary without a token for what it does not know raises a plain Exception
     raise InputError(f"cannot be tokenized ({type(error).__name__}: {str(error)[:100]})", file=file, line=row.line,
                      field=fields[-1], mend="use text that the checkpoint's tokenizer knows") from None

@@ -26,12 +26,13 @@ class Bounded:
     """As the tokenizer's own, of one text.
 
     Raises:
-      ValueError: naming a token that is beyond the embedding.
+      InputError: naming a token that is beyond the embedding.
     """
     found = self._tokenizer(*args, **options)
     if beyond := [i for i in found["input_ids"] if i >= self._rows]:
       token = self._tokenizer.convert_ids_to_tokens(beyond[0])
-      raise ValueError(f"token {token!r} has id {beyond[0]}, and the embedding has {self._rows} rows")
+      raise InputError(f"has token {token!r} with id {beyond[0]}, and the embedding has {self._rows} rows",
+                       mend="leave it out, or give the tokenizer that belongs to this checkpoint")
     return found
 
 
