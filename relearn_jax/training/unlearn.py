@@ -180,9 +180,10 @@ def _export(job: UnlearnJob, workdir: pathlib.Path, checked: Checked, model: Mod
     if not (workdir / "adapter").exists():
       export_peft(one, model, lora, workdir / "adapter", base=job.model, base_fingerprint=tensors_digest(checked))
     # Merged into the base in fp32: the copy that was trained on may be in fewer bits than what it learned needs.
-    one = merge_lora(load_params(checked, model, mesh=mesh), one, lora.scale)
+    one = to_host(merge_lora(load_params(checked, model, mesh=mesh), one, lora.scale))
   if job.save_dtype != "float32":
-    print(rounding(one, read_leaves(checked, model, mesh=mesh), job.save_dtype))
+    before = ((path, to_host(leaf)) for path, leaf in read_leaves(checked, model, mesh=mesh))
+    print(rounding(one, before, job.save_dtype))
   export(one, model, workdir / "model", source=checked.path, dtype=DTYPES[job.save_dtype])
 
 
@@ -194,14 +195,14 @@ def rounding(trained: Params, before: Iterable[tuple[str, Any]], dtype: str) -> 
   `dtype`, it adds a distance of its own, and the share exceeds one.
 
   Args:
-    trained: W, of one run.
-    before: path and value of each leaf of W0.
+    trained: W, of one run, on the host.
+    before: path and value of each leaf of W0, too.
     dtype: name of the precision that is written.
   """
   moved = kept = 0.0
   after = flatten(trained)
   for path, leaf in before:
-    start, end = (to_host(array).astype(np.float32) for array in (leaf, after[path]))
+    start, end = (np.asarray(array, np.float32) for array in (leaf, after[path]))
     written = end.astype(DTYPES[dtype]).astype(np.float32)
     moved += float(np.sum(np.square(end - start), dtype=np.float64))
     kept += float(np.sum(np.square(written - start), dtype=np.float64))

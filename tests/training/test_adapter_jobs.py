@@ -60,7 +60,7 @@ def test_an_adapter_unlearns_and_what_it_leaves_is_read_back(folder: pathlib.Pat
 def test_an_audit_takes_adapters_and_names_their_files(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
   rows = {name: str(folder / "rows.jsonl") for name in ("forget", "retain", "relearn")}
   audit = Release(ReleaseAudit(unlearned=str(folder / "adapter"), original=str(folder / "base"), **rows,
-                               questions=str(folder / "questions.jsonl")), "here", tmp_path)
+                               questions=str(folder / "questions.jsonl"), seeds=(0,)), "here", tmp_path)
   digests = audit.digests()
   assert {"unlearned/adapter_model.safetensors", "unlearned/adapter_config.json", "unlearned/base/model.safetensors",
           "unlearned/base/config.json", "original/model.safetensors"} <= set(digests)
