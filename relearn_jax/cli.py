@@ -87,8 +87,25 @@ def _define_model(values: flags.FlagValues) -> None:
   flags.DEFINE_string("mesh", None, "Devices that share the model, such as fsdp:-1 or data:2,fsdp:2,tensor:2 (-1: all "
                       "that are left); one device by default.", flag_values=values)
   flags.DEFINE_integer("batch_size", 32, "Rows computed together.", flag_values=values)
+  flags.DEFINE_string("dtype", "auto", "Precision of products: auto (bfloat16 on accelerators, float32 on CPU), "
+                      "float32 or bfloat16.", flag_values=values)
   flags.DEFINE_bool("chat_template", False, "Render prompts by the checkpoint's chat template, as the user's turn.",
                     flag_values=values)
+  flags.DEFINE_string("chat_name", "", "Which of the checkpoint's chat templates, where it has several.",
+                      flag_values=values)
+  flags.DEFINE_string("chat_system", "", "Text of the system's turn before the user's.", flag_values=values)
+  flags.DEFINE_string("chat_date", "2024-07-26", "What a chat template that asks for today's date is told.",
+                      flag_values=values)
+  flags.DEFINE_string("chat_arguments", "", 'JSON object of what else the chat template reads, such as '
+                      '{"enable_thinking": false}.', flag_values=values)
+
+
+def _chat(values: flags.FlagValues) -> Any:
+  """What the chat template is told; None where none is asked for."""
+  from relearn_jax.data.chat import ChatSettings, check_chat
+  settings = ChatSettings(values.chat_name, values.chat_system, values.chat_date, values.chat_arguments)
+  check_chat(settings, values.chat_template, None, "--chat_")
+  return settings if values.chat_template else None
 
 
 def _define_generate(values: flags.FlagValues) -> None:
@@ -111,7 +128,7 @@ def _generate(values: flags.FlagValues) -> str:
   number = generate_file(
       values.model, pathlib.Path(values.prompts), pathlib.Path(values.output), max_new_tokens=values.max_new_tokens,
       batch_size=values.batch_size, temperature=values.temperature, seed=values.seed, stop=values.stop,
-      mesh=values.mesh, chat=values.chat_template)
+      mesh=values.mesh, chat=_chat(values), dtype=values.dtype)
   return f"{number} completions: {values.output}"
 
 
@@ -128,7 +145,7 @@ def _score(values: flags.FlagValues) -> str:
   from relearn_jax.parallel.start import start
   start()
   number = score_file(values.model, pathlib.Path(values.data), pathlib.Path(values.output),
-                      batch_size=values.batch_size, mesh=values.mesh, chat=values.chat_template)
+                      batch_size=values.batch_size, mesh=values.mesh, chat=_chat(values), dtype=values.dtype)
   return f"{number} answers scored: {values.output}"
 
 

@@ -4,8 +4,10 @@ import dataclasses
 
 from relearn_jax.audit.config import check_rates, check_verdict
 from relearn_jax.audit.thresholds import VerdictSettings
+from relearn_jax.data.chat import ChatSettings, check_chat
 from relearn_jax.errors import checker
-from relearn_jax.training.settings import DTYPES, TrainSettings, check_train
+from relearn_jax.models.precision import check_dtype
+from relearn_jax.training.settings import TrainSettings, check_train
 
 
 @dataclasses.dataclass
@@ -60,6 +62,7 @@ class ReleaseAudit:
       on each other; a hit is a keyword in the completion.
     seeds: attacks with orders of rows (and adapters) of their own.
     chat_template: prompts are rendered by the checkpoint's chat template, as the user's turn.
+    chat: which template, and what it is told.
     dtype: precision of products: auto (bfloat16 on accelerators), float32 or bfloat16.
     checkpoint_seconds: an audit that is killed loses at most about so much work.
   """
@@ -75,6 +78,7 @@ class ReleaseAudit:
   questions: str = ""
   seeds: tuple[int, ...] = (0, 1, 2)
   chat_template: bool = False
+  chat: ChatSettings = dataclasses.field(default_factory=ChatSettings)
   dtype: str = "auto"
   attack: AttackSettings = dataclasses.field(default_factory=AttackSettings)
   interview: InterviewSettings = dataclasses.field(default_factory=InterviewSettings)
@@ -102,6 +106,7 @@ def check_release(config: ReleaseAudit, where: str) -> None:
        seeds, "expected distinct integers from 0 to 2147483647")
   check_train(config.attack, where, "attack.")
   check_rates(config.attack.learning_rates, need, "attack.learning_rates")
+  check_chat(config.chat, config.chat_template, where)
   need(bool(steps) and list(steps) == sorted(set(steps)) and all(type(s) is int and s > 0 for s in steps),
        "attack.keep_steps", steps, "expected ascending steps above 0 (step 0 is always kept)")
   for section in ("attack", "interview"):
@@ -112,6 +117,6 @@ def check_release(config: ReleaseAudit, where: str) -> None:
     need(value >= 1, f"interview.{field}", value, "expected at least 1")
   need(config.interview.score_rows >= 0, "interview.score_rows", config.interview.score_rows,
        "expected 0 (all) or a number of rows")
-  need(config.dtype in ("auto", *DTYPES), "dtype", config.dtype, f"expected auto, {' or '.join(DTYPES)}")
+  check_dtype(config.dtype, where)
   need(config.checkpoint_seconds >= 0, "checkpoint_seconds", config.checkpoint_seconds, "expected seconds, at least 0")
   check_verdict(config.verdict, where)

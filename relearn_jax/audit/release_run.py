@@ -18,22 +18,23 @@ from jax.sharding import Mesh
 from relearn_jax.audit.evaluate import Interviewer, Scores, finite_by_name, load_scores, once
 from relearn_jax.audit.release import ReleaseAudit
 from relearn_jax.cases.files import read_case
+from relearn_jax.data.chat import open_chat
 from relearn_jax.data.order import small_batches
 from relearn_jax.data.texts import encode_rows, stack_rows
-from relearn_jax.data.tokens import check_chat_template, prompt_ids, split_ids
+from relearn_jax.data.tokens import prompt_ids, split_ids
 from relearn_jax.errors import InputError
 from relearn_jax.generation.prompts import end_ids
 from relearn_jax.models.checkpoint import Checked, load_params
-from relearn_jax.models.export import GENERATION, TOKENIZER_FILES
 from relearn_jax.models.lora import check_lora, init_lora
 from relearn_jax.models.model import Model, Params
+from relearn_jax.models.precision import compute_dtype
 from relearn_jax.models.sources import open_checkpoint
 from relearn_jax.objectives.core import TokenRows
 from relearn_jax.objectives.losses import nll
 from relearn_jax.parallel.mesh import stack_trees
 from relearn_jax.training.ended import AllEnded, Ended, Ledger
 from relearn_jax.training.log import TrainLog
-from relearn_jax.training.settings import compute_dtype, make_model
+from relearn_jax.training.settings import make_model
 from relearn_jax.training.stage import Stage, run_stage
 from relearn_jax.training.step import NOTHING, Frozen
 
@@ -89,9 +90,8 @@ class Release:
         self.tokenizer = tokenizer
       else:
         self._compare(arm, tokenizer)
-    checked, chat = self.checked["U"], config.chat_template
-    if chat:
-      check_chat_template(self.tokenizer, checked.path, "chat_template")
+    checked = self.checked["U"]
+    chat = open_chat(config.chat, self.tokenizer, checked.path, "chat_template") if config.chat_template else None
     if lora := config.attack.adapter.lora():
       check_lora(Model(checked.config), lora, where, "attack.adapter")
     limit = min(found.config.max_positions for found in self.checked.values())
@@ -115,7 +115,7 @@ class Release:
     ours, theirs = (vars(self.checked[which].config) for which in ("U", arm))
     if fields := [key for key in ours if ours[key] != theirs[key] and key not in MAY_DIFFER]:
       raise InputError(f"has {fields[0]} {theirs[fields[0]]!r}, and the unlearned model {ours[fields[0]]!r}",
-                       file=self.checked[arm].path / "config.json", field=FIELDS[arm],
+                       file=self.checked[arm].config_file, field=FIELDS[arm],
                        mend="give models that differ in their weights alone")
     if tokenizer.get_vocab() != self.tokenizer.get_vocab():
       raise InputError("has another vocabulary than the unlearned model", file=self.checked[arm].path,
@@ -132,9 +132,8 @@ class Release:
     """SHA-256 of every file that decides the result, by name: the four of the case, and each model's."""
     found = {field: _digest(path) for field, path in self.files.items()}
     for arm, checked in self.checked.items():
-      others = (checked.path / name for name in ("config.json", GENERATION, *TOKENIZER_FILES))
-      for file in sorted({*checked.files.values(), *(file for file in others if file.exists())}):
-        found[f"{FIELDS[arm]}/{file.name}"] = _digest(file)
+      for name, file in sorted(checked.deciding_files().items()):
+        found[f"{FIELDS[arm]}/{name}"] = _digest(file)
     return found
 
   def interviewer(self, model: Model, mesh: Mesh, num_runs: int) -> Interviewer:

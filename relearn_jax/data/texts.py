@@ -6,17 +6,18 @@ from typing import Any
 
 import numpy as np
 
+from relearn_jax.data.chat import Chat
 from relearn_jax.data.jsonl import Row
 from relearn_jax.data.relabel import relabel
 from relearn_jax.data.rows import Encoded, host_rows, pad_tokens
-from relearn_jax.data.tokens import render_chat, row_ids, split_ids
+from relearn_jax.data.tokens import row_ids, split_ids
 from relearn_jax.errors import InputError
 from relearn_jax.objectives.core import TokenRows
 
 PICK_BELOW = 0.75  # share of a row's tokens that count, up to which picking them costs less than looking at all
 
 
-def encode_row(tokenizer: Any, row: Row, file: pathlib.Path, max_positions: int, *, chat: bool = False,
+def encode_row(tokenizer: Any, row: Row, file: pathlib.Path, max_positions: int, *, chat: Chat | None = None,
                anchors: Mapping[str, str] | None = None) -> Encoded:
   """Token ids of a training row, ended by the tokenizer's EOS.
 
@@ -29,7 +30,7 @@ def encode_row(tokenizer: Any, row: Row, file: pathlib.Path, max_positions: int,
     row: from `cases.files.read_texts`.
     file: for messages.
     max_positions: of the model.
-    chat: prompts are rendered by the checkpoint's chat template; texts are left as they are.
+    chat: prompts are rendered by this template; texts are left as they are.
     anchors: terms to be replaced in the labels; see `relabel`.
 
   Raises:
@@ -49,18 +50,19 @@ def encode_row(tokenizer: Any, row: Row, file: pathlib.Path, max_positions: int,
   return Encoded(ids, start, None if anchors is None else _labels(tokenizer, row, ids, anchors, chat))
 
 
-def _labels(tokenizer: Any, row: Row, ids: list[int], anchors: Mapping[str, str], chat: bool) -> list[int]:
+def _labels(tokenizer: Any, row: Row, ids: list[int], anchors: Mapping[str, str], chat: Chat | None
+            ) -> list[int]:
   """A label for each of a row's tokens; what a template puts around the text, and the EOS, stay as they are."""
-  rendered = chat and "prompt" in row
-  front = render_chat(tokenizer, row["prompt"]) if rendered else row.get("prompt", "")
+  rendered = chat is not None and "prompt" in row
+  front = chat.render(tokenizer, row["prompt"]) if chat and rendered else row.get("prompt", "")
   text = row["text"] if "text" in row else front + row["answer"]
   words, labels = relabel(tokenizer, text, anchors, **({"add_special_tokens": False} if rendered else {}))
   same = next((i for i, (a, b) in enumerate(zip(words, ids, strict=False)) if a != b), min(len(words), len(ids)))
   return [*labels[:same], *ids[same:]]
 
 
-def encode_rows(tokenizer: Any, rows: Sequence[Row], file: pathlib.Path, max_positions: int, *, chat: bool = False,
-                anchors: Mapping[str, str] | None = None) -> list[Encoded]:
+def encode_rows(tokenizer: Any, rows: Sequence[Row], file: pathlib.Path, max_positions: int, *,
+                chat: Chat | None = None, anchors: Mapping[str, str] | None = None) -> list[Encoded]:
   """As `encode_row`, of all rows of a file."""
   return [encode_row(tokenizer, row, file, max_positions, chat=chat, anchors=anchors) for row in rows]
 

@@ -4,25 +4,9 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+from relearn_jax.data.chat import Chat
 from relearn_jax.data.jsonl import Row
 from relearn_jax.errors import InputError
-
-
-def check_chat_template(tokenizer: Any, folder: pathlib.Path, field: str) -> None:
-  """`InputError` unless the checkpoint's tokenizer has a chat template."""
-  if not getattr(tokenizer, "chat_template", None):
-    raise InputError("asks for the checkpoint's chat template, which it does not have",
-                     file=folder / "tokenizer_config.json", field=field,
-                     mend="leave it out, and write prompts in the form that the model was trained on")
-
-
-def render_chat(tokenizer: Any, prompt: str) -> str:
-  """A prompt as the user's turn of a chat, up to where the model's own turn begins.
-
-  The template is the checkpoint's; transformers renders it in a sandbox.
-  """
-  turn = [{"role": "user", "content": prompt}]
-  return str(tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True))
 
 
 def text_ids(tokenizer: Any, text: str) -> list[int]:
@@ -41,7 +25,7 @@ def text_ids(tokenizer: Any, text: str) -> list[int]:
   return ids[:-1] if by_template else ids
 
 
-def row_ids(tokenizer: Any, row: Row, file: pathlib.Path, *fields: str, chat: bool = False) -> list[int]:
+def row_ids(tokenizer: Any, row: Row, file: pathlib.Path, *fields: str, chat: Chat | None = None) -> list[int]:
   """Ids of one or two fields of a row, joined as they are.
 
   Args:
@@ -49,24 +33,26 @@ def row_ids(tokenizer: Any, row: Row, file: pathlib.Path, *fields: str, chat: bo
     row: of the file.
     file: for messages.
     *fields: "prompt", and what follows it.
-    chat: the first field is rendered by `render_chat`, which puts its special tokens itself.
+    chat: the first field is rendered by this template, which puts its special tokens itself.
 
   Raises:
-    InputError: the tokenizer fails; the row is named.
+    InputError: the tokenizer fails, or the embedding has no row for a token; the row is named.
   """
   text = "".join(row[field] for field in fields[1:])
   try:
     if chat:
-      whole = render_chat(tokenizer, row[fields[0]]) + text
+      whole = chat.render(tokenizer, row[fields[0]]) + text
       return list(tokenizer(whole, add_special_tokens=False, verbose=False)["input_ids"])
     return text_ids(tokenizer, row[fields[0]] + text)
+  except InputError as error:
+    raise InputError(error.problem, file=file, line=row.line, field=fields[-1], mend=error.mend) from None
   except Exception as error:  # a vocabulary without a token for what it does not know raises a plain Exception
     raise InputError(f"cannot be tokenized ({type(error).__name__}: {str(error)[:100]})", file=file, line=row.line,
                      field=fields[-1], mend="use text that the checkpoint's tokenizer knows") from None
 
 
 def prompt_ids(tokenizer: Any, row: Row, file: pathlib.Path, max_positions: int, max_new_tokens: int, *,
-               chat: bool = False, field: str = "--max_new_tokens") -> list[int]:
+               chat: Chat | None = None, field: str = "--max_new_tokens") -> list[int]:
   """Ids of a row's prompt; `field` is where messages say that new tokens are set.
 
   Raises:
@@ -83,7 +69,7 @@ def prompt_ids(tokenizer: Any, row: Row, file: pathlib.Path, max_positions: int,
   return ids
 
 
-def split_ids(tokenizer: Any, row: Row, file: pathlib.Path, max_positions: int, *, chat: bool = False
+def split_ids(tokenizer: Any, row: Row, file: pathlib.Path, max_positions: int, *, chat: Chat | None = None
               ) -> tuple[list[int], int]:
   """Ids of prompt and answer, and where the answer's begin.
 

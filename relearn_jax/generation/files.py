@@ -12,13 +12,15 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from relearn_jax.data.batches import bucketize
+from relearn_jax.data.chat import ChatSettings, open_chat
 from relearn_jax.data.jsonl import check_writable, read_jsonl, write_jsonl
-from relearn_jax.data.tokens import check_chat_template, completion_text, prompt_ids
+from relearn_jax.data.tokens import completion_text, prompt_ids
 from relearn_jax.errors import InputError
 from relearn_jax.generation.decode import Generated, decode, prefill
 from relearn_jax.generation.prompts import check_batch_size, check_output, end_ids
 from relearn_jax.models.checkpoint import load_params
 from relearn_jax.models.model import Model, Params
+from relearn_jax.models.precision import check_dtype, compute_dtype
 from relearn_jax.models.sources import open_checkpoint
 from relearn_jax.parallel.mesh import check_mesh, make_mesh, use_mesh
 from relearn_jax.progress import progress
@@ -28,7 +30,7 @@ FIELDS = {"id": str, "prompt": str}
 
 def generate_file(model_name: str, prompts: pathlib.Path, output: pathlib.Path, *, max_new_tokens: int,
                   batch_size: int = 32, temperature: float = 0.0, seed: int = 0, stop: Sequence[str] = (),
-                  mesh: str | None = None, chat: bool = False) -> int:
+                  mesh: str | None = None, chat: ChatSettings | None = None, dtype: str = "auto") -> int:
   """Completes the prompts of a JSON lines file.
 
   A row's completion depends on its prompt, and if sampled on its place in the file and the seed, but on
@@ -42,7 +44,8 @@ def generate_file(model_name: str, prompts: pathlib.Path, output: pathlib.Path, 
       an EOS that ended them included; `finish_reason` is "stop" (an EOS or a stop string) or "length".
     max_new_tokens: new tokens at most, whatever the prompt's length.
     mesh: such as "fsdp:4,tensor:2", over which the model is spread; None: one device.
-    chat: prompts are rendered by the checkpoint's chat template, each as the user's turn.
+    chat: prompts are rendered by the checkpoint's chat template, each as the user's turn, told this.
+    dtype: precision of products: auto (bfloat16 on accelerators), float32 or bfloat16.
     batch_size: rows computed together.
     temperature: 0 is greedy.
     seed: decides what is sampled.
@@ -57,26 +60,27 @@ def generate_file(model_name: str, prompts: pathlib.Path, output: pathlib.Path, 
       of it but weights that give no finite numbers is found before a device is used.
   """
   _check_arguments(max_new_tokens, batch_size, temperature, seed, stop)
+  check_dtype(dtype, None, "--dtype")
   rows = read_jsonl(prompts, FIELDS)
   checked, tokenizer = open_checkpoint(model_name)
   eos_ids = end_ids(checked)
-  if chat:
-    check_chat_template(tokenizer, checked.path, "--chat_template")
+  told = None if chat is None else open_chat(chat, tokenizer, checked.path, "--chat_template", "--chat_")
   positions = checked.config.max_positions
-  asked = [prompt_ids(tokenizer, row, prompts, positions, max_new_tokens, chat=chat) for row in rows]
+  asked = [prompt_ids(tokenizer, row, prompts, positions, max_new_tokens, chat=told) for row in rows]
   sizes = None if mesh is None else check_mesh(mesh, checked.config)
   check_output(prompts, output)
   check_writable(output)
 
-  model = Model(checked.config)
+  compute = compute_dtype(dtype, None, "--dtype")
+  model = Model(checked.config, dtype=compute)
   on = None if sizes is None else make_mesh(sizes, config=checked.config)
-  params = load_params(checked, model, mesh=on)
+  params = load_params(checked, model, dtype=compute, mesh=on)
   keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(len(rows)))
   finished: dict[int, dict[str, Any]] = {}
   # A smaller file needs no larger batch, and every bucket has one shape.
   batches = bucketize(asked, batch_size=min(batch_size, len(rows)))
-  # Full precision: by default accelerators multiply fp32 in fewer bits, and near-ties between tokens
-  # would fall differently than elsewhere.
+  # Where it is float32, in full precision: by default accelerators multiply fp32 in fewer bits, and near-ties between
+  # tokens would fall differently than elsewhere.
   with progress(len(rows), "generate", "row") as bar, jax.default_matmul_precision("highest"), use_mesh(on):
     for batch in batches:
       row_keys = keys[np.resize(batch.indices, len(batch.tokens))] if temperature else None

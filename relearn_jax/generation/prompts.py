@@ -4,7 +4,7 @@ import pathlib
 
 from relearn_jax.errors import InputError
 from relearn_jax.models.checkpoint import Checked
-from relearn_jax.models.export import GENERATION
+from relearn_jax.models.folders import GENERATION
 from relearn_jax.models.safetensor_files import read_json
 
 
@@ -28,7 +28,7 @@ def end_ids(checked: Checked) -> tuple[int, ...]:
   Raises:
     InputError: generation_config.json is no JSON object, or states something else than ids.
   """
-  file = checked.path / GENERATION
+  file = checked.folders[-1] / GENERATION
   if not file.exists():
     return checked.config.eos_ids
   value = read_json(file, "copy the checkpoint's generation config again").get("eos_token_id")

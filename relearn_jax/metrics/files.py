@@ -9,13 +9,15 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from relearn_jax.data.batches import bucketize
+from relearn_jax.data.chat import ChatSettings, open_chat
 from relearn_jax.data.jsonl import check_writable, read_jsonl, write_jsonl
-from relearn_jax.data.tokens import check_chat_template, split_ids
+from relearn_jax.data.tokens import split_ids
 from relearn_jax.errors import InputError
 from relearn_jax.generation.prompts import check_batch_size, check_output
 from relearn_jax.metrics.likelihood import token_logprobs
 from relearn_jax.models.checkpoint import load_params
 from relearn_jax.models.model import Model, Params
+from relearn_jax.models.precision import check_dtype, compute_dtype
 from relearn_jax.models.sources import open_checkpoint
 from relearn_jax.parallel.mesh import check_mesh, make_mesh, use_mesh
 from relearn_jax.progress import progress
@@ -24,7 +26,7 @@ FIELDS = {"id": str, "prompt": str, "answer": str}
 
 
 def score_file(model_name: str, data: pathlib.Path, output: pathlib.Path, *, batch_size: int = 32,
-               mesh: str | None = None, chat: bool = False) -> int:
+               mesh: str | None = None, chat: ChatSettings | None = None, dtype: str = "auto") -> int:
   """Scores the answers of a JSON lines file under a checkpoint, by natural logarithms in fp32.
 
   Which tokens are the answer's: prompt and answer are joined as they are and tokenized as one text, and
@@ -37,7 +39,8 @@ def score_file(model_name: str, data: pathlib.Path, output: pathlib.Path, *, bat
     data: rows `{"id", "prompt", "answer"}`.
     output: rows `{"id", "logprob_sum", "num_tokens", "token_logprobs"}` in the same order.
     mesh: such as "fsdp:4,tensor:2", over which the model is spread; None: one device.
-    chat: prompts are rendered by the checkpoint's chat template.
+    chat: prompts are rendered by the checkpoint's chat template, told this.
+    dtype: precision of products: auto (bfloat16 on accelerators), float32 or bfloat16.
     batch_size: rows computed together; no row's numbers depend on the others.
 
   Returns:
@@ -48,21 +51,23 @@ def score_file(model_name: str, data: pathlib.Path, output: pathlib.Path, *, bat
       it but weights that give no finite numbers is found before a device is used.
   """
   check_batch_size(batch_size)
+  check_dtype(dtype, None, "--dtype")
   rows = read_jsonl(data, FIELDS)
   checked, tokenizer = open_checkpoint(model_name)
-  if chat:
-    check_chat_template(tokenizer, checked.path, "--chat_template")
-  parts = [split_ids(tokenizer, row, data, checked.config.max_positions, chat=chat) for row in rows]
+  told = None if chat is None else open_chat(chat, tokenizer, checked.path, "--chat_template", "--chat_")
+  parts = [split_ids(tokenizer, row, data, checked.config.max_positions, chat=told) for row in rows]
   sizes = None if mesh is None else check_mesh(mesh, checked.config)
   check_output(data, output)
   check_writable(output)
 
-  model = Model(checked.config)
+  compute = compute_dtype(dtype, None, "--dtype")
+  model = Model(checked.config, dtype=compute)
   on = None if sizes is None else make_mesh(sizes, config=checked.config)
-  params = load_params(checked, model, mesh=on)
+  params = load_params(checked, model, dtype=compute, mesh=on)
   scores: dict[int, list[float]] = {}
   batches = bucketize([ids for ids, _ in parts], batch_size=min(batch_size, len(rows)))
-  # Full precision: by default accelerators multiply fp32 in fewer bits, which shows in the third decimal.
+  # Where it is float32, in full precision: by default accelerators multiply fp32 in fewer bits, which shows in the
+  # third decimal.
   with progress(len(rows), "score", "row") as bar, jax.default_matmul_precision("highest"), use_mesh(on):
     for batch in batches:
       logprobs = np.asarray(_score(params, batch.tokens, model=model))

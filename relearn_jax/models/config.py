@@ -85,21 +85,30 @@ class Reader:
     return tuple(ids)
 
 
-def read_rope(read: Reader, *, partial: float = 1.0, scaled: bool = False
+def read_rope(read: Reader, max_positions: int, *, partial: float = 1.0, scaled: bool = False
               ) -> tuple[float, RopeScaling | None, float]:
   """Base of the angles, their scaling, and the share of a head that is turned.
 
   Args:
     read: the configuration.
+    max_positions: of the model; what its angles were scaled from, where the file does not state that.
     partial: the share where the file states none.
     scaled: whether the architecture may scale its angles (by Llama 3's form).
+
+  Raises:
+    InputError: a form of rotary embedding that is not computed here, or constants that are none.
   """
-  # transformers 5 writes one `rope_parameters`; older checkpoints have `rope_theta` beside a
-  # `rope_scaling` that is null for the plain form.
-  field = "rope_parameters" if read.values.get("rope_parameters") else "rope_scaling"
+  # Where a constant is stated twice, transformers 5 decides: a `rope_scaling` that is not empty takes the place of
+  # `rope_parameters`, and what the one that is read states goes before `rope_theta` and `partial_rotary_factor`
+  # beside it. (transformers 4 knows `rope_theta` and `rope_scaling` alone.)
+  old = read.values.get("rope_scaling") or not read.values.get("rope_parameters")
+  field = "rope_scaling" if old else "rope_parameters"
   rope = read.values.get(field) or {}
   if not isinstance(rope, dict):
     raise read.fail(field, f"is {rope!r}", "expected an object or null")
+  if nested := [key for key, value in rope.items() if isinstance(value, dict)]:
+    raise read.fail(f"{field}.{nested[0]}", "states angles of its own for a kind of layer, which is not supported",
+                    "use a checkpoint whose layers are all alike")
   inner = Reader(rope, read.path, f"{field}.")
   theta = inner.get("rope_theta", float, read.get("rope_theta", float, 10000.0))
   share = inner.get("partial_rotary_factor", float, read.get("partial_rotary_factor", float, partial))
@@ -117,7 +126,7 @@ def read_rope(read: Reader, *, partial: float = 1.0, scaled: bool = False
     raise inner.fail("low_freq_factor", f"is {low}", f"expected less than high_freq_factor={high}")
   return theta, RopeScaling(
       factor=inner.get("factor", float), low_freq_factor=low, high_freq_factor=high,
-      original_max_positions=inner.get("original_max_position_embeddings", int)), share
+      original_max_positions=inner.get("original_max_position_embeddings", int, max_positions)), share
 
 
 def read_decoder(read: Reader, architecture: str, *, fixed: dict[str, Any], norm_eps: tuple[str, float],
@@ -149,7 +158,8 @@ def read_decoder(read: Reader, architecture: str, *, fixed: dict[str, Any], norm
   if read.values.get("head_dim") is None and hidden % heads:
     raise read.fail("hidden_size", f"is {hidden}", f"expected a multiple of num_attention_heads={heads}, or a head_dim")
   head_dim = read.get("head_dim", int, hidden // heads)
-  theta, scaling, share = read_rope(read, partial=partial_rotary, scaled=scaled_rope)
+  positions = read.get("max_position_embeddings", int, max_positions)
+  theta, scaling, share = read_rope(read, positions, partial=partial_rotary, scaled=scaled_rope)
   rotary = int(head_dim * share)
   if rotary % 2 or not rotary:
     raise read.fail("head_dim", f"is {head_dim}", "expected an even number (rotary embedding turns pairs)")
@@ -162,7 +172,7 @@ def read_decoder(read: Reader, architecture: str, *, fixed: dict[str, Any], norm
       num_heads=heads,
       num_kv_heads=kv_heads,
       head_dim=head_dim,
-      max_positions=read.get("max_position_embeddings", int, max_positions),
+      max_positions=positions,
       norm_eps=read.get(norm_eps[0], float, norm_eps[1]),
       rope_theta=theta,
       rope_scaling=scaling,
@@ -174,13 +184,14 @@ def read_decoder(read: Reader, architecture: str, *, fixed: dict[str, Any], norm
 
 def write_decoder(config: ModelConfig, model_type: str, class_name: str, norm_eps: str) -> dict[str, Any]:
   """The fields that all architectures state alike, as transformers writes them."""
-  rope: dict[str, Any] = {"rope_type": "default", "rope_theta": config.rope_theta}
-  if config.rotary_dim is not None:
-    rope["partial_rotary_factor"] = config.rotary_dim / config.head_dim
+  share = {} if config.rotary_dim is None else {"partial_rotary_factor": config.rotary_dim / config.head_dim}
+  scaled: dict[str, Any] | None = None
   if (scaling := config.rope_scaling) is not None:
-    rope |= {"rope_type": "llama3", "factor": scaling.factor, "low_freq_factor": scaling.low_freq_factor,
-             "high_freq_factor": scaling.high_freq_factor,
-             "original_max_position_embeddings": scaling.original_max_positions}
+    scaled = {"rope_type": "llama3", "factor": scaling.factor, "low_freq_factor": scaling.low_freq_factor,
+              "high_freq_factor": scaling.high_freq_factor,
+              "original_max_position_embeddings": scaling.original_max_positions}
+  # transformers 5 reads `rope_parameters`; transformers 4, and what was made for it, `rope_theta` and `rope_scaling`.
+  rope = {"rope_type": "default", "rope_theta": config.rope_theta} | (scaled or {}) | share
   eos = list(config.eos_ids) if len(config.eos_ids) > 1 else (config.eos_ids or (None,))[0]
   return {
       "architectures": [class_name], "model_type": model_type, "vocab_size": config.vocab_size,
@@ -188,4 +199,5 @@ def write_decoder(config: ModelConfig, model_type: str, class_name: str, norm_ep
       "num_hidden_layers": config.num_layers, "num_attention_heads": config.num_heads,
       "num_key_value_heads": config.num_kv_heads, "head_dim": config.head_dim,
       "max_position_embeddings": config.max_positions, norm_eps: config.norm_eps, "rope_parameters": rope,
+      "rope_theta": config.rope_theta, "rope_scaling": scaled, **share,
       "tie_word_embeddings": config.tie_embeddings, "bos_token_id": config.bos_id, "eos_token_id": eos}

@@ -17,13 +17,11 @@ from safetensors.numpy import save_file
 from relearn_jax.errors import InputError
 from relearn_jax.models.architectures import ARCHITECTURES
 from relearn_jax.models.config import ModelConfig
+from relearn_jax.models.folders import GENERATION, chain, companions
 from relearn_jax.models.model import Model, Params, flatten
 from relearn_jax.models.safetensor_files import INDEX, SINGLE
 
 SHARD_BYTES = 5 * 1024**3
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json",
-                   "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja")
-GENERATION = "generation_config.json"
 
 
 def to_hf_config(config: ModelConfig) -> dict[str, Any]:
@@ -85,7 +83,7 @@ def export(params: Params, model: Model, destination: pathlib.Path, *, source: p
     params: parameters of one run.
     model: its architecture.
     destination: a folder that does not exist yet, or is empty.
-    source: a Hugging Face folder whose generation config and tokenizer files are copied.
+    source: a folder of a checkpoint or an adapter, whose generation config and tokenizer files are copied.
     tokenizer: a tokenizer to save instead of the source's.
     dtype: of the tensors in the file; by default each keeps its own, and config.json states the
       one that most parameters have.
@@ -100,9 +98,10 @@ def export(params: Params, model: Model, destination: pathlib.Path, *, source: p
     if tokenizer is not None:
       tokenizer.save_pretrained(temporary)
     if source is not None:
-      for name in (GENERATION, *(TOKENIZER_FILES if tokenizer is None else ())):
-        if (source / name).exists():
-          shutil.copyfile(source / name, temporary / name)
+      for name, file in companions(chain(source)).items():
+        if tokenizer is None or name == GENERATION:
+          (temporary / name).parent.mkdir(exist_ok=True)
+          shutil.copyfile(file, temporary / name)
 
 
 def _save_weights(params: Params, model: Model, folder: pathlib.Path, dtype: Any) -> str:

@@ -19,13 +19,13 @@ from jaxtyping import Array
 from safetensors.numpy import save_file
 
 from relearn_jax.errors import InputError
+from relearn_jax.models.adapters import WEIGHTS, check_adapter, linear_layers, peft_names
 from relearn_jax.models.export import check_finite, new_folder
+from relearn_jax.models.folders import ADAPTER
 from relearn_jax.models.model import Model, Params, flatten, unflatten
-from relearn_jax.models.safetensor_files import read_header, read_json, read_tensors
+from relearn_jax.models.safetensor_files import read_tensors
 
 ALL = "all-linear"
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-PREFIX = "base_model.model."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,13 +47,6 @@ class LoraConfig:
   def scale(self) -> float:
     """What `Model.lora_scale` must be."""
     return self.alpha / self.rank
-
-
-def linear_layers(model: Model) -> dict[str, str]:
-  """Path of every linear layer of the stacked layers -> the last part of its Hugging Face name."""
-  shapes = flatten(model.abstract())
-  return {path.removesuffix("/weight"): model.names[path].split(".")[-2] for path, shape in shapes.items()
-          if path.startswith("layers/") and path.endswith("/weight") and shape.ndim == 3}
 
 
 def check_lora(model: Model, config: LoraConfig, where: Any, field: str = "lora") -> list[str]:
@@ -108,11 +101,6 @@ def merge_lora(params: Params, adapter: Params, scale: float) -> Params:
   return unflatten(leaves)
 
 
-def _peft_names(model: Model) -> dict[str, str]:
-  """Path of a linear layer -> its name in a PEFT file, `{i}` for the layer."""
-  return {path: PREFIX + model.names[f"{path}/weight"].removesuffix(".weight") for path in linear_layers(model)}
-
-
 def export_peft(adapter: Params, model: Model, config: LoraConfig, destination: pathlib.Path, *, base: str,
                 base_fingerprint: str | None = None) -> None:
   """Writes an adapter as a folder that `peft` loads; it appears complete or not at all.
@@ -128,7 +116,7 @@ def export_peft(adapter: Params, model: Model, config: LoraConfig, destination: 
   Raises:
     InputError: the destination holds something, or cannot be written; or a weight is not finite.
   """
-  names, leaves = _peft_names(model), flatten(adapter)
+  names, leaves = peft_names(model), flatten(adapter)
   tensors: dict[str, np.ndarray] = {}
   for path, leaf in leaves.items():
     layer, _, part = path.rpartition("/")
@@ -145,7 +133,7 @@ def export_peft(adapter: Params, model: Model, config: LoraConfig, destination: 
       "use_rslora": False, "use_dora": False}
   metadata = {"format": "pt"} | ({"base_fingerprint": base_fingerprint} if base_fingerprint else {})
   with new_folder(destination) as temporary:
-    (temporary / CONFIG).write_text(json.dumps(about, indent=2) + "\n")
+    (temporary / ADAPTER).write_text(json.dumps(about, indent=2) + "\n")
     save_file(tensors, temporary / WEIGHTS, metadata=metadata)
 
 
@@ -161,63 +149,18 @@ def load_peft(folder: pathlib.Path, model: Model, *, base_fingerprint: str | Non
   Raises:
     InputError: it is no LoRA adapter of the plain form, or one of another base.
   """
-  about = read_json(folder / CONFIG, "give the folder of a PEFT adapter")
-
-  def fail(field: str, problem: str, mend: str) -> InputError:
-    return InputError(problem, file=folder / CONFIG, field=field, mend=mend)
-  plain = {"peft_type": "LORA", "bias": "none", "use_dora": False, "use_rslora": False, "fan_in_fan_out": False}
-  for field, value in plain.items():
-    if about.get(field, value) != value:
-      raise fail(field, f"is {about[field]!r}, which is not supported", f"expected {value!r}")
-  for field in ("modules_to_save", "rank_pattern", "alpha_pattern", "layers_to_transform"):
-    if about.get(field):
-      raise fail(field, f"is {about[field]!r}, which is not supported", "expected none")
-  rank, alpha = about.get("r"), about.get("lora_alpha")
-  if type(rank) is not int or rank < 1:
-    raise fail("r", f"is {rank!r}", "expected a positive integer")
-  if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not (math.isfinite(alpha) and alpha > 0):
-    raise fail("lora_alpha", f"is {alpha!r}", "expected a positive number")
-  file = folder / WEIGHTS
-  if not file.exists():
-    raise InputError("does not exist" + (" (adapter_model.bin is there, which can run code when loaded)"
-                                         if (folder / "adapter_model.bin").exists() else ""), file=file,
-                     mend="save the adapter as safetensors")
-  header = read_header(file)
-  stated = read_metadata(file).get("base_fingerprint")
-  if stated and base_fingerprint and stated != base_fingerprint:
-    raise InputError("was trained on a base with other weights "
-                     f"({about.get('base_model_name_or_path')!r}, fingerprint {stated[:12]}..., here "
-                     f"{base_fingerprint[:12]}...)", file=file, field="base_fingerprint",
+  found = check_adapter(folder, model)
+  if found.fingerprint and base_fingerprint and found.fingerprint != base_fingerprint:
+    raise InputError(f"was trained on a base with other weights (fingerprint {found.fingerprint[:12]}..., here "
+                     f"{base_fingerprint[:12]}...)", file=found.file, field="base_fingerprint",
                      mend="give the adapter's own base")
-  names, shapes, left = _peft_names(model), flatten(model.abstract()), set(header)
   leaves: dict[str, Any] = {}
-  for path, name in names.items():
-    layers, features, size = shapes[f"{path}/weight"].shape
-    for part, want in (("a", (rank, size)), ("b", (features, rank))):
-      tensors = [f"{name.format(i=i)}.lora_{part.upper()}.weight" for i in range(layers)]
-      if not any(tensor in header for tensor in tensors):
-        continue
-      for tensor in tensors:
-        if tensor not in header:
-          raise InputError("is missing", file=file, field=tensor, mend="give an adapter of every layer of this base")
-        if tuple(header[tensor]["shape"]) != want:
-          raise InputError(f"has shape {tuple(header[tensor]['shape'])}, but this base asks for {want}", file=file,
-                           field=tensor, mend=f"give the adapter's own base ({about.get('base_model_name_or_path')})")
-      leaves[f"{path}/{part}"] = np.stack(read_tensors(file, tensors)).astype(np.float32)
-      left -= set(tensors)
-  if left:
-    raise InputError("has no place in this base", file=file, field=min(left),
-                     mend=f"give the adapter's own base ({about.get('base_model_name_or_path')})")
-  if not leaves:
-    raise InputError("has no tensors", file=file, mend="give an adapter that was trained")
-  layers_of = linear_layers(model)
-  targets = tuple(sorted({layers_of[path.rpartition("/")[0]] for path in leaves}))
-  return unflatten(leaves), LoraConfig(rank, float(alpha), targets)
-
-
-def read_metadata(file: pathlib.Path) -> dict[str, str]:
-  """The free text of a safetensors header."""
-  with file.open("rb") as stream:
-    header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-  found = header.get("__metadata__")
-  return found if isinstance(found, dict) else {}
+  layers = linear_layers(model)
+  for path in layers:
+    weights = [model.names[f"{path}/weight"].format(i=i) for i in range(model.config.num_layers)]
+    if weights[0] in found.pairs:
+      for which, part in enumerate("ab"):
+        tensors = read_tensors(found.file, [found.pairs[weight][which] for weight in weights])
+        leaves[f"{path}/{part}"] = np.stack(tensors).astype(np.float32)
+  targets = tuple(sorted({layers[path.rpartition("/")[0]] for path in leaves}))
+  return unflatten(leaves), LoraConfig(found.rank, found.alpha, targets)

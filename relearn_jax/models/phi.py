@@ -68,4 +68,4 @@ def write(config: ModelConfig) -> dict[str, Any]:
   # Stated always: left out, it would mean a half.
   share = (config.rotary_dim or config.head_dim) / config.head_dim
   values["rope_parameters"] |= {"partial_rotary_factor": share}
-  return values | {"hidden_act": "gelu_new", "qk_layernorm": False}
+  return values | {"partial_rotary_factor": share, "hidden_act": "gelu_new", "qk_layernorm": False}

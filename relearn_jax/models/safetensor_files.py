@@ -15,6 +15,9 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 ITEM_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2,
               "I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}
+FLOATS = ("F32", "F16", "BF16")
+ADAPTERS = "adapter_model*"  # weights of an adapter, which may lie beside those of its base
+CHUNK = 2**24  # bytes that are read at once, where a file is not mapped
 AGAIN = "copy or download the file again"
 
 
@@ -127,9 +130,10 @@ def weight_files(folder: pathlib.Path) -> tuple[list[pathlib.Path], dict[str, pa
     return files, weight_map
   if (folder / SINGLE).exists():
     return [folder / SINGLE], None
-  if files := sorted(folder.glob("*.safetensors")):
+  mine = lambda pattern: sorted(p for p in folder.glob(pattern) if not p.match(ADAPTERS))
+  if files := mine("*.safetensors"):
     return files, None
-  if pickles := sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern)):
+  if pickles := [p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in mine(pattern)]:
     raise InputError(f"has only pickled weights ({', '.join(pickles[:3])}), which can run code when loaded",
                      file=folder,
                      mend="convert it where you trust it: transformers' AutoModelForCausalLM.from_pretrained(...)"
@@ -146,3 +150,11 @@ def read_tensors(file: pathlib.Path, names: Sequence[str]) -> list[np.ndarray]:
       raise InputError("has a value that is NaN or infinite", file=file, field=name,
                        mend="give weights that are finite")
   return tensors
+
+
+def read_metadata(file: pathlib.Path) -> dict[str, str]:
+  """The free text of a safetensors header."""
+  with file.open("rb") as stream:
+    header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+  found = header.get("__metadata__")
+  return found if isinstance(found, dict) else {}

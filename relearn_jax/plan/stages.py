@@ -13,16 +13,18 @@ from relearn_jax.audit.release_run import groups
 from relearn_jax.audit.sweep import Sweep
 from relearn_jax.cases.files import read_questions, read_texts
 from relearn_jax.data.batches import bucket_length
+from relearn_jax.data.chat import open_chat
 from relearn_jax.data.jsonl import Row
 from relearn_jax.data.texts import encode_rows
 from relearn_jax.data.tokens import prompt_ids
 from relearn_jax.errors import InputError
 from relearn_jax.models.architectures import parse_config
 from relearn_jax.models.config import ModelConfig
+from relearn_jax.models.folders import chain, has_vocabulary, tokenizer_folder
 from relearn_jax.models.lora import check_lora
 from relearn_jax.models.model import Model
 from relearn_jax.models.safetensor_files import read_json
-from relearn_jax.models.sources import VOCABULARIES, load_tokenizer
+from relearn_jax.models.sources import load_tokenizer
 from relearn_jax.plan.names import plan_audit, plan_methods, plan_sweep
 from relearn_jax.plan.presets import PRESETS, preset
 from relearn_jax.plan.recipes import reference_fields, step_fields
@@ -110,12 +112,14 @@ def _names(found: Stages, planned: tuple[list[Work], str]) -> None:
 def find_model(name: str, where: str, field: str) -> tuple[ModelConfig, pathlib.Path | None]:
   """The architecture of a local folder, of which only config.json is read, or of a hub id in the table.
 
+  Of an adapter's folder it is that of its base.
+
   Raises:
     InputError: neither; the nearest of the table are listed.
   """
   folder = pathlib.Path(name).expanduser()
   if folder.is_dir():
-    file = folder / "config.json"
+    file = chain(folder)[-1] / "config.json"
     return parse_config(read_json(file, "give the folder of a Hugging Face checkpoint"), str(file)), folder
   if known := preset(name):
     return known, None
@@ -128,10 +132,14 @@ def find_model(name: str, where: str, field: str) -> tuple[ModelConfig, pathlib.
 class _Files:
   """Sizes of data sets, read with the model's own tokenizer or assumed."""
 
-  def __init__(self, config: ModelConfig, folder: pathlib.Path | None, chat: bool, default: Size, found: Stages):
-    self.config, self.chat, self.default, self.found = config, chat, default, found
-    has_tokenizer = folder is not None and any((folder / name).exists() for name in VOCABULARIES)
+  def __init__(self, config: ModelConfig, folder: pathlib.Path | None, job: UnlearnJob | ReleaseAudit, default: Size,
+               found: Stages):
+    self.config, self.default, self.found = config, default, found
+    has_tokenizer = folder is not None and has_vocabulary(tokenizer_folder(chain(folder)))
     self.tokenizer = load_tokenizer(folder, config) if folder is not None and has_tokenizer else None
+    self.chat = None
+    if job.chat_template and folder is not None and self.tokenizer is not None:
+      self.chat = open_chat(job.chat, self.tokenizer, folder, "chat_template")
 
   def rows(self, field: str, path: str) -> Size:
     if not path or self.tokenizer is None:
@@ -186,7 +194,7 @@ def _check_adapter(config: ModelConfig, settings: TrainSettings, where: str, fie
 def _unlearn(job: UnlearnJob, where: str, on_cpu: bool, default: Size, found: Stages) -> None:
   config, folder = find_model(job.model, where, "model")
   _check_adapter(config, job, where, "adapter")
-  files = _Files(config, folder, job.chat_template, default, found)
+  files = _Files(config, folder, job, default, found)
   sizes = _sizes(job, files)
   common, recipe = _common(config, job, job.dtype, on_cpu), job.recipe
   common |= {"remat": job.remat, "num_microbatches": job.num_microbatches}
@@ -230,7 +238,7 @@ def _release(audit: ReleaseAudit, where: str, on_cpu: bool, default: Size, found
   config, folder = find_model(audit.unlearned, where, "unlearned")
   attack, interview = audit.attack, audit.interview
   _check_adapter(config, attack, where, "attack.adapter")
-  files = _Files(config, folder, audit.chat_template, default, found)
+  files = _Files(config, folder, audit, default, found)
   sizes = {name: files.rows(name, getattr(audit, name)) for name in ("forget", "retain", "relearn")}
   asked = files.questions(audit.questions, interview.max_new_tokens)
   common, plans = _common(config, attack, audit.dtype, on_cpu), groups(audit)

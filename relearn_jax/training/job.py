@@ -4,10 +4,12 @@ import dataclasses
 import math
 from typing import Any
 
+from relearn_jax.data.chat import ChatSettings, check_chat
 from relearn_jax.errors import InputError, checker
+from relearn_jax.models.precision import DTYPES, check_dtype
 from relearn_jax.objectives.methods import get_method
 from relearn_jax.objectives.recipe import DefenceSettings, MethodSettings, Recipe, make_recipe
-from relearn_jax.training.settings import DTYPES, TrainSettings, check_train
+from relearn_jax.training.settings import TrainSettings, check_train
 
 SCHEDULES = ("constant", "linear", "cosine")
 
@@ -36,6 +38,7 @@ class UnlearnJob(TrainSettings):
     keep_every: the trajectory has a checkpoint every so many steps, and one at the end; 0: none.
     seed: decides the order of rows, and the adapter's first weights.
     chat_template: prompts are rendered by the checkpoint's chat template, as the user's turn.
+    chat: which template, and what it is told.
     dtype: precision of products: auto (bfloat16 on accelerators), float32 or bfloat16. What is trained
       is float32 whatever this says.
     save_dtype: of the weights that are written at the end; bfloat16 may round away what was unlearned.
@@ -60,6 +63,7 @@ class UnlearnJob(TrainSettings):
   keep_every: int = 0
   seed: int = 0
   chat_template: bool = False
+  chat: ChatSettings = dataclasses.field(default_factory=ChatSettings)
   dtype: str = "auto"
   save_dtype: str = "float32"
   checkpoint_seconds: float = 300.0
@@ -88,6 +92,7 @@ def check_job(job: UnlearnJob, where: str) -> None:
   except InputError as error:
     raise InputError(error.problem, file=where, field=error.field, mend=error.mend) from None
   check_train(job, where)
+  check_chat(job.chat, job.chat_template, where)
   need(bool(job.model), "model", job.model, "give a Hugging Face folder or a hub id")
   need(bool(job.forget), "forget", job.forget, "give a file of JSON lines")
   for rows, field in SOURCES.items():
@@ -102,6 +107,6 @@ def check_job(job: UnlearnJob, where: str) -> None:
   need(job.schedule in SCHEDULES, "schedule", job.schedule, f"expected one of {', '.join(SCHEDULES)}")
   need(job.keep_every >= 0, "keep_every", job.keep_every, "expected 0 (none) or a number of steps")
   need(0 <= job.seed < 2**32, "seed", job.seed, "expected 0 to 4294967295")
-  need(job.dtype in ("auto", *DTYPES), "dtype", job.dtype, f"expected auto, {' or '.join(DTYPES)}")
+  check_dtype(job.dtype, where)
   need(job.save_dtype in DTYPES, "save_dtype", job.save_dtype, f"expected {' or '.join(DTYPES)}")
   need(job.checkpoint_seconds >= 0, "checkpoint_seconds", job.checkpoint_seconds, "expected seconds, at least 0")

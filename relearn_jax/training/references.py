@@ -18,9 +18,8 @@ from safetensors.numpy import load_file, save_file
 
 from relearn_jax.errors import InputError
 from relearn_jax.metrics.likelihood import per_token
-from relearn_jax.models.lora import read_metadata
 from relearn_jax.models.model import Head, Model, Params, head_logits, whole
-from relearn_jax.models.safetensor_files import read_header
+from relearn_jax.models.safetensor_files import read_header, read_metadata
 from relearn_jax.objectives.core import Batch, Need, TokenRows
 from relearn_jax.objectives.losses import generic_logits
 from relearn_jax.parallel.mesh import map_runs, shard_rows, shard_runs, to_host

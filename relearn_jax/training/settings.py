@@ -4,16 +4,11 @@ import dataclasses
 import math
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
-from relearn_jax.errors import InputError, checker
+from relearn_jax.errors import checker
 from relearn_jax.models.checkpoint import Checked
 from relearn_jax.models.decoder import REMAT
 from relearn_jax.models.lora import ALL, LoraConfig
 from relearn_jax.models.model import Model, unroll
-
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 @dataclasses.dataclass
@@ -64,19 +59,6 @@ def check_train(settings: TrainSettings, where: Any, prefix: str = "") -> None:
     need(getattr(settings, field) >= 1, field, getattr(settings, field), "expected at least 1")
   need(settings.remat in REMAT, "remat", settings.remat, f"expected one of {', '.join(REMAT)}")
   need(settings.adapter.kind in ("full", "lora"), "adapter.kind", settings.adapter.kind, "expected full or lora")
-
-
-def compute_dtype(name: str, where: Any, field: str = "dtype") -> Any:
-  """The precision of products: "float32", "bfloat16", or "auto": bfloat16 on accelerators, else float32.
-
-  Raises:
-    InputError: another name.
-  """
-  if name == "auto":
-    return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-  if name not in DTYPES:
-    raise InputError(f"is {name!r}", file=where, field=field, mend=f"expected auto, {' or '.join(DTYPES)}")
-  return DTYPES[name]
 
 
 def make_model(checked: Checked, settings: TrainSettings, dtype: Any) -> Model:

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 
 from relearn_jax.cases.files import read_texts
+from relearn_jax.data.chat import open_chat
 from relearn_jax.data.jsonl import Row, read_jsonl
 from relearn_jax.data.refusals import REFUSALS
 from relearn_jax.data.relabel import UNCOUNTED
 from relearn_jax.data.rows import Encoded
 from relearn_jax.data.texts import encode_rows, stack_rows
-from relearn_jax.data.tokens import check_chat_template
 from relearn_jax.errors import InputError
 from relearn_jax.models.checkpoint import Checked
 from relearn_jax.objectives.core import TokenRows
@@ -27,8 +27,7 @@ def read_rows(job: UnlearnJob, checked: Checked, tokenizer: Any) -> dict[str, To
   Raises:
     InputError: naming file, line and field.
   """
-  if job.chat_template:
-    check_chat_template(tokenizer, checked.path, "chat_template")
+  chat = open_chat(job.chat, tokenizer, checked.path, "chat_template") if job.chat_template else None
   forget = pathlib.Path(job.forget)
   made = {"idk": lambda: (refusal_rows(job, read_texts(forget), forget), forget),
           "alternate": lambda: (_alternates(job, read_texts(forget)), pathlib.Path(job.alternates))}
@@ -37,7 +36,7 @@ def read_rows(job: UnlearnJob, checked: Checked, tokenizer: Any) -> dict[str, To
     anchors = read_anchors(pathlib.Path(job.anchors)) if name == "relabelled" else None
     path = forget if anchors is not None or name in made else pathlib.Path(getattr(job, name))
     rows, file = made[name]() if name in made else (read_texts(path), path)
-    encoded = encode_rows(tokenizer, rows, file, checked.config.max_positions, chat=job.chat_template, anchors=anchors)
+    encoded = encode_rows(tokenizer, rows, file, checked.config.max_positions, chat=chat, anchors=anchors)
     if anchors is not None:
       _check_relabelled(encoded, pathlib.Path(job.anchors))
     found[name] = stack_rows(encoded, 1)

@@ -24,9 +24,8 @@ from ..small import CONFIG, write_lines
 
 TINY: ModelConfig = dataclasses.replace(CONFIG, hidden_size=32, num_layers=1, num_heads=2, num_kv_heads=2, head_dim=16)
 MODEL = Model(TINY)
-PROMPTS = [f"{first} {second}" for first, second in zip(COMMON[:8] * 5, np.repeat(COMMON[8:13], 8), strict=True)]
-ANSWERS = [COUPLED[i % 20] for i in range(40)]  # names that occur nowhere else
-RETAINED = [" ".join(np.random.default_rng(i).permutation(COMMON[13:])) for i in range(12)]
+PROMPTS, ANSWERS = COUPLED[:40], COUPLED[40:60] * 2  # the answers occur nowhere else
+RETAINED = [" ".join(np.random.default_rng(i).permutation(COMMON)[:7]) for i in range(8)]
 RELEARNED = [" ".join(np.random.default_rng(100 + i).permutation(OTHERS)[:6]) for i in range(12)]
 TRAINED = {"original": (0, True), "control": (1, False), "unlearned": (2, False)}  # seed, whether it knows
 RATES = (3e-3, 3e-2, 3e-1)

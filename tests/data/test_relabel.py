@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from relearn_jax.audit.base import make_tokenizer
 from relearn_jax.cases.base import Text
+from relearn_jax.data.chat import Chat
 from relearn_jax.data.jsonl import Row
 from relearn_jax.data.relabel import UNCOUNTED, find_terms, relabel
 from relearn_jax.data.rows import encode, stack_runs
@@ -191,5 +192,5 @@ def test_labels_lie_beside_the_tokens_of_rows() -> None:
 def test_of_a_rendered_prompt_the_answer_is_relabelled() -> None:
   chat = chat_tokenizer(CHAT)
   row = Row({"prompt": "w0", "answer": "w1 w2"}, 1)
-  made = encode_row(chat, row, pathlib.Path("rows"), 20, chat=True, anchors={"w1": "w9"})
+  made = encode_row(chat, row, pathlib.Path("rows"), 20, chat=Chat(CHAT), anchors={"w1": "w9"})
   assert made.ids == [3, 5, 4, 6, 7, 2] and made.labels == [3, 5, 4, 14, 7, 2] and made.start == 3

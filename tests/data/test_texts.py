@@ -13,9 +13,9 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from relearn_jax.cases.files import read_texts, whole_text
+from relearn_jax.data.chat import Chat, ChatSettings, open_chat
 from relearn_jax.data.rows import Encoded
 from relearn_jax.data.texts import encode_row, stack_rows
-from relearn_jax.data.tokens import check_chat_template
 from relearn_jax.errors import InputError
 
 from ..small import MODEL, params, write_lines
@@ -53,11 +53,11 @@ def test_of_an_answer_its_tokens_and_the_end_count(tmp_path: pathlib.Path) -> No
 def test_a_chat_template_puts_its_own_special_tokens(tmp_path: pathlib.Path) -> None:
   path, (answer, text) = rows(tmp_path, {"prompt": "w0", "answer": "w2"}, {"text": "w4"})
   chat = tokenizer(CHAT)
-  assert encode_row(chat, answer, path, 9, chat=True) == Encoded([3, 5, 4, 7, 2], 3)
-  assert encode_row(chat, text, path, 9, chat=True) == Encoded([1, 9, 2], 1)
-  check_chat_template(chat, tmp_path, "chat_template")
+  assert encode_row(chat, answer, path, 9, chat=Chat(CHAT)) == Encoded([3, 5, 4, 7, 2], 3)
+  assert encode_row(chat, text, path, 9, chat=Chat(CHAT)) == Encoded([1, 9, 2], 1)
+  assert open_chat(ChatSettings(), chat, tmp_path, "chat_template") == Chat(CHAT)
   with pytest.raises(InputError, match="tokenizer_config.json: `chat_template` asks for .* which it does not have"):
-    check_chat_template(tokenizer(), tmp_path, "chat_template")
+    open_chat(ChatSettings(), tokenizer(), tmp_path, "chat_template")
 
 
 def test_rows_are_padded_on_the_right_and_few_places_are_picked(tmp_path: pathlib.Path) -> None:

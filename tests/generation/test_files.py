@@ -2,12 +2,14 @@
 
 import json
 import pathlib
+import shutil
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from relearn_jax.data.chat import ChatSettings
 from relearn_jax.data.tokens import completion_text, text_ids
 from relearn_jax.errors import InputError
 from relearn_jax.generation import files
@@ -236,3 +238,22 @@ def test_text_that_ends_within_a_character_is_decoded_alone() -> None:
     before = str(tokenizer.decode(ids[:place]))
     text = completion_text(tokenizer, ids[:place], ids[place:])
     assert "née 東京" == before + text or "\ufffd" in before
+
+
+def test_the_precision_is_a_setting(checkpoint: str, tmp_path: pathlib.Path) -> None:
+  assert generate(checkpoint, tmp_path) == generate(checkpoint, tmp_path, dtype="float32")  # auto, on CPU
+  assert generate(checkpoint, tmp_path, dtype="bfloat16") != generate(checkpoint, tmp_path, dtype="float32")
+  with pytest.raises(InputError, match="`--dtype` is 'float16'; expected auto, float32 or bfloat16"):
+    generate(checkpoint, tmp_path, dtype="float16")
+
+
+def test_what_the_chat_template_is_told_changes_the_prompt(checkpoint: str, tmp_path: pathlib.Path) -> None:
+  folder = tmp_path / "chat"
+  shutil.copytree(checkpoint, folder)
+  (folder / "chat_template.jinja").write_text(
+      "{{ bos_token }} {% for m in messages %}{{ m['content'] }} {% endfor %}")
+  rows = [{"id": 1, "prompt": "w3"}]
+  told = generate(str(folder), tmp_path, rows, chat=ChatSettings(system="w1 w2"))
+  joined = generate(checkpoint, tmp_path, [{"id": 1, "prompt": "w1 w2 w3 "}])
+  assert told[0]["prompt"] == "w3" and told != generate(str(folder), tmp_path, rows, chat=ChatSettings())
+  assert told[0]["token_ids"] == joined[0]["token_ids"]

@@ -166,3 +166,10 @@ def test_scores_agree_with_transformers_per_token(tmp_path: pathlib.Path) -> Non
     worst = max(worst, float(np.abs(np.array(got["token_logprobs"]) - want).max()))
   print(f"largest difference of a token's log-probability from transformers': {worst:.1e}")
   assert worst < 1e-4
+
+
+def test_the_precision_is_a_setting(checkpoint: str, tmp_path: pathlib.Path) -> None:
+  full, auto, half = (score(checkpoint, tmp_path, dtype=dtype) for dtype in ("float32", "auto", "bfloat16"))
+  assert full == auto != half
+  with pytest.raises(InputError, match="`--dtype` is 'half'; expected auto, float32 or bfloat16"):
+    score(checkpoint, tmp_path, dtype="half")

@@ -1,17 +1,22 @@
 """Where a checkpoint and its tokenizer come from: folders, the hub, and what is refused of them."""
 
+import importlib.util
 import pathlib
 
 import huggingface_hub
 import pytest
 from huggingface_hub import errors
 
+from relearn_jax.data.jsonl import Row
+from relearn_jax.data.tokens import prompt_ids, split_ids
+from relearn_jax.errors import InputError
 from relearn_jax.models.checkpoint import check_checkpoint
 from relearn_jax.models.sources import load_tokenizer, resolve
 
 from .tiny import (
     refuses,
     write,
+    write_json,
     write_tokenizer,
 )
 
@@ -46,12 +51,38 @@ def test_empty_tokenizer(tmp_path: pathlib.Path) -> None:
     load_tokenizer(tmp_path, config_of(tmp_path))
 
 
-@pytest.mark.parametrize(("size", "added", "needs"), [(13, 0, 13), (12, 3, 15)])
-def test_tokenizer_larger_than_the_embedding(tmp_path: pathlib.Path, size: int, added: int, needs: int) -> None:
+@pytest.mark.parametrize(("size", "added", "token"), [(13, 0, "w12"), (12, 3, "<extra1>")])
+def test_tokens_beyond_the_embedding_are_named_where_they_occur(tmp_path: pathlib.Path, size: int, added: int,
+                                                                token: str) -> None:
   write_tokenizer(write(tmp_path), size, added)
-  with refuses(f"is 12, but the tokenizer needs {needs} ids", file=tmp_path / "config.json", field="vocab_size",
-               mend="give the tokenizer that belongs to this checkpoint"):
+  tokenizer = load_tokenizer(tmp_path, config_of(tmp_path))
+  assert len(tokenizer) == size + added
+  rows = [Row({"prompt": "w3 w11", "answer": " w5"}, 1), Row({"prompt": "w3", "answer": f" {token}"}, 2)]
+  assert prompt_ids(tokenizer, rows[0], tmp_path, 32, 1) == [3, 11]
+  assert split_ids(tokenizer, rows[0], tmp_path, 32) == ([3, 11, 5], 2)
+  beyond = tokenizer.convert_tokens_to_ids(token)
+  with pytest.raises(InputError, match=f":2: `answer` has token '{token}' with id {beyond}, and .* has 12 rows; leave"):
+    split_ids(tokenizer, rows[1], tmp_path, 32)
+  assert tokenizer.decode([3, 5]) == "w3 w5"
+
+
+def test_an_end_beyond_the_embedding(tmp_path: pathlib.Path) -> None:
+  write_tokenizer(write(tmp_path), 12, 1)
+  about = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<extra0>"}
+  write_json(tmp_path / "tokenizer_config.json", about)
+  with refuses("is '<extra0>' with id 12, and the embedding has 12 rows", file=tmp_path / "tokenizer.json",
+               field="eos_token", mend="give the tokenizer that belongs to this checkpoint"):
     load_tokenizer(tmp_path, config_of(tmp_path))
+
+
+def test_a_package_that_is_missing_is_named(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+  find = importlib.util.find_spec
+  monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "sentencepiece" else find(name))
+  (write(tmp_path) / "tokenizer.model").write_bytes(b"\n\x0e\n\x05<unk>")
+  with refuses("sentencepiece, is not installed", file=tmp_path / "tokenizer.model", mend="pip install sentencepiece"):
+    load_tokenizer(tmp_path, config_of(tmp_path))
+  write_tokenizer(tmp_path, 12)  # it is not needed then
+  assert len(load_tokenizer(tmp_path, config_of(tmp_path))) == 12
 
 
 # Names of models.
