@@ -112,7 +112,7 @@ def test_eos_stops_its_row_while_others_go_on() -> None:
   eos = next(token for token in range(CONFIG.vocab_size) if 1 <= (free == token).any(1).sum() < len(PROMPTS)
              and 2 < np.argmax(free == token, 1).max() < NEW - 2)
   got = jax.device_get(together(eos_ids=(eos,)))
-  for row, tokens, count, finished in zip(free, *got, strict=True):
+  for row, tokens, count, finished in zip(free, *got[:3], strict=True):
     ends = bool((row == eos).any())
     length = int(np.argmax(row == eos)) + 1 if ends else NEW
     assert (count, finished) == (length, ends)

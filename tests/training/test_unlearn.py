@@ -13,15 +13,18 @@ import pytest
 from relearn_jax.errors import InputError
 from relearn_jax.models.checkpoint import check_checkpoint, load_params
 from relearn_jax.models.lora import load_peft, merge_lora
-from relearn_jax.models.model import flatten
+from relearn_jax.models.model import Params, flatten
 from relearn_jax.objectives.methods import DEFENCES, METHODS
 from relearn_jax.objectives.recipe import default_recipe
+from relearn_jax.parallel.mesh import repeat_runs, runs_mesh
 from relearn_jax.training.job import UnlearnJob, check_job
 from relearn_jax.training.settings import AdapterSettings
-from relearn_jax.training.unlearn import learning_rates, unlearn
+from relearn_jax.training.step import NOTHING
+from relearn_jax.training.unlearn import _check_outputs, learning_rates, unlearn
 
 from ..command import ROOT, relearn
 from ..small import MODEL, params, write_checkpoint, write_lines
+from .test_step import DATA
 
 CONFIG = ROOT / "configs" / "unlearn.py"
 FORGET = [{"prompt": "James Robert", "answer": " John Michael"}, {"prompt": "David", "answer": " William"},
@@ -158,17 +161,25 @@ def test_schedules_by_hand(folder: pathlib.Path) -> None:
   assert [at("cosine", step) for step in (2, 6, 9)] == pytest.approx([1.0, 0.5, 0.5 * (1 + math.cos(math.pi * 7 / 8))])
 
 
-@pytest.mark.parametrize("rate,steps,how", [
-    (1e25, 6, "at step 2: the norm of its gradient is"),
-    (1e38, 1, "at step 1: the log-probabilities of its answers are")])  # which no loss has seen
-def test_a_job_that_diverges_ends_by_name(folder: pathlib.Path, tmp_path: pathlib.Path, rate: float, steps: int,
-                                          how: str) -> None:
-  settings = job(folder, learning_rate=rate, steps=steps)
+def test_a_job_that_diverges_ends_by_name(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
+  settings = job(folder, learning_rate=1e25, steps=6)
   for _ in range(2):  # again where it is run again
-    with pytest.raises(InputError, match=f"`learning_rate` was .* when U ended in stage 'unlearn' {how} not "
+    with pytest.raises(InputError, match="`learning_rate` was 1e.25 when U ended in stage 'unlearn' at step 2: .* not "
                                          "finite: none is left; lower it"):
       unlearn(settings, "here", tmp_path / "job")
   assert not (tmp_path / "job" / "model").exists()
+
+
+def test_outputs_that_no_loss_has_seen_are_looked_at() -> None:
+  rows = jax.tree.map(lambda leaf: np.asarray(leaf)[None], DATA["forget"])
+  final = params()["final_norm"]["weight"]
+
+  def check(weights: Params) -> None:
+    mesh = runs_mesh(1)
+    _check_outputs(UnlearnJob(steps=7), MODEL, repeat_runs(weights, 1, mesh), rows, mesh, NOTHING)
+  check(params())
+  with pytest.raises(InputError, match="at step 7: the log-probabilities of its answers are not finite"):
+    check({**params(), "final_norm": {"weight": jnp.full_like(final, 3e38)}})  # finite, what comes of it is not
 
 
 @pytest.mark.parametrize(("changes", "problem"), [
