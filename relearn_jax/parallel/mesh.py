@@ -277,7 +277,12 @@ def stack_trees(trees: Sequence[Tree], mesh: Mesh, axes: Mapping[str, tuple[str,
     axes: see `weight_shardings`.
   """
   padded = [trees[i % len(trees)] for i in range(padded_runs(len(trees), mesh))]
-  stack = lambda *some: jax.tree.map(lambda *leaves: jnp.stack(leaves), *some)
+  # Seeds of an attack begin with the same tree, which is passed once: compiling takes the longer the more there are.
+  distinct = list({id(tree): tree for tree in padded}.values())
+  places = np.array([next(i for i, tree in enumerate(distinct) if tree is one) for one in padded])
+  every = np.array_equal(places, np.arange(len(distinct)))
+  pick = lambda leaf: leaf if every else leaf[places]
+  stack = lambda *some: jax.tree.map(lambda *leaves: pick(jnp.stack(leaves)), *some)
   lay = lambda tree: jax.device_put(tree, weight_shardings(tree, axes, mesh, stacked=False))
-  shardings = weight_shardings(jax.eval_shape(stack, *padded), axes, mesh, stacked=True)
-  return jax.jit(stack, out_shardings=shardings)(*map(lay, padded))
+  shardings = weight_shardings(jax.eval_shape(stack, *distinct), axes, mesh, stacked=True)
+  return jax.jit(stack, out_shardings=shardings)(*map(lay, distinct))

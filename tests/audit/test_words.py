@@ -28,19 +28,19 @@ PROMPTS, ANSWERS = COUPLED[:40], COUPLED[40:60] * 2  # the answers occur nowhere
 RETAINED = [" ".join(np.random.default_rng(i).permutation(COMMON)[:7]) for i in range(8)]
 RELEARNED = [" ".join(np.random.default_rng(100 + i).permutation(OTHERS)[:6]) for i in range(12)]
 TRAINED = {"original": (0, True), "control": (1, False), "unlearned": (2, False)}  # seed, whether it knows
-RATES = (3e-3, 3e-2, 3e-1)
+RATES = (4e-4, 4e-3)  # after ten steps at the second the original has lost what it knew
 
 
 def _train(seed: int, knows: bool) -> Any:
   """A model that has learned the retained text, and the answers if it `knows`."""
   tokenizer = make_tokenizer()
   told = [f"{prompt} {answer}" for prompt, answer in zip(PROMPTS, ANSWERS, strict=True)]
-  texts = RETAINED + (told if knows else PROMPTS)
+  texts = [*RETAINED, *(told if knows else PROMPTS)]
   rows = np.zeros((len(texts), 10), np.int32)
   for row, text in zip(rows, texts, strict=True):
     ids = [tokenizer.bos_token_id, *tokenizer.convert_tokens_to_ids(text.split())]
     row[:len(ids)] = ids
-  return pretrain(MODEL, [rows] * 250, learning_rate=2e-2, warmup_steps=5, seed=seed, field="learning_rate")
+  return pretrain(MODEL, [rows] * 150, learning_rate=5e-3, warmup_steps=5, seed=seed, field="learning_rate")
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def judged(folder: pathlib.Path, workdir: pathlib.Path, rates: tuple[float, ...]
 
 def test_a_model_that_never_knew_is_erased_with_enough_seeds_and_rates(folder: pathlib.Path, tmp_path: pathlib.Path
                                                                       ) -> None:
-  found = judged(folder, tmp_path, RATES, 45)
+  found = judged(folder, tmp_path, RATES, 44)
   assert found["verdict"] == "ERASED", found["reason"]
   assert any("destroyed the original" in reason for reason in found["not_counted"])
   page = (tmp_path / "report.html").read_text()
@@ -94,7 +94,7 @@ def test_the_original_passed_off_as_unlearned_is_not_unlearned(folder: pathlib.P
   assert found["verdict"] == "NOT UNLEARNED", found["reason"]
 
 
-@pytest.mark.parametrize(("rate", "why"), [(RATES[-1], "the attack destroyed the original"),
+@pytest.mark.parametrize(("rate", "why"), [(1e-1, "the attack destroyed the original"),
                                            (1e-12, "the attack did nothing to U and N")])
 def test_attacks_that_destroy_or_do_nothing_do_not_count(folder: pathlib.Path, tmp_path: pathlib.Path, rate: float,
                                                          why: str) -> None:
