@@ -58,8 +58,8 @@ def test_audit(cache: pathlib.Path, model: pathlib.Path, tmp_path: pathlib.Path)
   files = [f"--config.{name}={small.write_lines(tmp_path / f'{name}.jsonl', lines)}" for name, lines in rows.items()]
   done = relearn_process(cache, "audit", f"--config={ROOT / 'configs' / 'checkpoint.py'}", *files,
                          f"--config.unlearned={model}", "--config.original=", "--config.control=",
-                         "--config.seeds=(0,)", "--config.attack.keep_steps=(1,)", "--config.interview.max_new_tokens=1",
-                         f"--workdir={tmp_path / 'audit'}")
+                         "--config.seeds=(0,)", "--config.attack.keep_steps=(1,)",
+                         "--config.interview.max_new_tokens=1", f"--workdir={tmp_path / 'audit'}")
   assert f"Report: {tmp_path / 'audit' / 'report.html'}" in done.stdout
 
 
