@@ -61,7 +61,11 @@ def check_overrides(arguments: Sequence[str], path: str, config: Any) -> None:
 
 
 def config_path(arguments: Sequence[str]) -> str | None:
-  """The file that `--config` names on a command line, if any."""
+  """The file that `--config` names on a command line, if any.
+
+  >>> config_path(["--config=configs/names.py", "--config.method=npo"])
+  'configs/names.py'
+  """
   for index, argument in enumerate(arguments):
     name, _, value = argument.lstrip("-").partition("=")
     if name == "config":

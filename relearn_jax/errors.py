@@ -13,6 +13,9 @@ class InputError(ValueError):
     field: configuration key, JSON field or tensor name, if any.
     line: line number in the file, counted from 1, if any.
     mend: what to do about it, as an imperative or as "expected ...".
+
+  >>> print(InputError("is 0", file="names.py", field="steps", mend="expected at least 1"))
+  names.py: `steps` is 0; expected at least 1
   """
 
   def __init__(self, problem: str, *, file: object = None, field: str | None = None,

@@ -25,7 +25,11 @@ def _flatten(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
-  """The fields in which two configurations differ, as `field: ours, theirs` lines."""
+  """The fields in which two configurations differ, as `field: ours, theirs` lines.
+
+  >>> differences({"relearn": {"steps": 3}, "seed": 0}, {"relearn": {"steps": 5}, "seed": 0})
+  ['relearn.steps: 3 here, 5 there']
+  """
   left, right = dict(_flatten(ours)), dict(_flatten(theirs))
   absent = "(absent)"
   return [f"{key}: {left.get(key, absent)!r} here, {right.get(key, absent)!r} there"

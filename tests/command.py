@@ -7,6 +7,7 @@ import os
 import pathlib
 import subprocess
 import sys
+from collections.abc import Sequence
 from typing import Any
 from unittest import mock
 
@@ -48,6 +49,16 @@ def relearn_process(cache: pathlib.Path, *arguments: Any, status: int = 0, **mor
   """Runs a command as a user does, in a process with `more` in its environment, and asserts its exit status."""
   done = subprocess.run(argv(*arguments), capture_output=True, text=True, env=environment(cache, **more), timeout=600)
   return _asserted(done, status)
+
+
+def without_devices(cache: pathlib.Path, lines: Sequence[Sequence[Any]], cwd: pathlib.Path = ROOT) -> list[Done]:
+  """Runs command lines one after the other in one process that has no device; one that touches it has a traceback."""
+  given = [list(map(str, line)) for line in lines]
+  own = environment(cache, JAX_PLATFORMS="no_such_platform", PYTHONPATH=str(ROOT), HF_HUB_OFFLINE="1")
+  done = subprocess.run([sys.executable, "-m", "tests.lines"], input=json.dumps(given), capture_output=True, text=True,
+                        env=own, cwd=cwd, timeout=600)
+  assert done.returncode == 0, done.stderr
+  return [subprocess.CompletedProcess(line, *found) for line, found in zip(given, json.loads(done.stdout), strict=True)]
 
 
 def _asserted(done: Done, status: int) -> Done:

@@ -5,6 +5,9 @@ import pathlib
 
 import pytest
 
+from . import typechecker
+
+typechecker.install()
 # Before JAX is imported: commands are called in the tests' own processes, and are to spread what they do.
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "2")
 

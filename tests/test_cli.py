@@ -1,172 +1,106 @@
-"""The command line: help, and bad input refused by name before any device is touched."""
+"""The command line: help, interrupts, and each command once as a user runs it."""
 
+import dataclasses
 import json
-import os
 import pathlib
-from collections.abc import Callable
+import subprocess
+import sys
 
-import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
 
+from relearn_jax import cli
+from relearn_jax.audit.rows import write_rows
 from relearn_jax.cli import COMMANDS
 
 from . import small
-from .command import CONFIG, relearn
+from .audit.synthetic import CHECKED, parts
+from .command import CONFIG, ROOT, environment, relearn, relearn_process
 
-NO_DEVICE = {"JAX_PLATFORMS": "no_such_platform"}  # a process that touches a device fails with a traceback
+
+def test_help_lists_commands_flags_and_fields(cache: pathlib.Path) -> None:
+  shown = relearn(cache, "--help").stdout
+  assert all(f"  {name} " in shown and command.summary in shown for name, command in COMMANDS.items())
+  for name, flag in (("audit", "--workdir"), ("report", "--workdir"), ("generate", "--max_new_tokens"),
+                     ("score", "--data"), ("export", "--checkpoint"), ("plan", "--num_devices")):
+    assert f"  {flag}: " in relearn(cache, name, "--help").stdout
+  shown = relearn(cache, "audit", f"--config={CONFIG}", "--help").stdout
+  assert "  --config: " in shown and "method = 'ga'" in shown and "relearn.learning_rates = (0.0001,)" in shown
+  assert "usage:" in relearn(cache, status=2).stdout
+
+
+def test_help_and_usage_wait_for_no_array_library(cache: pathlib.Path) -> None:
+  code = ("import sys; from relearn_jax.cli import main\n"
+          "assert [main(line) for line in (['--help'], ['audit', '--help'], ['audti'], ['audit'])] == [0, 0, 2, 2]\n"
+          "assert not {'jax', 'numpy', 'pandas', 'transformers'} & set(sys.modules)\n")
+  subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, env=environment(cache), cwd=ROOT)
+
+
+def test_an_interrupt_is_a_message_and_a_status(cache: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+  def interrupted(values: object) -> str:
+    raise KeyboardInterrupt
+  monkeypatch.setitem(cli.COMMANDS, "report", dataclasses.replace(COMMANDS["report"], run=interrupted))
+  done = relearn(cache, "report", status=130)
+  assert done.stderr == "\nrelearn report: interrupted; run the same command again to continue\n"
+
+
+def test_arguments_are_those_of_the_process_by_default(cache: pathlib.Path) -> None:
+  assert "did you mean 'audit'" in relearn_process(cache, "audti", status=2).stderr
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-  return small.write_checkpoint(tmp_path_factory.mktemp("model") / "good")
+  return small.write_checkpoint(tmp_path_factory.mktemp("model") / "small")
 
 
-@pytest.fixture
-def copy(model: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
-  """A checkpoint to damage."""
-  folder = tmp_path / "bad"
-  folder.mkdir()
-  for file in model.iterdir():
-    (folder / file.name).write_bytes(file.read_bytes())
-  return folder
+def test_audit(cache: pathlib.Path, model: pathlib.Path, tmp_path: pathlib.Path) -> None:
+  rows = {"questions": [{"id": 1, "prompt": "James", "answer": " Mark", "keywords": ["Mark"]}],
+          "forget": [{"text": "Mark"}], "retain": [{"text": "Paul"}], "relearn": [{"text": "James Robert"}]}
+  files = [f"--config.{name}={small.write_lines(tmp_path / f'{name}.jsonl', lines)}" for name, lines in rows.items()]
+  done = relearn_process(cache, "audit", f"--config={ROOT / 'configs' / 'checkpoint.py'}", *files,
+                         f"--config.unlearned={model}", "--config.original=", "--config.control=",
+                         "--config.seeds=(0,)", "--config.attack.keep_steps=(1,)",
+                         "--config.interview.max_new_tokens=1", f"--workdir={tmp_path / 'audit'}")
+  assert f"Report: {tmp_path / 'audit' / 'report.html'}" in done.stdout
 
 
-def prompts(folder: pathlib.Path, *rows: str) -> pathlib.Path:
-  path = folder / "prompts.jsonl"
-  path.write_text("".join(row + "\n" for row in rows or ('{"id": 1, "prompt": "James"}',)))
-  return path
+def test_sweep(cache: pathlib.Path, tmp_path: pathlib.Path) -> None:
+  """Of a method whose candidates have all been tried."""
+  tried = {"settings": {"learning_rate": 1e-5}, "unlearned": 3, "runs": 3, "steps": [5, 10, 5], "retain": -1.0}
+  (tmp_path / "sweep").mkdir()
+  (tmp_path / "sweep" / "ga.json").write_text(json.dumps({"chosen": tried["settings"], "tried": [tried]}))
+  done = relearn_process(cache, "sweep", f"--config={ROOT / 'configs' / 'sweep.py'}", f"--workdir={tmp_path}",
+                         "--config.methods=('ga',)")
+  assert "| ga | learning_rate 1e-05 | 3 of 3 | 5, 10, 5 | -1.000 | chosen |" in done.stdout
 
 
-def generate(cache: pathlib.Path, model: pathlib.Path | str, rows: pathlib.Path, *more: str) -> str:
-  """The message of a refused `relearn generate`."""
-  output = rows.parent / "out.jsonl"
-  done = relearn(cache, "generate", f"--model={model}", f"--prompts={rows}", f"--output={output}",
-                 "--max_new_tokens=4", *more, status=2, **NO_DEVICE)
-  assert not output.exists() and not done.stdout
-  return done.stderr
+def test_plan(cache: pathlib.Path) -> None:
+  flags = [f"--config={ROOT / 'configs' / 'llama_2_7b.py'}", "--device=h200"]
+  assert "all stages: " in relearn_process(cache, "plan", *flags).stdout
 
 
-def test_help_lists_commands_flags_and_fields(cache: pathlib.Path) -> None:
-  shown = relearn(cache, "--help", **NO_DEVICE).stdout
-  assert all(f"  {name} " in shown for name in ("audit", "report", "generate", "score", "export"))
-  for name, flag in (("audit", "--workdir"), ("report", "--workdir"), ("generate", "--max_new_tokens"),
-                     ("score", "--data"), ("export", "--checkpoint")):
-    assert flag in relearn(cache, name, "--help", **NO_DEVICE).stdout
-    assert COMMANDS[name].summary in shown
-  shown = relearn(cache, "audit", f"--config={CONFIG}", "--help", **NO_DEVICE).stdout
-  assert "method = 'ga'" in shown and "relearn.learning_rates = (0.0001,)" in shown
-  assert "usage:" in relearn(cache, status=2, **NO_DEVICE).stdout
+def test_report(cache: pathlib.Path, tmp_path: pathlib.Path) -> None:
+  facts = {"leakage": CHECKED, "settings": {"draws": 100}, "seconds": {}, "versions": {}, "fingerprints": {},
+           "notes": [], "examples": [], "relearn_text": {}, "provenance": "", "config": {"method": "ga"},
+           "reference": {}}
+  write_rows(tmp_path / "results.parquet", parts("7"), facts)
+  assert "Verdict by variant:" in relearn_process(cache, "report", f"--workdir={tmp_path}").stdout
 
 
-@pytest.mark.parametrize("arguments,message", [
-    (["audti"], ["no command 'audti'", "did you mean 'audit'"]),
-    (["audit"], ["`--config` is not given"]),
-    (["audit", f"--config={CONFIG}"], ["`--workdir` is not given"]),
-    (["audit", "--config=none.py", "--workdir=x"], ["none.py: `--config` does not exist", "configs/names.py"]),
-    (["audit", f"--config={CONFIG}", "--workdir=x", "--config.unlearn.max_step=3"],
-     [f"{CONFIG}: `unlearn.max_step` is no field", "nearest: unlearn.max_steps"]),
-    (["audit", f"--config={CONFIG}", "--workdir=x", "--config.unlearn=3"], ["`unlearn` is a group of fields"]),
-    (["audit", f"--config={CONFIG}", "--workdir=x", "--config.method=gaa"],
-     [f"{CONFIG}: `method` is 'gaa', which is no unlearning method", "nearest: ga", "expected one of ga, gd, kl, npo"]),
-    (["audit", f"--config={CONFIG}", "--workdir=x", "--config.method=npo", "--config.methods.npo.beta=0"],
-     [f"{CONFIG}: `methods.npo.beta` is 0", "above 0"]),
-    (["audit", f"--config={CONFIG}", "--workdir=x", "--config.relearn.keep_steps=(5, 2)"],
-     ["`relearn.keep_steps` is (5, 2)", "expected ascending steps"]),
-    (["audit", f"--config={CONFIG}", "--workdir=x", "--config.case.variants=(9,)"], ["`case.variants`", "from 1 to 8"]),
-    (["audit", f"--config={CONFIG}", "--workdir=x", "--confg.method=ga"], ["confg.method"]),
-    (["generate", "--model=x", "--prompts=y"], ["`--output` is not given"]),
-    (["report", "--workdir=/nonexistent"], ["/nonexistent/results.parquet: does not exist", "run `relearn audit`"]),
-    (["export", "--checkpoint=/nonexistent", "--output=x"],
-     ["/nonexistent: is not a complete checkpoint", "WORKDIR/checkpoints/unlearn/000040"])])
-def test_bad_arguments_are_named(cache: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch,
-                                 arguments: list[str], message: list[str]) -> None:
-  monkeypatch.chdir(tmp_path)
-  monkeypatch.setenv("PYTHONPATH", str(CONFIG.parents[1]))
-  shown = relearn(cache, *arguments, status=2, **NO_DEVICE).stderr
-  assert all(part in shown for part in message), shown
-  assert not list(tmp_path.iterdir())
+def test_unlearn_and_export(cache: pathlib.Path, model: pathlib.Path, tmp_path: pathlib.Path) -> None:
+  rows = small.write_lines(tmp_path / "forget.jsonl", [{"prompt": "James", "answer": " Robert"}])
+  done = relearn_process(cache, "unlearn", f"--config={ROOT / 'configs' / 'unlearn.py'}", f"--config.model={model}",
+                         "--config.method=ga", f"--config.forget={rows}", "--config.steps=1", "--config.keep_every=1",
+                         f"--workdir={tmp_path / 'job'}")
+  assert f"Unlearned by ga: {tmp_path / 'job' / 'model'}" in done.stdout
+  relearn_process(cache, "export", f"--checkpoint={tmp_path / 'job' / 'checkpoints' / 'unlearn' / '000001'}",
+                  f"--output={tmp_path / 'model'}")
+  assert (tmp_path / "model" / "model.safetensors").exists()
 
 
-def test_a_broken_configuration_file_is_named(cache: pathlib.Path, tmp_path: pathlib.Path) -> None:
-  for content, why in (("x = ", "SyntaxError"), ("x = 1", "get_config"), ("def get_config(): return 3", "returns int")):
-    file = tmp_path / "config.py"
-    file.write_text(content)
-    shown = relearn(cache, "audit", f"--config={file}", "--workdir=x", status=2, **NO_DEVICE).stderr
-    assert str(file) in shown and why in shown
-
-
-def test_a_workdir_that_cannot_be_written_is_named(cache: pathlib.Path, tmp_path: pathlib.Path) -> None:
-  (tmp_path / "file").touch()
-  for workdir in (tmp_path / "file", tmp_path / "file" / "below", pathlib.Path("/proc/relearn")):
-    shown = relearn(cache, "audit", f"--config={CONFIG}", f"--workdir={workdir}", status=2, **NO_DEVICE).stderr
-    assert f"{workdir}: `--workdir` cannot be written" in shown and "that you may write to" in shown
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="a superuser may write everywhere")
-def test_a_closed_workdir_is_named(cache: pathlib.Path, tmp_path: pathlib.Path) -> None:
-  folder = tmp_path / "closed"
-  folder.mkdir(mode=0o500)
-  shown = relearn(cache, "audit", f"--config={CONFIG}", f"--workdir={folder}", status=2, **NO_DEVICE).stderr
-  assert f"{folder}: `--workdir` cannot be written" in shown
-
-
-def test_bad_rows_are_named(cache: pathlib.Path, model: pathlib.Path, tmp_path: pathlib.Path) -> None:
-  good = '{"id": 1, "prompt": "James"}'
-  for rows, message in (
-      ([""], "prompts.jsonl: has no rows"), ([good, "{"], "prompts.jsonl:2: is no JSON"),
-      ([good, "", '{"id": 2}'], "prompts.jsonl:3: `prompt` is missing"),
-      ([good, json.dumps({"id": 2, "prompt": "James " * 160})], "prompts.jsonl:2: `prompt` has 161 tokens")):
-    assert message in generate(cache, model, prompts(tmp_path, *rows))
-
-
-def drop(name: str) -> Callable[[pathlib.Path], None]:
-  return lambda folder: (folder / name).unlink()
-
-
-def truncate(folder: pathlib.Path) -> None:
-  file = folder / "model.safetensors"
-  file.write_bytes(file.read_bytes()[:-100])
-
-
-def pickle_only(folder: pathlib.Path) -> None:
-  (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-
-
-def set_field(**fields: object) -> Callable[[pathlib.Path], None]:
-  def change(folder: pathlib.Path) -> None:
-    file = folder / "config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | fields))
-  return change
-
-
-def rename_tensor(old: str, new: str | None) -> Callable[[pathlib.Path], None]:
-  def change(folder: pathlib.Path) -> None:
-    tensors = load_file(folder / "model.safetensors")
-    kept = tensors.pop(old)
-    if new is not None:
-      tensors |= {old: kept, new: np.ones(3, np.float32)}
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-  return change
-
-
-def more_words(folder: pathlib.Path) -> None:
-  file = folder / "tokenizer.json"
-  values = json.loads(file.read_text())
-  values["model"]["vocab"] |= {f"extra{i}": 162 + i for i in range(9)}
-  file.write_text(json.dumps(values))
-
-
-@pytest.mark.parametrize("damage,message", [
-    (drop("model.safetensors"), ["model.safetensors"]),
-    (truncate, ["model.safetensors: ", "truncated"]),
-    (pickle_only, ["only pickled weights (pytorch_model.bin)", "save_pretrained"]),
-    (set_field(architectures=["GPT2LMHeadModel"], model_type="gpt2"), ["config.json: ", "gpt2"]),
-    (rename_tensor("model.norm.weight", "model.extra.weight"), ["model.safetensors: ", "model.extra.weight"]),
-    (rename_tensor("model.norm.weight", None), ["`model.norm.weight` is missing", "config.json"]),
-    (more_words, ["config.json: `vocab_size` is 162", "needs 171 ids"])])
-def test_bad_checkpoints_are_named(cache: pathlib.Path, copy: pathlib.Path, tmp_path: pathlib.Path,
-                                   damage: Callable[[pathlib.Path], None], message: list[str]) -> None:
-  damage(copy)
-  shown = generate(cache, copy, prompts(tmp_path))
-  assert str(copy) in shown and all(part in shown for part in message), shown
+def test_generate_and_score(cache: pathlib.Path, model: pathlib.Path, tmp_path: pathlib.Path) -> None:
+  rows = small.write_lines(tmp_path / "rows.jsonl", [{"id": 1, "prompt": "James", "answer": " Robert"}])
+  done = relearn_process(cache, "generate", f"--model={model}", f"--prompts={rows}", "--max_new_tokens=2",
+                         f"--output={tmp_path / 'completions.jsonl'}")
+  assert done.stdout == f"1 completions: {tmp_path / 'completions.jsonl'}\n"
+  relearn_process(cache, "score", f"--model={model}", f"--data={rows}", f"--output={tmp_path / 'scores.jsonl'}")
+  assert json.loads((tmp_path / "scores.jsonl").read_text())["num_tokens"] == 1

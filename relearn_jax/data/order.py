@@ -19,6 +19,10 @@ def row_order(num_rows: int, batch_size: int, seed: int) -> Order:
     num_rows: rows of the data set.
     batch_size: rows of a step.
     seed: decides the permutations.
+
+  >>> order = row_order(5, 2, seed=0)
+  >>> sorted(int(place) for step in range(5) for place in order(step))
+  [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
   """
   if batch_size >= num_rows:
     return lambda step: np.arange(num_rows)

@@ -5,6 +5,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from relearn_jax.models.architectures import ARCHITECTURES
@@ -46,7 +47,7 @@ class Decoder(nn.Module):
   """
 
   config: ModelConfig
-  dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike = jnp.float32
   unroll: int = 1
   remat: str = "none"
   stop: int | None = None

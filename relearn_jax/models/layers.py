@@ -37,7 +37,7 @@ class Context(NamedTuple):
 
   sin: Float[Array, "B T 1 half"]
   cos: Float[Array, "B T 1 half"]
-  mask: Bool[Array, "B T S"] | None  # None: causal over the tokens given
+  mask: Bool[Array, "#B T S"] | None  # None: causal over the tokens given
   step: Int[Array, ""] | int  # slot of the first new token in the cache
 
 
@@ -142,7 +142,7 @@ def causal_mask(length: int, window: int | None) -> Bool[Array, "1 T T"]:
 
 
 def attend(q: Float[Array, "B T N H"], k: Float[Array, "B S K H"], v: Float[Array, "B S K H"],
-           mask: Bool[Array, "B T S"]) -> Float[Array, "B T N H"]:
+           mask: Bool[Array, "#B T S"]) -> Float[Array, "B T N H"]:
   """Softmax attention, in fp32 between the two products; N / K query heads share a key-value head.
 
   Args:

@@ -155,6 +155,13 @@ def reduce_tokens(values: Float[Array, "B T"], rows: TokenRows, reduction: Reduc
 
   "token_mean" divides by the number of counted tokens of the whole step, not row by row, so that
   neither padding nor the split into micro-batches changes it.
+
+  >>> rows = TokenRows(jnp.zeros((2, 3), int), jnp.array([[0.0, 1.0, 1.0], [0.0, 1.0, 0.0]]))
+  >>> values = jnp.array([[9.0, 1.0, 2.0], [9.0, 6.0, 9.0]])
+  >>> reduce_tokens(values, rows, "token_mean").tolist()  # (1 + 2 + 6) / 3
+  3.0
+  >>> reduce_tokens(values, rows, "sequence_sum").tolist()
+  [3.0, 6.0]
   """
   if reduction == "sequence_sum":
     return jnp.sum(values * rows.mask, axis=-1)

@@ -79,7 +79,12 @@ def nll_union(*names: str) -> Objective:
 
 
 def kl_divergence(logits: Logits, reference: Logits, temperature: Scalar = 1.0) -> Float[Array, "*batch"]:
-  """T^2 KL(softmax(z_ref / T) || softmax(z / T)) in nats; T^2 keeps gradients comparable (Hinton et al., 2015)."""
+  """T^2 KL(softmax(z_ref / T) || softmax(z / T)) in nats; T^2 keeps gradients comparable (Hinton et al., 2015).
+
+  >>> uniform, reference = jnp.zeros(2), jnp.log(jnp.array([3.0, 1.0]))
+  >>> round(float(kl_divergence(uniform, reference)), 4)  # 3/4 log(3/2) + 1/4 log(1/2)
+  0.1308
+  """
   model, fixed = jax.nn.log_softmax(logits / temperature), jax.nn.log_softmax(reference / temperature)
   return jnp.square(temperature) * jnp.sum(jnp.exp(fixed) * (fixed - model), axis=-1)
 

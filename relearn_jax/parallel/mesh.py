@@ -55,6 +55,9 @@ def parse_mesh(text: str) -> dict[str, int]:
 def fill_mesh(sizes: Mapping[str, int], num_devices: int) -> dict[str, int]:
   """Replaces -1 by what is left of the devices.
 
+  >>> fill_mesh(parse_mesh("runs:2,fsdp:-1"), 8)
+  {'runs': 2, 'data': 1, 'fsdp': 4, 'tensor': 1}
+
   Raises:
     InputError: more devices are needed than there are.
   """

@@ -44,7 +44,7 @@ def random_adapter(model: Model, config: LoraConfig = LORA) -> Params:
 
 
 def logits(model: Model, params: Params, tokens: Any) -> np.ndarray:
-  return np.asarray(jax.jit(lambda p: model.logits(p, model.hidden(p, tokens)))(params))
+  return np.asarray(jax.jit(lambda p: model.logits(p, model.hidden(p, jnp.asarray(tokens))))(params))
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -128,7 +128,7 @@ def test_logits(case: Case) -> None:
 def test_token_logprobs(case: Case) -> None:
   tokens = case.golden["tokens"]
   hidden, _ = forward(case.model)(case.params, tokens)
-  ours = token_logprobs(hidden[:, :-1], case.model.head(case.params), tokens[:, 1:])
+  ours = token_logprobs(hidden[:, :-1], case.model.head(case.params), jnp.asarray(tokens[:, 1:]))
   error = worst(ours, case.golden["logprobs"], case.golden["lengths"] - 1)
   print(f"max error {error:.2e}")
   assert error <= TOLERANCE

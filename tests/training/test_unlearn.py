@@ -22,7 +22,7 @@ from relearn_jax.training.settings import AdapterSettings
 from relearn_jax.training.step import NOTHING
 from relearn_jax.training.unlearn import _check_outputs, learning_rates, unlearn
 
-from ..command import ROOT, relearn
+from ..command import ROOT, relearn, without_devices
 from ..small import MODEL, params, write_checkpoint, write_lines
 from .test_step import DATA
 
@@ -93,15 +93,13 @@ def test_the_command_from_files_to_a_folder(folder: pathlib.Path, cache: pathlib
                   for path in (tmp_path / "job" / "model", tmp_path / "again"))
   assert all(np.array_equal(first[name], again[name]) for name in first)
   assert not np.array_equal(first["embed/weight"], flatten(params())["embed/weight"])
-  assert "Nothing is left to do" in relearn(cache, "unlearn", *flags, JAX_PLATFORMS="no_such_platform").stdout
-  refused = relearn(cache, "unlearn", *flags, "--config.steps=5", status=2, JAX_PLATFORMS="no_such_platform")
-  assert "steps: 5 here, 4 there" in refused.stderr
-  status = relearn(cache, "unlearn", *flags, "--config.stepz=5", status=2)
-  assert "`stepz` is no field of the configuration (nearest: steps" in status.stderr
+  again, other = without_devices(cache, [["unlearn", *flags], ["unlearn", *flags, "--config.steps=5"]])
+  assert again.returncode == 0 and "Nothing is left to do" in again.stdout
+  assert other.returncode == 2 and "steps: 5 here, 4 there" in other.stderr
 
 
 def test_methods_are_listed(cache: pathlib.Path) -> None:
-  shown = relearn(cache, "unlearn", f"--config={CONFIG}", "--config.method=help", JAX_PLATFORMS="no_such_platform")
+  shown = relearn(cache, "unlearn", f"--config={CONFIG}", "--config.method=help")
   for name, method in METHODS.items():
     start = shown.stdout.index(f"\n  {name}\n")
     entry = shown.stdout[start:shown.stdout.index("source: ", start)]
@@ -110,13 +108,6 @@ def test_methods_are_listed(cache: pathlib.Path) -> None:
     assert all(f" {rows}" in entry for rows in default_recipe(name).objective.rows)
   assert "reads: forget, retain; cached: logprobs on forget, hidden on retain" in shown.stdout  # of npo_kl
   assert all(f"\n  {name}\n      {defence.formula}" in shown.stdout for name, defence in DEFENCES.items())
-
-
-def test_a_command_wants_its_own_kind_of_file(cache: pathlib.Path, tmp_path: pathlib.Path) -> None:
-  done = relearn(cache, "unlearn", f"--config={ROOT / 'configs' / 'names.py'}", f"--workdir={tmp_path}", status=2)
-  assert "describes a AuditConfig, and this command wants UnlearnJob" in done.stderr
-  done = relearn(cache, "audit", f"--config={CONFIG}", f"--workdir={tmp_path}", status=2)
-  assert "wants AuditConfig or ReleaseAudit" in done.stderr
 
 
 @pytest.mark.parametrize("method", ["kl", "npo"])
@@ -223,14 +214,6 @@ def test_values_of_a_defence_are_checked(folder: pathlib.Path) -> None:
   small.defences.smoothing.draws = 0
   with pytest.raises(InputError, match="here: `defences.smoothing.draws` is 0; expected an integer above 0"):
     check_job(small, "here")
-
-
-def test_settings_of_methods_are_flags(cache: pathlib.Path, tmp_path: pathlib.Path) -> None:
-  flags = [f"--config={CONFIG}", "--config.model=x", "--config.method=rmu", f"--workdir={tmp_path / 'job'}"]
-  done = relearn(cache, "unlearn", *flags, "--config.methods.rmu.depth=1.5", status=2, JAX_PLATFORMS="no_such_platform")
-  assert "`methods.rmu.depth` is 1.5; expected a finite number above 0 and at most 1" in done.stderr
-  done = relearn(cache, "unlearn", *flags, "--config.methods.rmu.dept=1", status=2, JAX_PLATFORMS="no_such_platform")
-  assert "`methods.rmu.dept` is no field of the configuration" in done.stderr
 
 
 PAIRS = [{"prompt": "James Robert", "answer": " John Michael"}, {"prompt": "David", "answer": " William"}]
