@@ -1,9 +1,9 @@
 """Trains and asks on a mesh, in a process of its own; prints what came out, as JSON.
 
-  python -m tests.parallel.spread RANK PORT WORKDIR MESH [MESH ...]
+  python -m tests.parallel.spread RANK PORT WORKDIR KINDS MESH [MESH ...]
 
-RANK -1 is a single process; otherwise two processes join at PORT. What they print must not depend on
-the mesh, up to rounding.
+RANK -1 is a single process; otherwise two processes join at PORT. KINDS is "full", or "full,lora" for adapters
+too. What they print must not depend on the mesh, up to rounding.
 """
 
 import json
@@ -88,8 +88,8 @@ def train(text: str, adapters: bool) -> dict[str, object]:
     found |= {"tokens": scores.tokens.tolist(), "logprob": scores.logprob.tolist()}
     # What another mesh saved is restored onto this one.
     like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state)
-    first = next(iter(sorted(workdir.glob("*-False"))))
-    again = checkpoints.restore(first, like, RUNS)
+    others = [saved for saved in sorted(workdir.glob("*-False")) if saved != path]
+    again = checkpoints.restore((others or [path])[0], like, RUNS)
     ours, theirs = flat(to_host(again, RUNS)), flat(to_host(state, RUNS))
     found["restored"] = max(float(np.abs(ours[name] - theirs[name]).max()) for name in ours)
     assert all(a.sharding == b.sharding for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(state), strict=True))
@@ -102,4 +102,5 @@ def flat(tree: object) -> dict[str, np.ndarray]:
 
 if __name__ == "__main__":
   with jax.default_matmul_precision("highest"):
-    print(json.dumps([[text, [train(text, False), train(text, True)]] for text in sys.argv[4:]]))
+    kinds = sys.argv[4].split(",")
+    print(json.dumps([[text, [train(text, kind == "lora") for kind in kinds]] for text in sys.argv[5:]]))

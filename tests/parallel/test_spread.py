@@ -16,15 +16,17 @@ from relearn_jax.parallel.mesh import check_divides, fill_mesh, make_mesh, parse
 from ..small import CONFIG
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-MESHES = ["runs:8", "fsdp:8", "data:2,fsdp:2,tensor:2", "runs:2,data:2,tensor:2"]
+MIXED, MESHES = "data:2,fsdp:2,tensor:2", ["runs:8", "fsdp:8", "runs:2,data:2,tensor:2"]
 
 
-def spawn(rank: int, port: int, devices: int, workdir: pathlib.Path, *meshes: str) -> subprocess.Popen[str]:
+def spawn(rank: int, port: int, devices: int, workdir: pathlib.Path, kinds: str, *meshes: str
+          ) -> subprocess.Popen[str]:
   # Processes that work together compile for themselves: one would take what another has just written.
   own = {key: value for key, value in os.environ.items() if rank < 0 or key != "JAX_COMPILATION_CACHE_DIR"}
   environment = {**own, "JAX_NUM_CPU_DEVICES": str(devices), "JAX_PLATFORMS": "cpu"}
-  return subprocess.Popen([sys.executable, "-m", "tests.parallel.spread", str(rank), str(port), str(workdir), *meshes],
-                          cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+  command = [sys.executable, "-m", "tests.parallel.spread", str(rank), str(port), str(workdir), kinds, *meshes]
+  return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE)
 
 
 def results(process: subprocess.Popen[str]) -> dict[str, Any]:
@@ -41,7 +43,7 @@ def workdir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 @pytest.fixture(scope="module")
 def single(workdir: pathlib.Path) -> list[dict[str, Any]]:
   """On one device."""
-  return results(spawn(-1, 0, 1, workdir, "runs:1"))["runs:1"]
+  return results(spawn(-1, 0, 1, workdir, "full,lora", "runs:1"))["runs:1"]
 
 
 def assert_agrees(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> None:
@@ -59,22 +61,22 @@ def assert_agrees(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> N
       assert mine["restored"] <= 1e-4
 
 
-def test_meshes_agree_with_one_device(single: list[dict[str, Any]], workdir: pathlib.Path) -> None:
-  found = results(spawn(-1, 0, 8, workdir, *MESHES))
-  assert list(found) == MESHES
+@pytest.mark.parametrize("meshes", [[MIXED], pytest.param(MESHES, marks=pytest.mark.slow)])
+def test_meshes_agree_with_one_device(single: list[dict[str, Any]], workdir: pathlib.Path, meshes: list[str]) -> None:
+  found = results(spawn(-1, 0, 8, workdir, "full,lora", *meshes))
+  assert list(found) == meshes
   for ours in found.values():
     assert_agrees(ours, single)
 
 
-def test_two_processes_agree_with_one_device(single: list[dict[str, Any]], workdir: pathlib.Path) -> None:
+@pytest.mark.parametrize("kinds", ["full", pytest.param("full,lora", marks=pytest.mark.slow)])
+def test_two_processes_agree_with_one_device(single: list[dict[str, Any]], workdir: pathlib.Path, kinds: str) -> None:
   with socket.socket() as free:
     free.bind(("localhost", 0))
     port = free.getsockname()[1]
-  meshes = ["runs:2,fsdp:2"]
-  processes = [spawn(rank, port, 2, workdir, *meshes) for rank in range(2)]
+  processes = [spawn(rank, port, 2, workdir, kinds, "runs:2,fsdp:2") for rank in range(2)]
   for found in [results(process) for process in processes]:
-    for mesh in meshes:
-      assert_agrees(found[mesh], single)
+    assert_agrees(found["runs:2,fsdp:2"], single[:len(kinds.split(","))])
 
 
 @pytest.mark.parametrize(("text", "problem"), [

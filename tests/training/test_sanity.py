@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from relearn_jax.audit.base import cached_base
+from relearn_jax.audit.base import cached_base, make_tokenizer
 from relearn_jax.audit.comparison import DEFENDED, one_audit
 from relearn_jax.audit.config import AuditConfig
 from relearn_jax.cases.names import NamesConfig, make_case
@@ -29,9 +29,12 @@ from relearn_jax.parallel.mesh import runs_mesh
 from relearn_jax.training.references import add_references
 from relearn_jax.training.step import init_state, model_outputs, train_step
 
-from ..small import shared
+from ..small import MODEL, shared
 
 KEEPS = [name for name in (*METHODS, *DEFENDED) if "retain" in default_recipe(name.split("+")[0]).objective.rows]
+
+# One of each kind: ascent, preference, alternation, hidden states, refusals, labels, distillation, vectors, a defence.
+QUICK = ["kl", "npo_gd", "scrub", "rmu", "idk_dpo", "whp_relabel", "undial", "task_vector", "npo_gd+sam"]
 
 
 class Subject:
@@ -57,45 +60,35 @@ class Subject:
     objective, second = recipe.objective, None
     lead = lambda tree: jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], tree)
     if recipe.published.reinforces:
-      second = lead(_descend(self, recipe))
+      hyper = recipe.hyper
+      second = lead(self.descend("forget", hyper["reinforce_learning_rate"], int(hyper["reinforce_steps"])))
     batch = add_references(self.model, lead(self.params), {name: lead(self.data[name]) for name in objective.rows},
                            objective.needs, runs_mesh(1), reinforced=second)
     return self.train(recipe, learning_rate, steps, jax.tree.map(lambda leaf: leaf[0], dict(batch)))
+
+  def descend(self, name: str, learning_rate: float, steps: int) -> Params:
+    """The weights after learning all rows of a data set."""
+    hyper = {"learning_rate": learning_rate, "weight_decay": 0.0}
+    step = jax.jit(lambda s: train_step(self.model, lambda _: nll(name), s, self.data, hyper)[0])
+    state = init_state(self.params, nll(name))
+    for _ in range(steps):
+      state = step(state)
+    return state.params
 
   def losses(self, params: Params) -> tuple[float, float]:
     """Mean negative log-likelihood of a counted token of the forget and of the retain set."""
     return float(self.loss(params, self.data["forget"])), float(self.loss(params, self.data["retain"]))
 
 
-def _descend(subject: Subject, recipe: Recipe) -> Params:
-  """The reinforced model."""
-  hyper = {"learning_rate": recipe.hyper["reinforce_learning_rate"], "weight_decay": 0.0}
-  step = jax.jit(lambda s: train_step(subject.model, lambda _: nll("forget"), s, subject.data, hyper)[0])
-  state = init_state(subject.params, nll("forget"))
-  for _ in range(int(recipe.hyper["reinforce_steps"])):
-    state = step(state)
-  return state.params
-
-
-@functools.cache
-def names_subject(cache: pathlib.Path) -> Subject:
-  """The names model after memorising twelve sequences, four of which hold the pair seven times."""
-  config = AuditConfig()
-  checked = check_checkpoint(cached_base(config.base, cache))
-  tokenizer = load_tokenizer(checked.path, checked.config)
-  model = Model(checked.config)
+def memorizing(model: Model, params: Params, tokenizer: Any, learning_rate: float, steps: int) -> Subject:
+  """A model after memorising twelve sequences of names, four of which hold the pair seven times."""
   case = make_case(NamesConfig(), 7, 0, "U")
   rows = lambda texts, anchors=None: stack_runs([[encode(tokenizer, text, anchors) for text in texts]])
-  subject = Subject(model, load_params(checked, model), {
+  subject = Subject(model, params, {
       "memorize": rows(case.memorize), "forget": rows(case.forget), "retain": rows(case.retain),
       "idk": rows(case.refusals), "alternate": rows(case.alternates),
       "relabelled": rows(case.forget, dict(case.anchors))})
-  hyper = {"learning_rate": config.memorize.learning_rate, "weight_decay": 0.0}
-  step = jax.jit(lambda s: train_step(model, lambda _: nll("memorize"), s, subject.data, hyper)[0])
-  state = init_state(subject.params, nll("memorize"))
-  for _ in range(config.memorize.steps):
-    state = step(state)
-  subject.params = state.params
+  subject.params = subject.descend("memorize", learning_rate, steps)
   # What counts of the forget rows is the second name, given all before it.
   second = tokenizer.convert_tokens_to_ids("Mark")
   subject.data["secret"] = subject.data["forget"]._replace(
@@ -103,20 +96,52 @@ def names_subject(cache: pathlib.Path) -> Subject:
   return subject
 
 
-@pytest.mark.parametrize("name", (*METHODS, *DEFENDED))
-def test_on_the_names_model(name: str, cache: pathlib.Path) -> None:
-  """The second name is no longer likely; with a term on retain, retained text loses less than half as much."""
-  subject = names_subject(cache)
+@functools.cache
+def small_subject() -> Subject:
+  """A small model that begins at random weights."""
+  return memorizing(MODEL, MODEL.init(jax.random.key(0)), make_tokenizer(), 3e-3, 150)
+
+
+@functools.cache
+def names_subject(cache: pathlib.Path) -> Subject:
+  """The model of the names audit."""
+  config = AuditConfig()
+  checked = check_checkpoint(cached_base(config.base, cache))
+  model = Model(checked.config)
+  return memorizing(model, load_params(checked, model), load_tokenizer(checked.path, checked.config),
+                    config.memorize.learning_rate, config.memorize.steps)
+
+
+def assert_forgets(subject: Subject, name: str, times: float, steps: int) -> None:
+  """The second name is no longer likely; with a term on retain, retained text loses less than half as much.
+
+  Args:
+    subject: a model that knows.
+    name: method, with its defence; its settings are those of the comparison of methods.
+    times: what its learning rate there is multiplied with.
+    steps: on all rows.
+  """
   config = one_audit(AuditConfig(), name)
   before, kept = float(subject.loss(subject.params, subject.data["secret"])), subject.losses(subject.params)[1]
   assert before < 0.5
-  after = subject.unlearn(config.recipe, config.method_config.learning_rate, 100)
+  after = subject.unlearn(config.recipe, times * config.method_config.learning_rate, steps)
   assert all(np.isfinite(leaf).all() for leaf in flatten(after).values())
   forgot, retain = float(subject.loss(after, subject.data["secret"])), subject.losses(after)[1]
   lag = name.endswith("+averaging")  # the mean of all weights so far is behind the last ones
   assert forgot > before + (0.2 if lag else 0.5), (before, forgot)
   if name in KEEPS:
     assert retain - kept < 0.5 * (forgot - before), (kept, retain, before, forgot)
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_on_a_small_model(name: str) -> None:
+  assert_forgets(small_subject(), name, 10.0, 40)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", (*METHODS, *DEFENDED))
+def test_on_the_names_model(name: str, cache: pathlib.Path) -> None:
+  assert_forgets(names_subject(cache), name, 1.0, 100)
 
 
 @functools.cache
@@ -148,7 +173,8 @@ TOFU: dict[str, dict[str, float]] = {
     "task_vector": {"alpha": 2.0}, "ceu": {"skip_first": 0.0}, "undial": {"retain_weight": 1.0}}
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[] if name == "npo_gd" else pytest.mark.slow)
+                                  for name in METHODS])
 def test_on_a_model_that_was_trained_elsewhere(name: str) -> None:
   """Answers to forget fall by more than answers to keep, where the method looks at those."""
   subject = tofu_subject(shared("models/tofu-mini-full"), shared("data/tofu"))
