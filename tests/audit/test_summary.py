@@ -74,7 +74,7 @@ def test_seeds_of_one_loaded_model_do_not_vary_before_the_attack() -> None:
   high = lambda facts: next(c["high"] for c in summarize(rows, facts)["cells"]
                             if (c["arm"], c["point"], c["metric"]) == ("U", "unlearned", "asr"))
   assert high(FACTS) > 0.7  # three models without a hit
-  assert high(FACTS | {"loaded": True}) == pytest.approx(1 - 0.025 ** (1 / 40), abs=1e-4)  # one model, 40 questions
+  assert high(FACTS | {"loaded": True}) == pytest.approx(1 - 0.025 ** (1 / 40), abs=1e-3)  # one model, 40 questions
 
 
 def test_clean_leaves_nothing_that_json_lacks() -> None:
