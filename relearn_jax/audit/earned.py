@@ -51,7 +51,7 @@ def find_doubts(evidence: Evidence, limits: Limits, counted: Sequence[int], unle
                        ("what the unlearned model still says before the attack", limits.before_high)):
     most = max((values[i] for i in counted), default=None) if values is not None else None
     if most is not None and most >= delta:
-      doubts.append(f"{name} may be as large as {most:.2f}, and {delta:g} is the most that counts as none")
+      doubts.append(f"{name} may be as large as {most:.3f}, and {delta:g} is the most that counts as none")
   if limits.high is not None and any(limits.high[i] >= delta for i in counted):
     needed = seeds_needed(delta, settings.alpha, questions)
     if needed is None:

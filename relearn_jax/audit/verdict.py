@@ -127,7 +127,7 @@ def decide(evidence: Evidence, settings: VerdictSettings, design: Design) -> Ver
 
 def _bounds(found: Verdict, settings: VerdictSettings) -> str:
   show = lambda low, high: ("no limits can be given" if low is None or high is None else
-                            f"one-sided {percent(1 - settings.alpha)} limits {low:.2f} and {high:.2f}")
+                            f"one-sided {percent(1 - settings.alpha)} limits {low:.3f} and {high:.3f}")
   return (f"excess {found.excess:.2f}, {show(found.low, found.high)}; level above the control {found.level:.2f}, "
           f"{show(found.level_low, found.level_high)}")
 

@@ -52,7 +52,7 @@ def depths(cells: Cells, variant: str) -> list[int]:
 
 def _panels(variants: Sequence[str], draw: Callable[[Axes, str], None], title: Callable[[str], str], ylabel: str,
             xlabel: str, height: float = 3.3) -> Figure:
-  figure, axes = plt.subplots(1, len(variants), figsize=(max(3.1 * len(variants), 5), height), sharey=True,
+  figure, axes = plt.subplots(1, len(variants), figsize=(max(3.1 * len(variants), 6.5), height), sharey=True,
                               squeeze=False, layout="constrained")
   for ax, variant in zip(axes[0], variants, strict=True):
     draw(ax, variant)

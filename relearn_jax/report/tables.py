@@ -100,7 +100,7 @@ def excess_table(summary: Mapping[str, Any]) -> TextTable:
       rows.append((variant, *("–",) * 7))
       continue
     recovery = "–" if v["recovery"] is None else f"{100 * v['recovery']:.0f} %"
-    both = lambda low, high: "–" if low is None or high is None else f"{low:.2f}, {high:.2f}"
+    both = lambda low, high: "–" if low is None or high is None else f"{low:.3f}, {high:.3f}"
     rows.append((variant, f"depth {v['depth']}, rate {v['learning_rate']:g}, step {v['relearn_step']}",
                  f"{v['excess']:.2f}", both(v["low"], v["high"]), f"{v['level']:.2f}",
                  both(v["level_low"], v["level_high"]),
