@@ -14,7 +14,15 @@ from jax.sharding import Mesh
 from relearn_jax.data.order import Order
 from relearn_jax.models.model import Model, Params
 from relearn_jax.objectives.core import Batch, Objective, TokenRows
-from relearn_jax.parallel.mesh import pad_runs, padded_runs, row_shards, rows_sharding, runs_sharding, shard_rows
+from relearn_jax.parallel.mesh import (
+    lay_out,
+    pad_runs,
+    padded_runs,
+    row_shards,
+    rows_sharding,
+    runs_sharding,
+    shard_rows,
+)
 from relearn_jax.progress import progress
 from relearn_jax.training import checkpoints
 from relearn_jax.training.log import TrainLog
@@ -78,7 +86,7 @@ def run_stage(stage: Stage, model: Model, start: Callable[[], Params], mesh: Mes
   size = padded_runs(len(stage.runs), mesh)
   rows = _Rows(stage, sorted(objective.rows), mesh)
   each = lambda value: np.broadcast_to(np.asarray(value, np.float32), len(stage.runs))
-  spread = lambda value: jax.device_put(pad_runs(each(value), size), runs_sharding(mesh))
+  spread = lambda value: lay_out(pad_runs(each(value), size), runs_sharding(mesh))
   hyper = {key: spread(value) for key, value in stage.hyper.items()}
 
   resume = folder / "resume"
@@ -153,8 +161,8 @@ class _Rows:
     """The places on the mesh; None where every step sees everything."""
     if not index:
       return None
-    return {name: jax.device_put(pad_runs(places.astype(np.int32), padded_runs(len(places), self.mesh)),
-                                 rows_sharding(self.mesh)) for name, places in index.items()}
+    return {name: lay_out(pad_runs(places.astype(np.int32), padded_runs(len(places), self.mesh)),
+                          rows_sharding(self.mesh)) for name, places in index.items()}
 
   def count_tokens(self, index: Mapping[str, np.ndarray]) -> tuple[int, int]:
     """Real and padded tokens of all runs in a step."""
