@@ -19,7 +19,7 @@ from relearn_jax.generation.decode import decode, prefill, score_answers
 from relearn_jax.metrics.keyword import contains_keyword
 from relearn_jax.models.model import Model, Params, whole
 from relearn_jax.objectives.core import TokenRows, reduce_tokens
-from relearn_jax.parallel.mesh import map_runs, padded_runs, replicated, shard_rows, to_host, weight_shardings
+from relearn_jax.parallel.mesh import lay_out, map_runs, padded_runs, replicated, shard_rows, to_host, weight_shardings
 from relearn_jax.training.step import NOTHING, Frozen, model_outputs
 
 
@@ -133,7 +133,7 @@ class Interviewer:
 
     self.ask = jax.jit(map_runs(functools.partial(ask, stacked=False), mesh, functools.partial(ask, stacked=True)))
     self.utility = jax.jit(map_runs(utility, mesh))
-    spread = lambda x: jax.device_put(x, replicated(mesh))
+    spread = lambda x: lay_out(x, replicated(mesh))
     self.inputs = [tuple(map(spread, (b.tokens, b.lengths, *self._answers(b)))) for b in self.batches]
 
   def _answers(self, batch: RowBatch) -> tuple[np.ndarray, np.ndarray]:
@@ -169,7 +169,7 @@ class Interviewer:
       # A copy of all runs would be a second set of weights.
       every = all(leaf.shape[0] == self.block for leaf in jax.tree.leaves(tree)) and runs.start == 0
       some = tree if every else jax.tree.map(lambda leaf: leaf[index], tree)
-      return jax.device_put(some, weight_shardings(some, self.axes, self.mesh, stacked=True))
+      return lay_out(some, weight_shardings(some, self.axes, self.mesh, stacked=True))
     some, own = pick(params), pick(frozen.own)
     kept = {name: [self.utility((some, own, shard_rows(part, self.mesh)), frozen.shared)
                    for part in self._parts(rows, index)] for name, rows in named.items()}

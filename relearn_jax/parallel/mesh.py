@@ -188,9 +188,32 @@ def pad_runs(tree: Tree, size: int) -> Tree:
   return jax.tree.map(pad, tree)
 
 
+def lay_out(tree: Tree, shardings: Any) -> Tree:
+  """`jax.device_put` of arrays that every process has whole, and has alike.
+
+  Between processes it would compare them first, leaf by leaf, by collectives that wait for one local device only; on
+  CPU the next one then meets what is still under way, and ends the program.
+
+  Args:
+    tree: arrays on the host, or already on the mesh.
+    shardings: of all leaves, or a tree of them.
+  """
+  if isinstance(shardings, jax.sharding.Sharding):
+    shardings = jax.tree.map(lambda _, sharding=shardings: sharding, tree)
+  if all(sharding.is_fully_addressable for sharding in jax.tree.leaves(shardings)):
+    return jax.device_put(tree, shardings)
+
+  def lay(leaf: Any, sharding: jax.sharding.Sharding) -> jax.Array:
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+      return jax.device_put(leaf, sharding)
+    host = np.asarray(leaf)
+    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+  return jax.tree.map(lay, tree, shardings)
+
+
 def shard_runs(tree: Tree, mesh: Mesh) -> Tree:
   """Pads the runs and lays them out over the runs axis; every process passes the whole arrays."""
-  return jax.device_put(pad_runs(tree, padded_runs(jax.tree.leaves(tree)[0].shape[0], mesh)), runs_sharding(mesh))
+  return lay_out(pad_runs(tree, padded_runs(jax.tree.leaves(tree)[0].shape[0], mesh)), runs_sharding(mesh))
 
 
 def map_runs(function: Callable[[Any, Any], Any], mesh: Mesh, stacked: Callable[[Any, Any], Any] | None = None
@@ -250,7 +273,7 @@ def shard_rows(tree: Tree, mesh: Mesh, multiple: int = 1) -> Tree:
     missing = -leaf.shape[1] % unit
     return np.pad(leaf, ((0, 0), (0, missing), *((0, 0),) * (leaf.ndim - 2))) if missing else leaf
   size = padded_runs(jax.tree.leaves(tree)[0].shape[0], mesh)
-  return jax.device_put(pad_runs(jax.tree.map(fill, tree), size), rows_sharding(mesh))
+  return lay_out(pad_runs(jax.tree.map(fill, tree), size), rows_sharding(mesh))
 
 
 def repeat_runs(tree: Tree, num_runs: int, mesh: Mesh, axes: Mapping[str, tuple[str, ...]] | None = None) -> Tree:
@@ -268,7 +291,7 @@ def repeat_runs(tree: Tree, num_runs: int, mesh: Mesh, axes: Mapping[str, tuple[
                    out_shardings=weight_shardings(stacked, axes or {}, mesh, stacked=True))
   on_mesh = all(getattr(leaf, "sharding", None) is not None and leaf.sharding.device_set == set(mesh.devices.flat)
                 for leaf in jax.tree.leaves(tree))
-  return spread(tree if on_mesh else jax.device_put(tree, weight_shardings(tree, axes or {}, mesh, stacked=False)))
+  return spread(tree if on_mesh else lay_out(tree, weight_shardings(tree, axes or {}, mesh, stacked=False)))
 
 
 def stack_trees(trees: Sequence[Tree], mesh: Mesh, axes: Mapping[str, tuple[str, ...]]) -> Tree:
@@ -286,6 +309,6 @@ def stack_trees(trees: Sequence[Tree], mesh: Mesh, axes: Mapping[str, tuple[str,
   every = np.array_equal(places, np.arange(len(distinct)))
   pick = lambda leaf: leaf if every else leaf[places]
   stack = lambda *some: jax.tree.map(lambda *leaves: pick(jnp.stack(leaves)), *some)
-  lay = lambda tree: jax.device_put(tree, weight_shardings(tree, axes, mesh, stacked=False))
+  lay = lambda tree: lay_out(tree, weight_shardings(tree, axes, mesh, stacked=False))
   shardings = weight_shardings(jax.eval_shape(stack, *distinct), axes, mesh, stacked=True)
   return jax.jit(stack, out_shardings=shardings)(*map(lay, distinct))

@@ -17,7 +17,7 @@ from orbax.checkpoint import v1 as ocp
 from relearn_jax.errors import InputError
 from relearn_jax.models.lora import LoraConfig
 from relearn_jax.models.model import Model
-from relearn_jax.parallel.mesh import pad_runs, to_host
+from relearn_jax.parallel.mesh import lay_out, pad_runs, to_host
 
 TOKENIZER = "../../base"  # folder of the tokenizer, from a step's folder
 
@@ -81,7 +81,7 @@ def restore(path: pathlib.Path, like: Any, num_runs: int) -> Any:
     return ocp.load(path.absolute(), like)
   one_run = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), like)
   host = pad_runs(load_tree(path, one_run, num_runs), leaves[0].shape[0])
-  return jax.device_put(host, jax.tree.map(lambda leaf: leaf.sharding, like))
+  return lay_out(host, jax.tree.map(lambda leaf: leaf.sharding, like))
 
 
 def describe(path: pathlib.Path) -> dict[str, Any]:

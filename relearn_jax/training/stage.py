@@ -15,6 +15,7 @@ from relearn_jax.data.order import Order
 from relearn_jax.models.model import Model, Params
 from relearn_jax.objectives.core import Batch, Objective, TokenRows
 from relearn_jax.parallel.mesh import (
+  lay_out,
   pad_runs,
   padded_runs,
   row_shards,
@@ -96,7 +97,7 @@ def run_stage(stage: Stage, model: Model, start: Callable[[], Params], mesh: Mes
   size = padded_runs(len(stage.runs), mesh)
   rows = _Rows(stage, sorted(objective.rows), mesh)
   each = lambda value: np.broadcast_to(np.asarray(value, np.float32), len(stage.runs))
-  spread = lambda value: jax.device_put(pad_runs(each(value), size), runs_sharding(mesh))
+  spread = lambda value: lay_out(pad_runs(each(value), size), runs_sharding(mesh))
   hyper = {key: spread(value) for key, value in stage.hyper.items()}
 
   resume = folder / "resume"
@@ -177,8 +178,8 @@ class _Rows:
     """The places on the mesh; None where every step sees everything."""
     if not index:
       return None
-    return {name: jax.device_put(pad_runs(places.astype(np.int32), padded_runs(len(places), self.mesh)),
-                                 rows_sharding(self.mesh)) for name, places in index.items()}
+    return {name: lay_out(pad_runs(places.astype(np.int32), padded_runs(len(places), self.mesh)),
+                          rows_sharding(self.mesh)) for name, places in index.items()}
 
   def count_tokens(self, index: Mapping[str, np.ndarray]) -> tuple[int, int]:
     """Real and padded tokens of all runs in a step."""

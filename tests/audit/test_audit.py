@@ -132,6 +132,7 @@ def test_an_exported_run_answers_as_it_did_in_the_audit(finished: pathlib.Path, 
   np.testing.assert_allclose(sums, scores.logprob[index], atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["kl"])  # more of them in test_comparison.py
 def test_other_methods_run_through(cache: pathlib.Path, tmp_path: pathlib.Path, method: str) -> None:
   relearn(cache, *audit_flags(tmp_path, f"--config.method={method}", "--config.case.seeds=(0,)",

@@ -24,7 +24,7 @@ def tiny(**changes: Any) -> AuditConfig:
   base = BaseConfig(hidden_size=32, intermediate_size=64, num_layers=2, num_heads=2, num_kv_heads=2, steps=40)
   config = AuditConfig(
       case=NamesConfig(variants=(7,), seeds=(0, 1), num_questions=12), base=base,
-      memorize=MemorizeConfig(steps=30, learning_rate=3e-3), unlearn=UnlearnConfig(max_steps=10, depths=1),
+      memorize=MemorizeConfig(steps=30, learning_rate=3e-3), unlearn=UnlearnConfig(max_steps=10, depths=1, max_asr=0.5),
       relearn=RelearnConfig(keep_steps=(1, 2)))
   config.verdict.draws = 200
   rates = {name: dataclasses.replace(getattr(config.methods, name), learning_rate=1e-3) for name in ("ga", "npo_gd")}
@@ -40,15 +40,21 @@ def compared(tmp_path_factory: pytest.TempPathFactory, cache: pathlib.Path) -> p
   return workdir
 
 
-def test_a_comparison_is_its_audits_side_by_side(compared: pathlib.Path, cache: pathlib.Path, tmp_path: pathlib.Path
-                                                 ) -> None:
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory, cache: pathlib.Path) -> pathlib.Path:
+  """An audit of gradient ascent alone."""
+  workdir = tmp_path_factory.mktemp("alone") / "run"
+  assert audit(tiny(), "here", workdir, cache)
+  return workdir
+
+
+def test_a_comparison_is_its_audits_side_by_side(compared: pathlib.Path, alone: pathlib.Path) -> None:
   rows = json.loads((compared / "comparison.json").read_text())
   assert [row["name"] for row in rows] == ["ga", "npo_gd+averaging"]
   # An audit of one method alone gives the same numbers.
-  assert audit(tiny(), "here", tmp_path / "alone", cache)
-  alone, among = summary(tmp_path / "alone"), summary(compared / "methods" / "ga")
-  assert alone["cells"] == among["cells"] and alone["verdicts"] == among["verdicts"]
-  cell = next(c for c in alone["cells"] if (c["metric"], c["arm"], c["point"]) == ("asr", "O", "original"))
+  single, among = summary(alone), summary(compared / "methods" / "ga")
+  assert single["cells"] == among["cells"] and single["verdicts"] == among["verdicts"]
+  cell = next(c for c in single["cells"] if (c["metric"], c["arm"], c["point"]) == ("asr", "O", "original"))
   assert rows[0]["variants"]["7"]["original"] == cell
   assert rows[0]["settings"]["learning_rate"] == 1e-3 and rows[1]["settings"]["average_every"] == 5
   for row in rows:
@@ -103,15 +109,14 @@ def test_comparisons_that_cannot_be(methods: tuple[str, ...], field: str, word: 
   assert caught.value.field == field and not (tmp_path / "x").exists()
 
 
-def test_a_sweep_tries_what_audits_would_do(tmp_path: pathlib.Path, cache: pathlib.Path) -> None:
+def test_a_sweep_tries_what_audits_would_do(alone: pathlib.Path, tmp_path: pathlib.Path, cache: pathlib.Path) -> None:
   """Each candidate's runs unlearn as they would alone, and nothing is relearned."""
-  config = dataclasses.replace(tiny(), unlearn=UnlearnConfig(max_steps=10, depths=1, max_asr=0.5))
+  config = tiny()
   grid = {"learning_rate": (1e-3, 1e-5)}
   found = sweep(Sweep({"ga": grid, "npo": grid}, methods=("ga",), audit=config), "here", tmp_path / "sweep", cache)
   tried = found["ga"]["tried"]
   assert [one["settings"] for one in tried] == [{"learning_rate": 1e-3}, {"learning_rate": 1e-5}]
-  assert audit(config, "here", tmp_path / "alone", cache)
-  selection = summary(tmp_path / "alone")["selection"]["7"]
+  selection = summary(alone)["selection"]["7"]
   assert tried[0]["steps"] == [steps[0] if steps else None for steps in selection.values()]
   assert not list((tmp_path / "sweep" / "checkpoints").glob("relearn*"))
   assert found["ga"]["chosen"] in (one["settings"] for one in tried) and "| ga |" in sweep_table(found)
