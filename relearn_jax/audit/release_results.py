@@ -53,10 +53,8 @@ def example_facts(audit: Release) -> list[dict[str, Any]]:
     if run is not None and not (run in ended and ended[run].step <= step):
       number, index = places[run]
       said[name] = audit.load_scores(number, step).tokens[index]
-  return [{"variant": audit.case.variant, "seed": seed, "question": question.id, "prompt": question.prompt,
-           "keywords": list(question.keywords),
-           "completions": {name: audit.ask.completion(q, tokens[q]) for name, tokens in said.items()}}
-          for q, question in enumerate(audit.case.questions[:EXAMPLES])]
+  return [audit.ask.example(q, audit.case.variant, seed, {name: tokens[q] for name, tokens in said.items()})
+          for q in range(min(EXAMPLES, len(audit.case.questions)))]
 
 
 def make_facts(audit: Release, digests: Mapping[str, str], seconds: Mapping[str, float]) -> dict[str, Any]:

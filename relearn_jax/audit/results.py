@@ -154,12 +154,9 @@ def example_facts(audit: Audit, points: Points, last_step: int) -> list[dict[str
     sources = {"original": (0, "O"), "unlearned": (0, "U"), "relearned": (last, "U"), "control": (last, "N")}
     sources = {key: (step, arm) for key, (step, arm) in sources.items()
                if arm in here and _has_answers(attacked_cells(config, cells)[here[arm]], step, ended)}
-    for q, question in enumerate(audit.cases[audit.runs[0]].questions[:EXAMPLES]):
-      examples.append({
-          "variant": str(variant), "seed": seed, "question": question.id, "prompt": question.prompt,
-          "keywords": list(question.keywords),
-          "completions": {key: audit.ask.completion(q, said[step].tokens[here[arm], q])
-                          for key, (step, arm) in sources.items()}})
+    examples += [audit.ask.example(q, str(variant), seed, {
+        key: said[step].tokens[here[arm], q] for key, (step, arm) in sources.items()})
+                 for q in range(min(EXAMPLES, len(audit.ask.questions)))]
   return examples
 
 

@@ -3,7 +3,7 @@
 import base64
 import json
 import pathlib
-import re
+from collections.abc import Sequence
 from typing import Any
 
 import jinja2
@@ -11,6 +11,7 @@ import markupsafe
 
 from relearn_jax.audit.rows import read_rows
 from relearn_jax.audit.summary import summarize
+from relearn_jax.metrics.keyword import find_keyword
 from relearn_jax.report import figures, tables
 
 CAPTIONS = {
@@ -33,17 +34,27 @@ def write(path: pathlib.Path, text: str) -> None:
   temporary.replace(path)
 
 
-def highlight(completion: str, prompt: str, keywords: list[str]) -> markupsafe.Markup:
-  """A completion as safe HTML, marked where it completes a keyword that the prompt began.
+def highlight(completion: str, begun: str, keywords: Sequence[str], case: bool = False) -> markupsafe.Markup:
+  """A completion as safe HTML, every hit in it marked.
 
-  Everything is escaped first: a model's words are never markup.
+  Everything is escaped: a model's words are never markup.
+
+  Args:
+    completion: follows `begun` as it is.
+    begun: a keyword may begin in it, but counts and is marked only where it ends in the completion.
+    keywords, case: of the question.
   """
-  last = prompt.split()[-1] if prompt.split() else ""
-  for keyword in keywords:
-    rest = keyword[len(last):].strip() if last and keyword.startswith(last) else keyword
-    if rest and re.match(rf"{re.escape(rest)}(?!\w)", completion):
-      return markupsafe.Markup("<mark>{}</mark>{}").format(rest, completion[len(rest):])
-  return markupsafe.escape(completion)
+  found = [(max(start - len(begun), 0), end - len(begun)) for keyword in keywords
+           for start, end in find_keyword(begun + completion, keyword, case=case) if end > len(begun)]
+  shown, place = markupsafe.Markup(), 0
+  for start, end in sorted(found):
+    start = max(start, place)
+    start += len(completion[start:end]) - len(completion[start:end].lstrip())  # where it begins in the prompt
+    if start < end:
+      shown += markupsafe.escape(completion[place:start])
+      shown += markupsafe.Markup("<mark>{}</mark>").format(completion[start:end])
+      place = end
+  return shown + markupsafe.escape(completion[place:])
 
 
 def flat(values: Any, prefix: str = "") -> list[tuple[str, str]]:
