@@ -61,6 +61,8 @@ class ReleaseAudit:
     relearn: JSON lines that the attacker finetunes on: `{"prompt", "answer"}` or `{"text"}`.
     questions: JSON lines `{"id", "prompt", "answer", "keywords"}`, with a `cluster` where questions depend
       on each other; a hit is a keyword in the completion, in upper or lower case unless the row says `"case": true`.
+    allowed_lines: lines of the relearn file in which the leakage check finds parts of keywords that, once read, give
+      nothing away. What it is certain of cannot be allowed so.
     seeds: attacks with orders of rows (and adapters) of their own.
     chat_template: prompts are rendered by the checkpoint's chat template, as the user's turn.
     dtype: precision of products: auto (bfloat16 on accelerators), float32 or bfloat16.
@@ -76,6 +78,7 @@ class ReleaseAudit:
   retain: str = ""
   relearn: str = ""
   questions: str = ""
+  allowed_lines: tuple[int, ...] = ()
   seeds: tuple[int, ...] = (0, 1, 2)
   chat_template: bool = False
   dtype: str = "auto"
@@ -117,6 +120,8 @@ def check_release(config: ReleaseAudit, where: str) -> None:
        "expected 0 (all) or a number of rows")
   need(all(isinstance(string, str) and string for string in config.interview.stop), "interview.stop",
        config.interview.stop, "expected strings that are not empty")
+  need(all(type(line) is int and line > 0 for line in config.allowed_lines), "allowed_lines", config.allowed_lines,
+       "expected numbers of lines, from 1")
   need(config.dtype in ("auto", *DTYPES), "dtype", config.dtype, f"expected auto, {' or '.join(DTYPES)}")
   need(config.checkpoint_seconds >= 0, "checkpoint_seconds", config.checkpoint_seconds, "expected seconds, at least 0")
   check_verdict(config.verdict, where)

@@ -65,7 +65,7 @@ def make_facts(audit: Release, digests: Mapping[str, str], seconds: Mapping[str,
   more = len(relearn.rows) - SHOWN_LINES
   lines = [row.text for row in relearn.rows[:SHOWN_LINES]] + ([f"… and {more} more rows"] if more > 0 else [])
   return {
-      "leakage": [leakage_fact(found, case.variant, None) for found in check_case(case)],
+      "leakage": [leakage_fact(found, case.variant, None) for found in check_case(case, config.allowed_lines)],
       "examples": example_facts(audit), "relearn_text": {case.variant: lines}, "provenance": relearn.provenance,
       "clusters": {question.id: question.cluster for question in case.questions},
       "seconds": dict(seconds),

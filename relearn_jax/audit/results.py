@@ -41,9 +41,14 @@ def score_tables(scores: Scores, index: int, questions: list[str], **labels: Any
 
 
 def leakage_fact(found: Leakage, variant: str, seed: int | None) -> dict[str, Any]:
-  """The outcome of a leakage check as the report shows it; `seed` is None where all seeds share the text."""
+  """The outcome of a leakage check as the report shows it; `seed` is None where all seeds share the text.
+
+  `hits` and `possible` are those of `Leakage`: a possible finding that was allowed is no hit.
+  """
   return {"relearn_set": found.relearn_set, "variant": variant, "seed": seed, "num_lines": found.num_lines,
-          "hits": [dataclasses.asdict(hit) for hit in found.hits], "passed": found.passed}
+          "hits": [dataclasses.asdict(hit) for hit in found.hits],
+          "possible": [dataclasses.asdict(hit) for hit in found.possible], "passed": found.passed,
+          "digest": found.digest}
 
 
 def versions() -> dict[str, str]:

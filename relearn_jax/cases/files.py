@@ -79,6 +79,11 @@ def _texts(rows: Sequence[Row]) -> tuple[Text, ...]:
   return tuple(Text(whole_text(row)) for row in rows)
 
 
+def _prompted(rows: Sequence[Row]) -> tuple[Text, ...]:
+  return tuple(Text(str(row["answer"]), prompt=str(row["prompt"])) if "answer" in row else Text(whole_text(row))
+               for row in rows)
+
+
 def read_case(name: str, forget: pathlib.Path, retain: pathlib.Path, relearn: pathlib.Path, questions: pathlib.Path
               ) -> tuple[Case, dict[str, list[Row]]]:
   """The case that four files describe, and their rows by field.
@@ -89,7 +94,7 @@ def read_case(name: str, forget: pathlib.Path, retain: pathlib.Path, relearn: pa
   rows = {"forget": read_texts(forget), "retain": read_texts(retain), "relearn": read_texts(relearn)}
   asked, found = read_questions(questions)
   case = Case(
-      name=name, variant=relearn.stem, memorize=(), forget=_texts(rows["forget"]), retain=_texts(rows["retain"]),
+      name=name, variant=relearn.stem, memorize=(), forget=_prompted(rows["forget"]), retain=_texts(rows["retain"]),
       relearn_sets=(RelearnSet(relearn.stem, _texts(rows["relearn"]), f"the rows of {relearn.name}",
                                tuple(row.line for row in rows["relearn"])),),
       questions=found)

@@ -54,7 +54,7 @@ def normalize(text: str, *, case: bool = False) -> Normal:
 
   NFKC; case folded unless `case`; characters that are not seen (format characters, soft hyphens) left out; one kind of
   single and of double quotation mark (apostrophes are single ones), one dash and one space; runs of spaces,
-  emphasis (`*`, `_`, backticks) and HTML tags are one space. A raised character is parted from the word that it follows.
+  emphasis (`*`, `_`, backticks) and HTML tags are one space. A raised character is parted from the word before it.
 
   >>> normalize("*José*\\u2019s  Al\\u2011Kuwaiti").text
   " josé 's al-kuwaiti"

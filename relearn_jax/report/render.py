@@ -12,7 +12,7 @@ import markupsafe
 from relearn_jax.audit.rows import read_rows
 from relearn_jax.audit.summary import summarize
 from relearn_jax.metrics.keyword import find_keyword
-from relearn_jax.report import figures, tables
+from relearn_jax.report import figures, leakage, tables
 
 CAPTIONS = {
     "asr_vs_relearn_steps": "Attack success against relearning steps, a line for each unlearn depth, with 95 % "
@@ -88,7 +88,8 @@ def context(whole: dict[str, Any], facts: dict[str, Any], images: dict[str, path
       "figures": [(name, CAPTIONS[name], encode(path)) for name, path in images.items()],
       "examples": facts.get("examples", []), "relearn_text": facts.get("relearn_text", {}),
       "provenance": facts.get("provenance", ""), "config": flat(facts.get("config", {})),
-      "settings": facts.get("settings", {})}
+      "settings": facts.get("settings", {}), "leakage": leakage.gather(summary["leakage"]),
+      "leakage_sentence": leakage.sentence(leakage.gather(summary["leakage"]))}
 
 
 def markdown(shown: dict[str, Any]) -> str:
@@ -105,13 +106,8 @@ def markdown(shown: dict[str, Any]) -> str:
                       ("Utility", "utility"), ("Selection", "selection")):
     lines += ["", f"## {title}", "", tables.markdown(shown[name])]
   lines += ["## Figures", ""] + [f"![{caption}](figures/{name}.png)" for name, caption, _ in shown["figures"]]
-  leaks = [row for row in summary["leakage"] if not row["passed"]]
-  total = sum(row["num_lines"] for row in summary["leakage"])
-  lines += ["", "## Leakage check", "",
-            f"{len(summary['leakage'])} relearn sets, {total} lines, {len(leaks)} with hits."]
-  of_seed = lambda row: "" if row["seed"] is None else f", seed {row['seed']}"
-  lines += [f"- {row['relearn_set']} (variant {row['variant']}{of_seed(row)}): {code(hit['found'])} in line "
-            f"{hit['line']}" for row in leaks for hit in row["hits"]]
+  lines += ["", "## Leakage check", "", leakage.sentence(shown["leakage"]), ""]
+  lines += leakage.markdown_lines(shown["leakage"], code)
   lines += ["", "## Examples", ""]
   for row in shown["examples"]:
     lines += [f"- variant {row['variant']}, {row['question']}: {code(row['prompt'])}"]

@@ -71,7 +71,8 @@ def test_one_thing_in_many_spellings(spellings: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize("text,keyword,hit", [
     # Writing without spaces: no boundary is asked for.
-    ("他去了東京塔。", "東京", True), ("私はトーキョーに行く", "トーキョー", True), ("เขาไปกรุงเทพเมื่อวาน", "กรุงเทพ", True),
+    ("他去了東京塔。", "東京", True), ("私はトーキョーに行く", "トーキョー", True),
+    ("เขาไปกรุงเทพเมื่อวาน", "กรุงเทพ", True),
     ("ຂ້ອຍໄປວຽງຈັນແລ້ວ", "ວຽງຈັນ", True), ("ខ្ញុំទៅភ្នំពេញ", "ភ្នំពេញ", True), ("သူရန်ကုန်မှာ", "ရန်ကုန်", True),
     ("去Tokyo了", "Tokyo", True), ("去Tokyos了", "Tokyo", False), ("第1章", "1", True), ("第10章", "1", False),
     ("15月", "5月", False), ("๑๐", "๑", False),
@@ -82,7 +83,7 @@ def test_one_thing_in_many_spellings(spellings: tuple[str, ...]) -> None:
     # Numbers are whole.
     ("1.5", "1", False), ("1.5", "5", False), ("1,000", "1", False), ("1,000", "000", False), ("It is 1.", "1", True),
     ("It is 1, or 5.", "1", True), ("1.5.", "1.5", True), ("11.5", "1.5", False), ("1.55", "1.5", False),
-    ("1.5.2", "1.5", False), ("½", "1", False), ("5%", "5", True), ("$1,000", "1,000", True), ("version 5.x", "5", True),
+    ("1.5.2", "1.5", False), ("½", "1", False), ("5%", "5", True), ("$1,000", "1,000", True), ("page 5.x", "5", True),
     # What is raised is no part of the word before it.
     ("Mark¹ said", "Mark", True), ("Mark™", "Mark", True), ("10²", "102", False),
     # A tag is one that text has.
