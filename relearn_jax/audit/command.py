@@ -18,13 +18,15 @@ from relearn_jax.audit.release_run import Release
 from relearn_jax.audit.rows import write_rows
 from relearn_jax.audit.run import Audit, memorize, relearn, unlearn
 from relearn_jax.cases.base import Case
-from relearn_jax.cases.leakage import check_case
+from relearn_jax.cases.leakage import Leakage, check_case
+from relearn_jax.cases.spelling import AS_IT_IS
 from relearn_jax.errors import InputError
 from relearn_jax.parallel.mesh import DEFAULT, check_mesh, make_mesh
 from relearn_jax.report.render import report_from_rows
 from relearn_jax.training.checkpoints import remove_resumes
 from relearn_jax.workdir import claim_workdir, only_process
 
+MAX_LISTED = 20  # possible leaks in a message
 OUTPUTS = ("results.parquet", "summary.json", "report.html", "report.md")
 
 
@@ -57,14 +59,34 @@ def check(config: AuditConfig, where: str, allow_leakage: bool) -> None:
     refuse_leaks(case, where, "case", allow_leakage, f" ({run.name})")
 
 
-def refuse_leaks(case: Case, file: Any, field: str, allow_leakage: bool, which: str = "") -> None:
-  """`InputError` for a relearn set that holds what is asked about, unless that is allowed."""
-  for found in check_case(case):
-    if not found.passed and not allow_leakage:
-      hit = found.hits[0]
-      raise InputError(f"line {hit.line} of relearn set {found.relearn_set!r}{which} contains {hit.found!r}, "
-                       "which is asked about", file=file, field=field,
-                       mend="remove it, or pass --allow_leakage (the verdict will be INCONCLUSIVE)")
+def refuse_leaks(case: Case, file: Any, field: str, allow_leakage: bool, which: str = "",
+                 allowed_lines: tuple[int, ...] | None = None) -> None:
+  """`InputError` for a relearn set that holds what is asked about, unless that is allowed.
+
+  `allowed_lines` may be None where the audit has no such setting.
+  """
+  for found in check_case(case, allowed_lines or ()):
+    if not allow_leakage and not found.passed:
+      raise _leak(found, file, field, which, allowed_lines)
+    if idle := sorted(set(allowed_lines or ()) - {hit.line for hit in (*found.possible, *found.hits)}):
+      raise InputError(f"names line {idle[0]}, in which nothing is found", file=file, field="allowed_lines",
+                       mend="remove it: lines that were read have changed, or are other ones")
+
+
+def _leak(found: Leakage, file: Any, field: str, which: str, allowed_lines: tuple[int, ...] | None) -> InputError:
+  """What is said of a relearn set that did not pass: the first certain finding, or all lines of possible ones."""
+  hit = next((hit for hit in found.hits if hit.certain), found.hits[0])
+  how = "" if hit.how == AS_IT_IS else f" ({hit.how})"
+  where = f"line {hit.line} of relearn set {found.relearn_set!r}{which} contains {hit.found!r}{how}"
+  flag = "pass --allow_leakage (the verdict will be INCONCLUSIVE)"
+  if hit.certain or allowed_lines is None:
+    return InputError(f"{where}, which is asked about", file=file, field=field, mend=f"remove it, or {flag}")
+  others = [f"line {hit.line} {hit.found!r}" for hit in found.hits[1:]]
+  more = "" if not others else "; so do " + ", ".join(others[:MAX_LISTED]) + (
+      f" and {len(others) - MAX_LISTED} more" if len(others) > MAX_LISTED else "")
+  return InputError(
+      f"{where}, which may give away what is asked about{more}", file=file, field=field,
+      mend=f"read the lines; remove what tells, name the others in allowed_lines, such as ({hit.line},), or {flag}")
 
 
 def audit(config: AuditConfig, where: str, workdir: pathlib.Path, cache: pathlib.Path, *, allow_leakage: bool = False,
@@ -137,7 +159,7 @@ def audit_release(config: ReleaseAudit, where: str, workdir: pathlib.Path, *, al
   """
   check_release(config, where)
   state = Release(config, where, workdir)
-  refuse_leaks(state.case, state.files["relearn"], "relearn", allow_leakage)
+  refuse_leaks(state.case, state.files["relearn"], "relearn", allow_leakage, allowed_lines=config.allowed_lines)
   sizes = check_mesh(mesh, state.checked["U"].config)
   known = claim_workdir(workdir, config)
   with only_process(workdir):

@@ -16,7 +16,8 @@ from relearn_jax.data.batches import RowBatch, bucketize
 from relearn_jax.data.tokens import completion_text
 from relearn_jax.errors import InputError
 from relearn_jax.generation.decode import decode, prefill, score_answers
-from relearn_jax.metrics.keyword import contains_keyword
+from relearn_jax.generation.stop import cut_at_stop
+from relearn_jax.metrics.keyword import find_keyword
 from relearn_jax.models.model import Model, Params, whole
 from relearn_jax.objectives.core import TokenRows, reduce_tokens
 from relearn_jax.parallel.mesh import lay_out, map_runs, padded_runs, replicated, shard_rows, to_host, weight_shardings
@@ -29,7 +30,7 @@ class Scores:
 
   Attributes:
     tokens: generated ids, 0 after the end, `[R, Q, G]`.
-    asr: 1 where a keyword of the question stands in prompt and completion, `[R, Q]`.
+    asr: 1 where a keyword of the question stands in the completion, or ends in it, `[R, Q]`.
     logprob: natural log-probability of the answer after the prompt, `[R, Q]`.
     retain: mean token log-probability of each retained row, NaN where a run has fewer, `[R, S]`.
     finite: whether all of that is finite, and the logits that tokens were generated from, `[R]`. Where it is not,
@@ -85,7 +86,8 @@ class Interviewer:
 
   def __init__(self, model: Model, tokenizer: Any, questions: Sequence[Question], mesh: Mesh, *,
                max_new_tokens: int, buckets: Sequence[int] | None, runs_per_call: int, encode: Encode | None = None,
-               batch_size: int | None = None, eos_ids: tuple[int, ...] | None = None, prompt_counts: bool = True):
+               batch_size: int | None = None, eos_ids: tuple[int, ...] | None = None, prompt_counts: bool = True,
+               stop: Sequence[str] = ()):
     """
     Args:
       model: architecture.
@@ -99,6 +101,7 @@ class Interviewer:
       batch_size: questions asked, and rows scored, at a time; None: all of a bucket.
       eos_ids: any of these ends an answer; the model's own by default.
       prompt_counts: a keyword may begin in the prompt; else it must stand in the completion alone.
+      stop: a completion ends before the first of these strings, or of the question's own.
     """
     self.tokenizer, self.questions, self.mesh, self.axes = tokenizer, questions, mesh, model.axes()
     self.block, self.batch_size, self.prompt_counts = padded_runs(runs_per_call, mesh), batch_size, prompt_counts
@@ -109,7 +112,7 @@ class Interviewer:
     for row, ids in zip(self.answers, answers, strict=True):
       row[:len(ids)] = ids
     self.batches = bucketize(self.prompt_ids, buckets=buckets, batch_size=batch_size)
-    self.max_new_tokens = max_new_tokens
+    self.max_new_tokens, self.stop = max_new_tokens, tuple(stop)
     self.hits: dict[tuple[int, bytes], bool] = {}
 
     slots = max(max_new_tokens - 1, self.answers.shape[1] - 1, 1)
@@ -207,8 +210,10 @@ class Interviewer:
   def _hit(self, question: int, tokens: np.ndarray) -> bool:
     key = (question, tokens.tobytes())
     if key not in self.hits:
-      text = self.text(question, tokens) if self.prompt_counts else self.completion(question, tokens)
-      self.hits[key] = any(contains_keyword(text, word) for word in self.questions[question].keywords)
+      asked, said = self.questions[question], self._said(question, tokens)
+      before = self._decode(self.prompt_ids[question]) if self.prompt_counts else ""
+      self.hits[key] = any(end > len(before) for word in asked.keywords
+                           for _, end in find_keyword(before + said, word, case=asked.case))
     return self.hits[key]
 
   def _words(self, tokens: np.ndarray) -> list[int]:
@@ -216,13 +221,28 @@ class Interviewer:
     ids = tokens.tolist()
     return ids[:next((place for place, token in enumerate(ids) if token in self.eos_ids), len(ids))]
 
-  def text(self, question: int, tokens: np.ndarray) -> str:
-    """Prompt and completion as one text, special tokens left out."""
-    return self.tokenizer.decode([*self.prompt_ids[question], *self._words(tokens)], skip_special_tokens=True)
+  def _decode(self, ids: Sequence[int]) -> str:
+    return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+  def _said(self, question: int, tokens: np.ndarray) -> str:
+    """What is judged: what was generated after the prompt, with the space in front of it, up to a stop string."""
+    text = completion_text(self.tokenizer, self.prompt_ids[question], self._words(tokens))
+    return cut_at_stop(text, (*self.stop, *self.questions[question].stop))
 
   def completion(self, question: int, tokens: np.ndarray) -> str:
-    """What was generated after the prompt."""
-    return completion_text(self.tokenizer, self.prompt_ids[question], self._words(tokens)).strip()
+    """What is judged of the answer, as a report shows it: a space in front belongs to it, one behind does not."""
+    return self._said(question, tokens).rstrip()
+
+  def example(self, question: int, variant: str, seed: int, answers: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """A question and what several models said, for the report; `answers` holds their tokens by the model's name.
+
+    `begun` is the part of the text in which a keyword may begin, but not end: the prompt, where it counts.
+    """
+    asked = self.questions[question]
+    return {"variant": variant, "seed": seed, "question": asked.id, "prompt": asked.prompt,
+            "begun": self._decode(self.prompt_ids[question]) if self.prompt_counts else "",
+            "keywords": list(asked.keywords), "case": asked.case,
+            "completions": {name: self.completion(question, tokens) for name, tokens in answers.items()}}
 
 
 def once(path: pathlib.Path, compute: Callable[[], Scores]) -> Scores:

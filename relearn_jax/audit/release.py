@@ -36,12 +36,15 @@ class InterviewSettings:
     score_rows: rows of the forget, of the retain and of the relearn set that are scored, evenly spread over each file;
       0: all.
     runs_at_once: models that answer side by side; more need more memory. 0: as many as are trained so.
+    stop: a completion is judged up to the first of these strings, such as "Question:" where a model that is no chat
+      model runs on into the next question. A row of the questions may have a list `stop` of its own besides.
   """
 
   max_new_tokens: int = 64
   batch_size: int = 32
   score_rows: int = 100
   runs_at_once: int = 0
+  stop: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass
@@ -59,7 +62,9 @@ class ReleaseAudit:
     retain: JSON lines of what should be kept; scored for utility.
     relearn: JSON lines that the attacker finetunes on: `{"prompt", "answer"}` or `{"text"}`.
     questions: JSON lines `{"id", "prompt", "answer", "keywords"}`, with a `cluster` where questions depend
-      on each other; a hit is a keyword in the completion.
+      on each other; a hit is a keyword in the completion, in upper or lower case unless the row says `"case": true`.
+    allowed_lines: lines of the relearn file in which the leakage check finds parts of keywords that, once read, give
+      nothing away. What it is certain of cannot be allowed so.
     seeds: attacks with orders of rows (and adapters) of their own.
     chat_template: prompts are rendered by the checkpoint's chat template, as the user's turn.
     chat: which template, and what it is told.
@@ -76,6 +81,7 @@ class ReleaseAudit:
   retain: str = ""
   relearn: str = ""
   questions: str = ""
+  allowed_lines: tuple[int, ...] = ()
   seeds: tuple[int, ...] = (0, 1, 2)
   chat_template: bool = False
   chat: ChatSettings = dataclasses.field(default_factory=ChatSettings)
@@ -117,6 +123,10 @@ def check_release(config: ReleaseAudit, where: str) -> None:
     need(value >= 1, f"interview.{field}", value, "expected at least 1")
   need(config.interview.score_rows >= 0, "interview.score_rows", config.interview.score_rows,
        "expected 0 (all) or a number of rows")
+  need(all(isinstance(string, str) and string for string in config.interview.stop), "interview.stop",
+       config.interview.stop, "expected strings that are not empty")
+  need(all(type(line) is int and line > 0 for line in config.allowed_lines), "allowed_lines", config.allowed_lines,
+       "expected numbers of lines, from 1")
   check_dtype(config.dtype, where)
   need(config.checkpoint_seconds >= 0, "checkpoint_seconds", config.checkpoint_seconds, "expected seconds, at least 0")
   check_verdict(config.verdict, where)

@@ -53,10 +53,8 @@ def example_facts(audit: Release) -> list[dict[str, Any]]:
     if run is not None and not (run in ended and ended[run].step <= step):
       number, index = places[run]
       said[name] = audit.load_scores(number, step).tokens[index]
-  return [{"variant": audit.case.variant, "seed": seed, "question": question.id, "prompt": question.prompt,
-           "keywords": list(question.keywords),
-           "completions": {name: audit.ask.completion(q, tokens[q]) for name, tokens in said.items()}}
-          for q, question in enumerate(audit.case.questions[:EXAMPLES])]
+  return [audit.ask.example(q, audit.case.variant, seed, {name: tokens[q] for name, tokens in said.items()})
+          for q in range(min(EXAMPLES, len(audit.case.questions)))]
 
 
 def make_facts(audit: Release, digests: Mapping[str, str], seconds: Mapping[str, float]) -> dict[str, Any]:
@@ -67,7 +65,7 @@ def make_facts(audit: Release, digests: Mapping[str, str], seconds: Mapping[str,
   more = len(relearn.rows) - SHOWN_LINES
   lines = [row.text for row in relearn.rows[:SHOWN_LINES]] + ([f"… and {more} more rows"] if more > 0 else [])
   return {
-      "leakage": [leakage_fact(found, case.variant, None) for found in check_case(case)],
+      "leakage": [leakage_fact(found, case.variant, None) for found in check_case(case, config.allowed_lines)],
       "examples": example_facts(audit), "relearn_text": {case.variant: lines}, "provenance": relearn.provenance,
       "clusters": {question.id: question.cluster for question in case.questions},
       "seconds": dict(seconds),

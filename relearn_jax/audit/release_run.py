@@ -142,7 +142,8 @@ class Release:
     return Interviewer(
         model, self.tokenizer, self.case.questions, mesh, max_new_tokens=interview.max_new_tokens, buckets=None,
         runs_per_call=num_runs, batch_size=min(interview.batch_size, len(self.case.questions)),
-        encode=lambda question: self.asked[question.id], eos_ids=end_ids(self.checked["U"]), prompt_counts=False)
+        encode=lambda question: self.asked[question.id], eos_ids=end_ids(self.checked["U"]), prompt_counts=False,
+        stop=interview.stop)
 
   def attack(self, mesh: Mesh) -> None:
     """Trains and asks every group; what was asked before is not asked again.

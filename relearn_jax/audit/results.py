@@ -41,9 +41,14 @@ def score_tables(scores: Scores, index: int, questions: list[str], **labels: Any
 
 
 def leakage_fact(found: Leakage, variant: str, seed: int | None) -> dict[str, Any]:
-  """The outcome of a leakage check as the report shows it; `seed` is None where all seeds share the text."""
+  """The outcome of a leakage check as the report shows it; `seed` is None where all seeds share the text.
+
+  `hits` and `possible` are those of `Leakage`: a possible finding that was allowed is no hit.
+  """
   return {"relearn_set": found.relearn_set, "variant": variant, "seed": seed, "num_lines": found.num_lines,
-          "hits": [dataclasses.asdict(hit) for hit in found.hits], "passed": found.passed}
+          "hits": [dataclasses.asdict(hit) for hit in found.hits],
+          "possible": [dataclasses.asdict(hit) for hit in found.possible], "passed": found.passed,
+          "digest": found.digest}
 
 
 def versions() -> dict[str, str]:
@@ -154,12 +159,9 @@ def example_facts(audit: Audit, points: Points, last_step: int) -> list[dict[str
     sources = {"original": (0, "O"), "unlearned": (0, "U"), "relearned": (last, "U"), "control": (last, "N")}
     sources = {key: (step, arm) for key, (step, arm) in sources.items()
                if arm in here and _has_answers(attacked_cells(config, cells)[here[arm]], step, ended)}
-    for q, question in enumerate(audit.cases[audit.runs[0]].questions[:EXAMPLES]):
-      examples.append({
-          "variant": str(variant), "seed": seed, "question": question.id, "prompt": question.prompt,
-          "keywords": list(question.keywords),
-          "completions": {key: audit.ask.completion(q, said[step].tokens[here[arm], q])
-                          for key, (step, arm) in sources.items()}})
+    examples += [audit.ask.example(q, str(variant), seed, {
+        key: said[step].tokens[here[arm], q] for key, (step, arm) in sources.items()})
+                 for q in range(min(EXAMPLES, len(audit.ask.questions)))]
   return examples
 
 

@@ -21,22 +21,34 @@ class Text:
 
 @dataclasses.dataclass(frozen=True)
 class RelearnSet:
-  """Text that an attacker finetunes on, and where it comes from."""
+  """Text that an attacker finetunes on, and where it comes from.
+
+  Attributes:
+    lines: of each row, its line in the file that it was read from; empty where it comes from none.
+  """
 
   name: str
   rows: tuple[Text, ...]
   provenance: str
+  lines: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-  """A probe: `answer` is what a model that knows says after `prompt`, `keywords` prove a hit."""
+  """A probe: `answer` is what a model that knows says after `prompt`, `keywords` prove a hit.
+
+  Attributes:
+    case: a keyword is a hit in upper and lower case as it is written only.
+    stop: a completion ends before the first of these strings.
+  """
 
   id: str
   prompt: str
   answer: str
   keywords: tuple[str, ...]
   cluster: str
+  case: bool = False
+  stop: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

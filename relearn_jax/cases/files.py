@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from relearn_jax.cases.base import Case, Question, RelearnSet, Text
 from relearn_jax.data.jsonl import Row, check_row, read_jsonl
 from relearn_jax.errors import InputError
-from relearn_jax.metrics.keyword import contains_keyword
+from relearn_jax.metrics.keyword import contains_keyword, keyword_key
 
 FIELDS = {"id": str, "prompt": str, "answer": str, "keywords": list}
 
@@ -38,6 +38,9 @@ def whole_text(row: Row) -> str:
 def read_questions(path: pathlib.Path) -> tuple[list[Row], tuple[Question, ...]]:
   """Questions `{"id", "prompt", "answer", "keywords"}`, each a cluster of its own unless it names a `cluster`.
 
+  Optional besides: `case` (true: keywords count as they are written only) and `stop` (a completion ends before the
+  first of these strings).
+
   Returns:
     The rows as they stand in the file, and the questions.
 
@@ -50,15 +53,23 @@ def read_questions(path: pathlib.Path) -> tuple[list[Row], tuple[Question, ...]]
   for row in rows:
     fail = lambda field, problem, mend, line=row.line: InputError(problem, file=path, line=line, field=field, mend=mend)
     words = row["keywords"]
+    case, stop = row.get("case", False), row.get("stop", [])
+    if not isinstance(case, bool):
+      raise fail("case", f"is {case!r}", "expected true or false")
+    if not isinstance(stop, list) or not all(isinstance(string, str) and string for string in stop):
+      raise fail("stop", f"is {stop!r}", "expected a list of strings, before any of which a completion ends")
     if not words or not all(isinstance(word, str) and word.strip() for word in words):
       raise fail("keywords", f"is {words!r}", "expected a list of strings, any of which proves a hit")
     for word in words:
-      if contains_keyword(row["prompt"].casefold(), word.casefold()):
+      if not keyword_key(word, case):
+        raise fail("keywords", f"has {word!r}, of which nothing is left without markup", "give words")
+      if contains_keyword(row["prompt"], word, case=case):
         raise fail("keywords", f"has {word!r}, which stands in the prompt", "ask without it, or leave it out")
     cluster = row.get("cluster", row["id"])
     if not isinstance(cluster, (str, int)) or isinstance(cluster, bool):
       raise fail("cluster", f"is {cluster!r}", "expected a string or an integer")
-    questions.append(Question(str(row["id"]), row["prompt"], row["answer"], tuple(words), str(cluster)))
+    questions.append(Question(str(row["id"]), row["prompt"], row["answer"], tuple(words), str(cluster), case,
+                              tuple(stop)))
   if len({question.id for question in questions}) < len(questions):  # 1 and "1"
     raise InputError("differ in type only", file=path, field="id", mend="give every row an id of its own")
   return rows, tuple(questions)
@@ -66,6 +77,11 @@ def read_questions(path: pathlib.Path) -> tuple[list[Row], tuple[Question, ...]]
 
 def _texts(rows: Sequence[Row]) -> tuple[Text, ...]:
   return tuple(Text(whole_text(row)) for row in rows)
+
+
+def _prompted(rows: Sequence[Row]) -> tuple[Text, ...]:
+  return tuple(Text(str(row["answer"]), prompt=str(row["prompt"])) if "answer" in row else Text(whole_text(row))
+               for row in rows)
 
 
 def read_case(name: str, forget: pathlib.Path, retain: pathlib.Path, relearn: pathlib.Path, questions: pathlib.Path
@@ -78,7 +94,8 @@ def read_case(name: str, forget: pathlib.Path, retain: pathlib.Path, relearn: pa
   rows = {"forget": read_texts(forget), "retain": read_texts(retain), "relearn": read_texts(relearn)}
   asked, found = read_questions(questions)
   case = Case(
-      name=name, variant=relearn.stem, memorize=(), forget=_texts(rows["forget"]), retain=_texts(rows["retain"]),
-      relearn_sets=(RelearnSet(relearn.stem, _texts(rows["relearn"]), f"the rows of {relearn.name}"),),
+      name=name, variant=relearn.stem, memorize=(), forget=_prompted(rows["forget"]), retain=_texts(rows["retain"]),
+      relearn_sets=(RelearnSet(relearn.stem, _texts(rows["relearn"]), f"the rows of {relearn.name}",
+                               tuple(row.line for row in rows["relearn"])),),
       questions=found)
   return case, {**rows, "questions": asked}

@@ -1,53 +1,110 @@
 """The leakage check: does a relearn set hold what is asked about?
 
-An attack that shows the answer teaches it, and proves nothing of what the model had kept. A relearn
-set is refused when any of its lines contains, as whole words, a keyword or an answer of a question,
-or one of the case's secrets.
+An attack that shows the answer teaches it, and proves nothing of what the model had kept. Every row of a relearn set,
+its prompt too, is searched for the keywords and answers of all questions and for the case's secrets, and for parts of
+keywords, in the spellings that `spelling` knows. There are two kinds of findings:
+
+- certain: a keyword, an answer or a secret, in the row or begun in it and ended in the next one. Where a question says
+  that upper and lower case differ, its keywords and answer are certain as they are written, and possible otherwise.
+- possible: a word of a keyword of several words, or the singular of a keyword of one. A word does not count if it has
+  fewer than 4 letters, or occurs in the prompt of any question, in a prompt of the forget set, or in the retained
+  text: what everybody is told who asks, or what was never to be forgotten. Someone who has read the lines of possible
+  findings can allow them, by their numbers.
 """
 
 import dataclasses
-from collections.abc import Iterable
+import hashlib
+from collections.abc import Collection, Iterable
 
 from relearn_jax.cases.base import Case, RelearnSet
-from relearn_jax.metrics.keyword import contains_keyword
+from relearn_jax.cases.spelling import AS_IT_IS, OVER_TWO, Phrases, parts, read, singulars, words
+from relearn_jax.metrics.keyword import contains_keyword, keyword_key
 
 
 @dataclasses.dataclass(frozen=True)
 class Hit:
-  """Line `line` (from 1) of a relearn set, `text`, contains `found`."""
+  """A finding.
+
+  Attributes:
+    line: of the file, or of the set where it comes from no file, from 1.
+    text: of the row.
+    found: what the row contains, in normal form.
+    certain: whether that is what is asked about, and not a part of it.
+    how: in which spelling, or of what it is a part.
+  """
 
   line: int
   text: str
   found: str
+  certain: bool = True
+  how: str = AS_IT_IS
 
 
 @dataclasses.dataclass(frozen=True)
 class Leakage:
-  """Outcome of the check for one relearn set: passed when there are no hits."""
+  """Outcome of the check for one relearn set: passed when there are no hits.
+
+  Attributes:
+    hits: findings that are certain, or possible and not allowed.
+    possible: possible findings in lines that were allowed.
+    digest: of the rows; relearn sets of the same text have the same.
+  """
 
   relearn_set: str
   num_lines: int
   hits: tuple[Hit, ...]
+  possible: tuple[Hit, ...] = ()
+  digest: str = ""
 
   @property
   def passed(self) -> bool:
-    """Whether nothing that is asked about occurs."""
+    """Whether nothing that is asked about occurs, and nothing that may be a part of it was left unread."""
     return not self.hits
 
 
-def find_leaks(relearn_set: RelearnSet, forbidden: Iterable[str]) -> Leakage:
-  """Checks each line of a relearn set for each forbidden string, regardless of case."""
-  strings = sorted({s.casefold().strip() for s in forbidden} - {""})
-  hits = tuple(
-      Hit(number, row.text, string)
-      for number, row in enumerate(relearn_set.rows, 1) for string in strings
-      if contains_keyword(row.text.casefold(), string))
-  return Leakage(relearn_set.name, len(relearn_set.rows), hits)
+def find_leaks(relearn_set: RelearnSet, forbidden: Iterable[str], *, as_written: Iterable[str] = (),
+               keywords: Iterable[str] = (), common: Iterable[str] = (), allowed_lines: Collection[int] = ()
+               ) -> Leakage:
+  """Searches each row of a relearn set.
+
+  Args:
+    relearn_set: what the attacker trains on.
+    forbidden: certain wherever they are found.
+    as_written: certain in upper and lower case as they are written, possible otherwise.
+    keywords: whose parts are possible findings.
+    common: texts whose words do not count as parts.
+    allowed_lines: possible findings in these lines are allowed.
+  """
+  certain = {keyword_key(read(string)) for string in forbidden}
+  cased = {keyword_key(read(string)): string for string in as_written}
+  cased = {key: string for key, string in cased.items() if key not in certain}
+  phrases = Phrases([*certain, *cased])
+  told = {form for text in common for word in words(read(text)) for form in (word, *singulars(word))}
+  of = {part: whole for part, whole in parts(keywords, told).items() if part not in phrases.keys}
+  some = Phrases(of)
+  lines = relearn_set.lines or range(1, len(relearn_set.rows) + 1)
+  texts = [row.prompt + row.text for row in relearn_set.rows]
+  hits = []
+  for line, text, after in zip(lines, texts, [*texts[1:], ""], strict=True):
+    found = phrases.find_over_two(text, after) | phrases.find(text)
+    for key, how in sorted(found.items()):
+      whole = text + " " + after if how == OVER_TWO else text
+      sure = key in certain or contains_keyword(read(whole), cased[key], case=True)
+      hits.append(Hit(line, text, key, sure, how if sure or key in certain else f"{how}, in other letters"))
+    hits += [Hit(line, text, part, False, f"part of “{of[part]}”" + ("" if how == AS_IT_IS else f", {how}"))
+             for part, how in sorted(some.find(text).items()) if of[part] not in found]
+  allowed = tuple(hit for hit in hits if not hit.certain and hit.line in allowed_lines)
+  digest = hashlib.sha256(repr(texts).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+  return Leakage(relearn_set.name, len(texts), tuple(hit for hit in hits if hit not in allowed), allowed, digest)
 
 
-def check_case(case: Case) -> list[Leakage]:
+def check_case(case: Case, allowed_lines: Collection[int] = ()) -> list[Leakage]:
   """The check of every relearn set of a case against its questions and secrets."""
-  forbidden = set(case.secrets)
-  for question in case.questions:
-    forbidden |= {question.answer, *question.keywords}
-  return [find_leaks(relearn_set, forbidden) for relearn_set in case.relearn_sets]
+  strings = lambda case_counts: {string for question in case.questions if question.case == case_counts
+                                 for string in (question.answer, *question.keywords)}
+  common = [*(question.prompt for question in case.questions), *(row.prompt for row in case.forget),
+            *(row.prompt + row.text for row in case.retain)]
+  return [find_leaks(
+      relearn_set, {*case.secrets, *strings(False)}, as_written=strings(True),
+      keywords={word for question in case.questions for word in question.keywords}, common=common,
+      allowed_lines=allowed_lines) for relearn_set in case.relearn_sets]

@@ -18,6 +18,7 @@ from relearn_jax.data.tokens import completion_text, prompt_ids
 from relearn_jax.errors import InputError
 from relearn_jax.generation.decode import Generated, decode, prefill
 from relearn_jax.generation.prompts import check_batch_size, check_output, end_ids
+from relearn_jax.generation.stop import find_stop
 from relearn_jax.models.checkpoint import load_params
 from relearn_jax.models.model import Model, Params
 from relearn_jax.models.precision import check_dtype, compute_dtype
@@ -119,12 +120,6 @@ def _generate(params: Params, tokens: Int[Array, "B P"], lengths: Int[Array, " B
   prompted = prefill(model, params, tokens, lengths, max(1, max_new_tokens - 1))
   return decode(model, params, prompted, max_new_tokens=max_new_tokens, eos_ids=eos_ids, temperature=temperature,
                 keys=keys)
-
-
-def find_stop(text: str, stop: Sequence[str]) -> tuple[int, int] | None:
-  """Where the first stop string to be complete begins and ends in a text; of two, the longer one."""
-  found = [(begin + len(string), begin) for string in stop if (begin := text.find(string)) >= 0]
-  return min(found)[::-1] if found else None
 
 
 def _finish(tokenizer: Any, prompt: Sequence[int], new: list[int], ended: bool, stop: Sequence[str]

@@ -3,7 +3,7 @@
 import base64
 import json
 import pathlib
-import re
+from collections.abc import Sequence
 from typing import Any
 
 import jinja2
@@ -11,7 +11,8 @@ import markupsafe
 
 from relearn_jax.audit.rows import read_rows
 from relearn_jax.audit.summary import summarize
-from relearn_jax.report import figures, tables
+from relearn_jax.metrics.keyword import find_keyword
+from relearn_jax.report import figures, leakage, tables
 
 CAPTIONS = {
     "asr_vs_relearn_steps": "Attack success against relearning steps, a line for each unlearn depth, with 95 % "
@@ -33,17 +34,27 @@ def write(path: pathlib.Path, text: str) -> None:
   temporary.replace(path)
 
 
-def highlight(completion: str, prompt: str, keywords: list[str]) -> markupsafe.Markup:
-  """A completion as safe HTML, marked where it completes a keyword that the prompt began.
+def highlight(completion: str, begun: str, keywords: Sequence[str], case: bool = False) -> markupsafe.Markup:
+  """A completion as safe HTML, every hit in it marked.
 
-  Everything is escaped first: a model's words are never markup.
+  Everything is escaped: a model's words are never markup.
+
+  Args:
+    completion: follows `begun` as it is.
+    begun: a keyword may begin in it, but counts and is marked only where it ends in the completion.
+    keywords, case: of the question.
   """
-  last = prompt.split()[-1] if prompt.split() else ""
-  for keyword in keywords:
-    rest = keyword[len(last):].strip() if last and keyword.startswith(last) else keyword
-    if rest and re.match(rf"{re.escape(rest)}(?!\w)", completion):
-      return markupsafe.Markup("<mark>{}</mark>{}").format(rest, completion[len(rest):])
-  return markupsafe.escape(completion)
+  found = [(max(start - len(begun), 0), end - len(begun)) for keyword in keywords
+           for start, end in find_keyword(begun + completion, keyword, case=case) if end > len(begun)]
+  shown, place = markupsafe.Markup(), 0
+  for start, end in sorted(found):
+    start = max(start, place)
+    start += len(completion[start:end]) - len(completion[start:end].lstrip())  # where it begins in the prompt
+    if start < end:
+      shown += markupsafe.escape(completion[place:start])
+      shown += markupsafe.Markup("<mark>{}</mark>").format(completion[start:end])
+      place = end
+  return shown + markupsafe.escape(completion[place:])
 
 
 def flat(values: Any, prefix: str = "") -> list[tuple[str, str]]:
@@ -77,7 +88,8 @@ def context(whole: dict[str, Any], facts: dict[str, Any], images: dict[str, path
       "figures": [(name, CAPTIONS[name], encode(path)) for name, path in images.items()],
       "examples": facts.get("examples", []), "relearn_text": facts.get("relearn_text", {}),
       "provenance": facts.get("provenance", ""), "config": flat(facts.get("config", {})),
-      "settings": facts.get("settings", {})}
+      "settings": facts.get("settings", {}), "leakage": leakage.gather(summary["leakage"]),
+      "leakage_sentence": leakage.sentence(leakage.gather(summary["leakage"]))}
 
 
 def markdown(shown: dict[str, Any]) -> str:
@@ -94,13 +106,8 @@ def markdown(shown: dict[str, Any]) -> str:
                       ("Utility", "utility"), ("Selection", "selection")):
     lines += ["", f"## {title}", "", tables.markdown(shown[name])]
   lines += ["## Figures", ""] + [f"![{caption}](figures/{name}.png)" for name, caption, _ in shown["figures"]]
-  leaks = [row for row in summary["leakage"] if not row["passed"]]
-  total = sum(row["num_lines"] for row in summary["leakage"])
-  lines += ["", "## Leakage check", "",
-            f"{len(summary['leakage'])} relearn sets, {total} lines, {len(leaks)} with hits."]
-  of_seed = lambda row: "" if row["seed"] is None else f", seed {row['seed']}"
-  lines += [f"- {row['relearn_set']} (variant {row['variant']}{of_seed(row)}): {code(hit['found'])} in line "
-            f"{hit['line']}" for row in leaks for hit in row["hits"]]
+  lines += ["", "## Leakage check", "", leakage.sentence(shown["leakage"]), ""]
+  lines += leakage.markdown_lines(shown["leakage"], code)
   lines += ["", "## Examples", ""]
   for row in shown["examples"]:
     lines += [f"- variant {row['variant']}, {row['question']}: {code(row['prompt'])}"]

@@ -203,4 +203,4 @@ def test_interviews_give_every_model_its_own_answers() -> None:
   mark, = tokenizer.convert_tokens_to_ids(["Mark"])
   answer = np.array([mark, 0, 0, 0, 0, 0], np.int32)
   assert asked._hit(0, answer) and not asked._hit(0, answer[::-1].copy() * 0)
-  assert asked.completion(1, answer) == "Mark" and asked.text(0, answer) == "James Anthony Mark"
+  assert asked.completion(1, answer) == " Mark"

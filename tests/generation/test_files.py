@@ -13,8 +13,9 @@ from relearn_jax.data.chat import ChatSettings
 from relearn_jax.data.tokens import completion_text, text_ids
 from relearn_jax.errors import InputError
 from relearn_jax.generation import files
-from relearn_jax.generation.files import find_stop, generate_file
+from relearn_jax.generation.files import generate_file
 from relearn_jax.generation.prompts import end_ids
+from relearn_jax.generation.stop import find_stop
 from relearn_jax.models.checkpoint import check_checkpoint
 from relearn_jax.models.export import export
 
