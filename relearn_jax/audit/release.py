@@ -57,7 +57,8 @@ class ReleaseAudit:
       verdict, since what the attack itself teaches cannot be told from what it brings back.
     forget: JSON lines of what is to be forgotten; scored, never trained on.
     retain: JSON lines of what should be kept; scored for utility.
-    relearn: JSON lines that the attacker finetunes on: `{"prompt", "answer"}` or `{"text"}`.
+    relearn: JSON lines that the attacker finetunes on: `{"prompt", "answer"}`, or `{"text"}`, which ends in an EOS
+      only beside `"complete": true`.
     questions: JSON lines `{"id", "prompt", "answer", "keywords"}`, with a `cluster` where questions depend
       on each other; a hit is a keyword in the completion.
     seeds: attacks with orders of rows (and adapters) of their own.
