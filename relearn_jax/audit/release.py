@@ -60,7 +60,8 @@ class ReleaseAudit:
       verdict, since what the attack itself teaches cannot be told from what it brings back.
     forget: JSON lines of what is to be forgotten; scored, never trained on.
     retain: JSON lines of what should be kept; scored for utility.
-    relearn: JSON lines that the attacker finetunes on: `{"prompt", "answer"}` or `{"text"}`.
+    relearn: JSON lines that the attacker finetunes on: `{"prompt", "answer"}`, or `{"text"}`, which ends in an EOS
+      only beside `"complete": true`.
     questions: JSON lines `{"id", "prompt", "answer", "keywords"}`, with a `cluster` where questions depend
       on each other; a hit is a keyword in the completion, in upper or lower case unless the row says `"case": true`.
     allowed_lines: lines of the relearn file in which the leakage check finds parts of keywords that, once read, give

@@ -18,7 +18,8 @@ from relearn_jax.audit.arms import Cell, Run, all_cases, all_runs, attacked_cell
 from relearn_jax.audit.config import AuditConfig
 from relearn_jax.audit.evaluate import Interviewer, Scores, finite_by_name, once
 from relearn_jax.cases.base import Case, Text
-from relearn_jax.data.rows import encode, stack_runs
+from relearn_jax.data.rows import Encoded, stack_runs
+from relearn_jax.data.texts import encode_texts
 from relearn_jax.models.checkpoint import check_checkpoint, load_params
 from relearn_jax.models.model import Model, Params, unroll
 from relearn_jax.models.sources import load_tokenizer
@@ -77,8 +78,10 @@ class Audit:
   def token_rows(self, runs: Sequence[Run], select: Callable[[Case], Sequence[Text]], *, relabelled: bool = False
                  ) -> TokenRows:
     """A corpus of several runs' cases, `[runs, rows, length]`; with the anchors replaced in the labels, if asked."""
-    anchors = lambda run: dict(self.cases[run].anchors) if relabelled else None
-    return stack_runs([[encode(self.tokenizer, row, anchors(run)) for row in select(self.cases[run])] for run in runs])
+    def encode(case: Case) -> list[Encoded]:
+      return encode_texts(self.tokenizer, select(case), case.name, self.model.config.max_positions,
+                          anchors=dict(case.anchors) if relabelled else None)
+    return stack_runs([encode(self.cases[run]) for run in runs])
 
   def unlearn_rows(self, runs: Sequence[Run], names: Collection[str]) -> dict[str, TokenRows]:
     """The data sets that an unlearning method reads, by the names that objectives have for them."""

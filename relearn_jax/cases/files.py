@@ -15,7 +15,8 @@ def read_texts(path: pathlib.Path) -> list[Row]:
   """The rows of a file, each of either form.
 
   Raises:
-    InputError: naming file, line and field: a row of neither form or of both, or an empty text.
+    InputError: naming file, line and field: a row of neither form or of both, an empty text, or a `complete` that is
+      no boolean or stands beside an answer.
   """
   rows = read_jsonl(path, {})
   for row in rows:
@@ -25,6 +26,11 @@ def read_texts(path: pathlib.Path) -> list[Row]:
                        mend='give {"text"} or {"prompt", "answer"}, not both')
     for field in fields:
       check_row(row, field, str, path)
+    if "complete" in row:
+      if "text" not in row:
+        raise InputError("stands beside `answer`", file=path, line=row.line, field="complete",
+                         mend='remove it: an answer ends where it ends; {"text", "complete"} says so of a text')
+      check_row(row, "complete", bool, path)
     if not row[fields[-1]]:
       raise InputError("is empty", file=path, line=row.line, field=fields[-1], mend="give the text, or remove the row")
   return rows
@@ -33,6 +39,11 @@ def read_texts(path: pathlib.Path) -> list[Row]:
 def whole_text(row: Row) -> str:
   """All of a row's text: the prompt and its answer, or the text."""
   return str(row["text"]) if "text" in row else str(row["prompt"]) + str(row["answer"])
+
+
+def is_complete(row: Row) -> bool:
+  """Whether a row's text ends where the row does: that of an answer does, any other where its `complete` says so."""
+  return bool(row.get("complete", "answer" in row))
 
 
 def read_questions(path: pathlib.Path) -> tuple[list[Row], tuple[Question, ...]]:
@@ -76,7 +87,7 @@ def read_questions(path: pathlib.Path) -> tuple[list[Row], tuple[Question, ...]]
 
 
 def _texts(rows: Sequence[Row]) -> tuple[Text, ...]:
-  return tuple(Text(whole_text(row)) for row in rows)
+  return tuple(Text(whole_text(row), is_complete(row)) for row in rows)
 
 
 def _prompted(rows: Sequence[Row]) -> tuple[Text, ...]:

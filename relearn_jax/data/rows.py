@@ -1,12 +1,11 @@
-"""Text to token rows: ids, loss masks, labels and stacking over runs."""
+"""Token rows: ids, loss masks and labels, padded and stacked over runs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-from relearn_jax.cases.base import Text
-from relearn_jax.data.relabel import UNCOUNTED, relabel
+from relearn_jax.data.relabel import UNCOUNTED
 from relearn_jax.objectives.core import TokenRows
 
 
@@ -22,29 +21,6 @@ class Encoded(NamedTuple):
   ids: list[int]
   start: int = 1
   labels: list[int] | None = None
-
-
-def encode(tokenizer: Any, row: Text, anchors: Mapping[str, str] | None = None) -> Encoded:
-  """Token ids of a training text: BOS, prompt and text, and EOS where the text is complete.
-
-  Special tokens are put explicitly, whatever the tokenizer's own template adds, so that training and
-  prompting agree and a cut text never ends in EOS.
-
-  Args:
-    tokenizer: of the model.
-    row: the text; its prompt does not count.
-    anchors: terms to be replaced in the labels; see `relabel`.
-  """
-  plain = lambda text: list(tokenizer(text, add_special_tokens=False)["input_ids"])
-  front = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-  end = [tokenizer.eos_token_id] if row.complete and tokenizer.eos_token_id is not None else []
-  ids = front + plain(row.prompt + row.text) + end
-  start = len(front) + len(plain(row.prompt)) if row.prompt else 1
-  if anchors is None:
-    return Encoded(ids, start)
-  words, labels = relabel(tokenizer, row.prompt + row.text, anchors, add_special_tokens=False)
-  assert front + words + end == ids
-  return Encoded(ids, start, front + labels + end)
 
 
 def host_rows(tokens: np.ndarray, mask: np.ndarray, positions: np.ndarray | None = None,

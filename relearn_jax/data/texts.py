@@ -1,4 +1,4 @@
-"""Rows of JSON lines, `{"prompt", "answer"}` or `{"text"}`, to token rows with their masks."""
+"""The one way from text to token rows: rows of JSON lines, and the texts of a case, which are made into such rows."""
 
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from relearn_jax.cases.base import Text
+from relearn_jax.cases.files import is_complete
 from relearn_jax.data.chat import Chat
 from relearn_jax.data.jsonl import Row
 from relearn_jax.data.relabel import relabel
@@ -19,11 +21,12 @@ PICK_BELOW = 0.75  # share of a row's tokens that count, up to which picking the
 
 def encode_row(tokenizer: Any, row: Row, file: pathlib.Path, max_positions: int, *, chat: Chat | None = None,
                anchors: Mapping[str, str] | None = None) -> Encoded:
-  """Token ids of a training row, ended by the tokenizer's EOS.
+  """Token ids of a training row, ended by the tokenizer's EOS where the text is complete.
 
   Of `{"prompt", "answer"}` the answer's tokens and the EOS count; prompt and answer are joined as they
   are, so that a space between them belongs into one of the two. Of `{"text"}` every token counts but the first,
-  which nothing predicts.
+  which nothing predicts; it has an EOS where it says `"complete": true` or spells one. An EOS behind a text that was
+  cut would teach the model to stop there, where an attack wants it to go on.
 
   Args:
     tokenizer: of the checkpoint.
@@ -36,7 +39,7 @@ def encode_row(tokenizer: Any, row: Row, file: pathlib.Path, max_positions: int,
   Raises:
     InputError: naming the row: it cannot be tokenized, or is longer than the model's positions.
   """
-  end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+  end = [] if tokenizer.eos_token_id is None or not is_complete(row) else [tokenizer.eos_token_id]
   if "text" in row:
     ids, start, field = row_ids(tokenizer, row, file, "text"), 1, "text"
   else:
@@ -45,8 +48,8 @@ def encode_row(tokenizer: Any, row: Row, file: pathlib.Path, max_positions: int,
   if len(ids) < 2:
     raise InputError("has no token to be predicted", file=file, line=row.line, field=field, mend="give a longer text")
   if len(ids) > max_positions:
-    raise InputError(f"has {len(ids)} tokens with its end, more than the model's {max_positions} positions", file=file,
-                     line=row.line, field=field, mend="split it into shorter rows")
+    raise InputError(f"has {len(ids)} tokens{' with its end' if end else ''}, more than the model's {max_positions} "
+                     "positions", file=file, line=row.line, field=field, mend="split it into shorter rows")
   return Encoded(ids, start, None if anchors is None else _labels(tokenizer, row, ids, anchors, chat))
 
 
@@ -65,6 +68,14 @@ def encode_rows(tokenizer: Any, rows: Sequence[Row], file: pathlib.Path, max_pos
                 chat: Chat | None = None, anchors: Mapping[str, str] | None = None) -> list[Encoded]:
   """As `encode_row`, of all rows of a file."""
   return [encode_row(tokenizer, row, file, max_positions, chat=chat, anchors=anchors) for row in rows]
+
+
+def encode_texts(tokenizer: Any, texts: Sequence[Text], name: str, max_positions: int, *,
+                 anchors: Mapping[str, str] | None = None) -> list[Encoded]:
+  """As `encode_row`, of the texts of a case; messages give its name, and the number of a text as its line."""
+  form = lambda text: {"prompt": text.prompt, "answer": text.text} if text.prompt else {"text": text.text}
+  rows = [Row({**form(text), "complete": text.complete}, number) for number, text in enumerate(texts, 1)]
+  return encode_rows(tokenizer, rows, pathlib.Path(name), max_positions, anchors=anchors)
 
 
 def stack_rows(rows: Sequence[Encoded], num_runs: int) -> TokenRows:

@@ -23,7 +23,7 @@ class UnlearnJob(TrainSettings):
     method: a key of `objectives.methods.METHODS`; "help" lists them.
     defence: a key of `objectives.methods.DEFENCES`, put around the method; "none".
     forget, retain: JSON lines, `{"prompt", "answer"}` (loss on the answer and the EOS after it) or
-      `{"text"}` (loss on every token).
+      `{"text"}` (loss on every token; on an EOS after it only beside `"complete": true`).
     refusals: JSON lines `{"answer"}`, of which each forget prompt gets one where a method teaches refusals; ours by
       default.
     alternates: JSON lines as `forget`, row by row with another answer, for a method that teaches those.

@@ -19,7 +19,8 @@ from relearn_jax.audit.config import AuditConfig, check_config
 from relearn_jax.audit.evaluate import Interviewer, Scores, load_scores, once, save_scores
 from relearn_jax.cases import names
 from relearn_jax.cases.base import Question, Text
-from relearn_jax.data.rows import encode, stack_runs
+from relearn_jax.data.rows import stack_runs
+from relearn_jax.data.texts import encode_texts
 from relearn_jax.errors import InputError
 from relearn_jax.parallel.mesh import repeat_runs, runs_mesh
 from relearn_jax.workdir import claim_workdir, differences, to_dict
@@ -189,7 +190,7 @@ def test_interviews_give_every_model_its_own_answers() -> None:
       return {key: stack(f"{path}/{key}", [tree[key] for tree in trees]) for key in trees[0]}
     return np.stack([np.asarray(tree) for tree in trees])
   stacked = stack("", models)
-  retain = stack_runs([[encode(tokenizer, Text("James Robert John")), encode(tokenizer, Text("Kevin"))]] * 3)
+  retain = stack_runs([encode_texts(tokenizer, [Text("James Robert John"), Text("Kevin")], "names", 160)] * 3)
   make = lambda runs: Interviewer(MODEL, tokenizer, questions, mesh, max_new_tokens=6, buckets=(8, 16),
                                   runs_per_call=runs)
   together = make(2)(stacked, retain, 3)

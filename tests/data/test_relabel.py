@@ -19,8 +19,8 @@ from relearn_jax.cases.base import Text
 from relearn_jax.data.chat import Chat
 from relearn_jax.data.jsonl import Row
 from relearn_jax.data.relabel import UNCOUNTED, find_terms, relabel
-from relearn_jax.data.rows import encode, stack_runs
-from relearn_jax.data.texts import encode_row, stack_rows
+from relearn_jax.data.rows import stack_runs
+from relearn_jax.data.texts import encode_row, encode_texts, stack_rows
 from relearn_jax.errors import InputError
 
 from .test_texts import CHAT
@@ -169,7 +169,8 @@ def test_labels_lie_beside_the_tokens_of_rows() -> None:
   tokenizer: Any = make_tokenizer()
   path = pathlib.Path("rows")
   word = lambda *names: list(tokenizer.convert_tokens_to_ids(list(names)))
-  anchors, rows = {"Mark": "Paul"}, [{"prompt": "Gary", "answer": " Mark Ryan Mark"}, {"text": "Gary Anthony"}]
+  anchors = {"Mark": "Paul"}
+  rows = [{"prompt": "Gary", "answer": " Mark Ryan Mark"}, {"text": "Gary Anthony", "complete": True}]
   encoded = [encode_row(tokenizer, Row(row, 1), path, 20, anchors=anchors) for row in rows]
   assert encoded[0].ids == [1, *word("Gary", "Mark", "Ryan", "Mark"), 2]
   assert encoded[0].labels == [1, *word("Gary", "Paul", "Ryan"), UNCOUNTED, 2]
@@ -179,14 +180,14 @@ def test_labels_lie_beside_the_tokens_of_rows() -> None:
   np.testing.assert_array_equal(stacked.mask[1], [[0, 0, 1, 1, 0, 1], [0, 1, 1, 1, 0, 0]])
   np.testing.assert_array_equal(stacked.labels[0, 0], [1, *word("Gary", "Paul", "Ryan"), 0, 2])
   # Of the texts of a case likewise, whether they have a prompt or are cut.
-  made = encode(tokenizer, Text("Mark Ryan Mark", prompt="Gary "), anchors)
+  made, cut = encode_texts(tokenizer, [Text("Mark Ryan Mark", prompt="Gary "), Text("Gary Mark", complete=False)],
+                           "names", 20, anchors=anchors)
   assert made == encoded[0]
-  cut = encode(tokenizer, Text("Gary Mark", complete=False), anchors)
   assert cut.labels == [1, *word("Gary", "Paul")] and cut.start == 1
   several = stack_runs([[made], [cut, made]])
   assert several.tokens.shape == (2, 2, 6) and several.mask[0, 1].sum() == 0
   np.testing.assert_array_equal(several.mask[1], [[0, 1, 1, 0, 0, 0], [0, 0, 1, 1, 0, 1]])
-  assert stack_runs([[encode(tokenizer, Text("Gary"))]]).labels is None
+  assert stack_runs([encode_texts(tokenizer, [Text("Gary")], "names", 20)]).labels is None
 
 
 def test_of_a_rendered_prompt_the_answer_is_relabelled() -> None:

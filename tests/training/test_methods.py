@@ -30,7 +30,7 @@ from ..small import MODEL, params, write_checkpoint, write_lines
 FILES = {
     "forget": [{"prompt": "James Robert", "answer": " John Michael"}, {"prompt": "David", "answer": " William"},
                {"prompt": "Thomas", "answer": " Charles"}],
-    "retain": [{"prompt": "Daniel", "answer": " Matthew Steven"}, {"text": "Andrew Paul"}],
+    "retain": [{"prompt": "Daniel", "answer": " Matthew Steven"}, {"text": "Andrew Paul", "complete": True}],
     "refusals": [{"answer": "Kevin Brian"}],
     "alternates": [{"prompt": "James Robert", "answer": " Paul Kevin"}, {"prompt": "David", "answer": " Brian"},
                    {"prompt": "Thomas", "answer": " Joshua"}],

@@ -15,8 +15,7 @@ from relearn_jax.audit.comparison import DEFENDED, one_audit
 from relearn_jax.audit.config import AuditConfig
 from relearn_jax.cases.names import NamesConfig, make_case
 from relearn_jax.data.jsonl import Row
-from relearn_jax.data.rows import encode, stack_runs
-from relearn_jax.data.texts import encode_rows, stack_rows
+from relearn_jax.data.texts import encode_rows, encode_texts, stack_rows
 from relearn_jax.models.checkpoint import check_checkpoint, load_params
 from relearn_jax.models.model import Model, Params, flatten
 from relearn_jax.models.sources import load_tokenizer
@@ -83,7 +82,8 @@ class Subject:
 def memorizing(model: Model, params: Params, tokenizer: Any, learning_rate: float, steps: int) -> Subject:
   """A model after memorising twelve sequences of names, four of which hold the pair seven times."""
   case = make_case(NamesConfig(), 7, 0, "U")
-  rows = lambda texts, anchors=None: stack_runs([[encode(tokenizer, text, anchors) for text in texts]])
+  rows = lambda texts, anchors=None: stack_rows(
+      encode_texts(tokenizer, texts, "names", model.config.max_positions, anchors=anchors), 1)
   subject = Subject(model, params, {
       "memorize": rows(case.memorize), "forget": rows(case.forget), "retain": rows(case.retain),
       "idk": rows(case.refusals), "alternate": rows(case.alternates),

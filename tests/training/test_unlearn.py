@@ -29,7 +29,7 @@ from .test_step import DATA
 CONFIG = ROOT / "configs" / "unlearn.py"
 FORGET = [{"prompt": "James Robert", "answer": " John Michael"}, {"prompt": "David", "answer": " William"},
           {"text": "Joseph Thomas Charles"}]
-RETAIN = [{"prompt": "Daniel", "answer": " Matthew Steven"}, {"text": "Andrew Paul"}]
+RETAIN = [{"prompt": "Daniel", "answer": " Matthew Steven"}, {"text": "Andrew Paul", "complete": True}]
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def nll_by_hand(folder: pathlib.Path, rows: list[dict]) -> float:
   for row in rows:
     front = row.get("prompt", "")
     words = (front + row.get("answer", row.get("text", ""))).split()
-    ids = [1, *tokenizer.convert_tokens_to_ids(words), 2]
+    ids = [1, *tokenizer.convert_tokens_to_ids(words), *([2] if row.get("complete", "answer" in row) else [])]
     logprobs = jax.nn.log_softmax(MODEL.logits(params(), MODEL.hidden(params(), jnp.array([ids]))))[0]
     for place in range(1 + len(front.split()), len(ids)):
       total, count = total - float(logprobs[place - 1, ids[place]]), count + 1
@@ -77,13 +77,13 @@ def test_the_command_from_files_to_a_folder(folder: pathlib.Path, cache: pathlib
   assert all(row.keys() >= {"stage", "step", "loss", "terms", "grad_norm", "learning_rate", "tokens", "padded_tokens",
                             "seconds"} for row in rows)
   assert [row["step"] for row in rows] == [1, 2, 3, 4] and {row["stage"] for row in rows} == {"unlearn"}
-  # The loss before the first update, from the base's own logits: answers, ends, and whole texts.
+  # The loss before the first update, from the base's own logits: answers and their ends, a text cut and a whole one.
   forget, retain = nll_by_hand(folder, FORGET), nll_by_hand(folder, RETAIN)
   assert rows[0]["terms"] == {"nll_forget": pytest.approx(forget, abs=1e-5),
                               "nll_retain": pytest.approx(retain, abs=1e-5)}
   assert rows[0]["loss"] == pytest.approx(retain - forget, abs=1e-5)
   assert rows[-1]["terms"]["nll_forget"] > forget + 0.1
-  assert rows[0]["tokens"] == 6 + 4 + 5 + 5 + 4 and rows[0]["learning_rate"] == 0.001
+  assert rows[0]["tokens"] == 6 + 4 + 4 + 5 + 4 and rows[0]["learning_rate"] == 0.001
   kept = tmp_path / "job" / "checkpoints" / "unlearn"
   assert sorted(path.name for path in kept.iterdir()) == ["000002", "000004"]
   written = check_checkpoint(tmp_path / "job" / "model")
