@@ -11,8 +11,25 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from relearn_jax.config_files import check_overrides, config_path, fields_of, load_config_file
+from relearn_jax.config_files import (
+  check_overrides,
+  config_path,
+  expand_config,
+  expand_paths,
+  fields_of,
+  last_values,
+  load_config_file,
+)
 from relearn_jax.errors import InputError
+from relearn_jax.process import (
+  CLOSED_PIPE,
+  INTERRUPTED,
+  accept_any_terminal,
+  disk_trouble,
+  drop_output,
+  flush_output,
+  leave,
+)
 from relearn_jax.workdir import nothing_left
 
 
@@ -25,12 +42,25 @@ class Command:
     define: defines its flags, all but `--config`.
     run: does what the flags say and returns what is printed at the end.
     config: examples of its configuration files; empty where it takes none.
+    continues: whether the same command goes on where it was interrupted.
   """
 
   summary: str
   define: Callable[[flags.FlagValues], None]
   run: Callable[[flags.FlagValues], str]
   config: str = ""
+  continues: bool = False
+
+
+class _Path(flags.ArgumentParser[str]):
+  """Of the flags that name a file or a folder: the shell leaves the ~ of --flag=~/there as it is."""
+
+  def parse(self, argument: str) -> str:
+    return os.path.expanduser(argument)
+
+
+def _path_flag(values: flags.FlagValues, name: str, text: str) -> None:
+  flags.DEFINE(_Path(), name, None, text, flag_values=values, serializer=flags.ArgumentSerializer())
 
 
 def _required(values: flags.FlagValues, *names: str) -> None:
@@ -40,7 +70,7 @@ def _required(values: flags.FlagValues, *names: str) -> None:
 
 
 def _workdir_flag(values: flags.FlagValues, text: str) -> None:
-  flags.DEFINE_string("workdir", None, text, flag_values=values)
+  _path_flag(values, "workdir", text)
 
 
 def _config(values: flags.FlagValues, *kinds: type) -> tuple[Any, str]:
@@ -50,6 +80,7 @@ def _config(values: flags.FlagValues, *kinds: type) -> tuple[Any, str]:
     wanted = " or ".join(kind.__name__ for kind in kinds)
     raise InputError(f"describes a {type(values.config).__name__}, and this command wants {wanted}",
                      file=path, field="--config", mend="give a file that is meant for it")
+  expand_paths(values.config)
   return values.config, path
 
 
@@ -82,8 +113,8 @@ def _report(values: flags.FlagValues) -> str:
 
 
 def _define_model(values: flags.FlagValues) -> None:
-  flags.DEFINE_string("model", None, "Folder of a Hugging Face checkpoint (Llama, Mistral, Phi, Qwen2; safetensors), "
-                      "or a hub id.", flag_values=values)
+  _path_flag(values, "model", "Folder of a Hugging Face checkpoint (Llama, Mistral, Phi, Qwen2; safetensors), "
+                      "or a hub id.")
   flags.DEFINE_string("mesh", None, "Devices that share the model, such as fsdp:-1 or data:2,fsdp:2,tensor:2 (-1: all "
                       "that are left); one device by default.", flag_values=values)
   flags.DEFINE_integer("batch_size", 32, "Rows computed together.", flag_values=values)
@@ -110,9 +141,9 @@ def _chat(values: flags.FlagValues) -> Any:
 
 def _define_generate(values: flags.FlagValues) -> None:
   _define_model(values)
-  flags.DEFINE_string("prompts", None, 'JSON lines {"id", "prompt"}.', flag_values=values)
-  flags.DEFINE_string("output", None, 'JSON lines {"id", "prompt", "completion", "token_ids", "finish_reason"}, in the '
-                      "order of the prompts.", flag_values=values)
+  _path_flag(values, "prompts", 'JSON lines {"id", "prompt"}.')
+  _path_flag(values, "output", 'JSON lines {"id", "prompt", "completion", "token_ids", "finish_reason"}, in the '
+                      "order of the prompts.")
   flags.DEFINE_integer("max_new_tokens", None, "New tokens at most, whatever the prompt's length.", flag_values=values)
   flags.DEFINE_float("temperature", 0.0, "0 is greedy.", flag_values=values)
   flags.DEFINE_integer("seed", 0, "Decides what is sampled.", flag_values=values)
@@ -134,9 +165,9 @@ def _generate(values: flags.FlagValues) -> str:
 
 def _define_score(values: flags.FlagValues) -> None:
   _define_model(values)
-  flags.DEFINE_string("data", None, 'JSON lines {"id", "prompt", "answer"}.', flag_values=values)
-  flags.DEFINE_string("output", None, 'JSON lines {"id", "logprob_sum", "num_tokens", "token_logprobs"} of the '
-                      "answers.", flag_values=values)
+  _path_flag(values, "data", 'JSON lines {"id", "prompt", "answer"}.')
+  _path_flag(values, "output", 'JSON lines {"id", "logprob_sum", "num_tokens", "token_logprobs"} of the '
+                      "answers.")
 
 
 def _score(values: flags.FlagValues) -> str:
@@ -150,9 +181,8 @@ def _score(values: flags.FlagValues) -> str:
 
 
 def _define_export(values: flags.FlagValues) -> None:
-  flags.DEFINE_string("checkpoint", None, "A step's folder, such as WORKDIR/checkpoints/unlearn/000040.",
-                      flag_values=values)
-  flags.DEFINE_string("output", None, "Hugging Face folder to write; must not exist.", flag_values=values)
+  _path_flag(values, "checkpoint", "A step's folder, such as WORKDIR/checkpoints/unlearn/000040.")
+  _path_flag(values, "output", "Hugging Face folder to write; must not exist.")
   flags.DEFINE_bool("merge", False, "Write an adapter merged into its base, instead of as a PEFT folder.",
                     flag_values=values)
   flags.DEFINE_string("run", None, 'Which of the stacked runs, such as "U-7-0" (arm, variant, seed).',
@@ -229,11 +259,12 @@ def _plan(values: flags.FlagValues) -> str:
 COMMANDS = {
     "plan": Command("what a configuration needs of memory and time, before it is launched", _define_plan, _plan,
                     "configs/unlearn.py, configs/checkpoint.py or configs/names.py"),
-    "unlearn": Command("make a checkpoint unlearn a forget set", _define_unlearn, _unlearn, "configs/unlearn.py"),
+    "unlearn": Command("make a checkpoint unlearn a forget set", _define_unlearn, _unlearn, "configs/unlearn.py",
+                       continues=True),
     "sweep": Command("choose hyper-parameters of methods by their unlearned models", _define_sweep, _sweep,
-                     "configs/sweep.py"),
+                     "configs/sweep.py", continues=True),
     "audit": Command("unlearn, attack and judge: the whole experiment of a configuration file", _define_audit, _audit,
-                     "configs/names.py, configs/methods.py or configs/checkpoint.py"),
+                     "configs/names.py, configs/methods.py or configs/checkpoint.py", continues=True),
     "report": Command("render an audit's report again from its stored rows", _define_report, _report),
     "generate": Command("complete prompts with a checkpoint", _define_generate, _generate),
     "score": Command("log-probabilities of answers under a checkpoint", _define_score, _score),
@@ -269,30 +300,72 @@ def run_command(name: str, arguments: Sequence[str]) -> str:
     InputError, flags.Error: the arguments, or what they name, are bad.
   """
   command, values = COMMANDS[name], flags.FlagValues()
-  line = [f"relearn {name}", *arguments]
   command.define(values)
+  shows_help = bool({"--help", "-h", "--helpfull"} & set(arguments))
+  if command.config:
+    arguments = expand_config(arguments)
+    if not shows_help and (path := config_path(arguments)):
+      config = load_config_file(path)
+      check_overrides(arguments, path, config)
+      arguments = last_values(arguments, config)
+  line = [f"relearn {name}", *arguments]
   if command.config:
     config_flags.DEFINE_config_file(
         "config", None, f"Experiment file, such as {command.config}; --config.some.field=value sets a field.",
         flag_values=values, sys_argv=line)
-  if {"--help", "-h", "--helpfull"} & set(arguments):
+  if shows_help:
     return command_help(name, values, arguments)
-  if command.config and (path := config_path(arguments)):
-    check_overrides(arguments, path, load_config_file(path))
   if rest := values(line)[1:]:
     raise InputError(f"is not understood: {' '.join(rest)}", field="argument", mend="flags are --name=value")
-  return command.run(values)
+  try:
+    return command.run(values)
+  except (InputError, flags.Error, BrokenPipeError):
+    raise
+  except Exception as error:  # libraries wrap what the system says in kinds of their own
+    if (trouble := disk_trouble(error, _places(values))) is None:
+      raise
+    raise trouble from None
+
+
+def _places(values: flags.FlagValues) -> dict[str, str]:
+  """Flag or setting -> a file or folder that the command writes, the most likely first."""
+  from relearn_jax.parallel.start import cache_dir
+  found = {f"--{name}": values[name].value for name in ("workdir", "output") if name in values}
+  references = getattr(values["config"].value, "references", None) if "config" in values else None
+  found |= {"references": references, "RELEARN_CACHE": str(cache_dir())}
+  return {name: place for name, place in found.items() if place}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Runs a command and returns its exit status: 2 after bad input, with one message, and 130 after an interrupt.
+  """Runs a command and returns its exit status.
+
+  After bad input, or trouble with a disk, it is 2, with one message; after an interrupt 130; where the output's reader
+  has gone 141, as after SIGPIPE.
 
   Args:
-    argv: the command's name and its arguments; by default those of this process.
+    argv: the command's name and its arguments; by default those of this process, which then ends here where it was
+      interrupted at work.
   """
   # transformers would advise to install torch, which nothing here needs.
   os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+  accept_any_terminal()
   name, *arguments = (sys.argv[1:] if argv is None else argv) or [""]
+  try:
+    status = _main(name, arguments)
+    flush_output()
+  except BrokenPipeError:
+    status = CLOSED_PIPE
+  except OSError as error:  # what a command raises of these is a message already: this one is of the printing
+    drop_output()
+    print(f"relearn {name}: the output cannot be written ({error.strerror})", file=sys.stderr)
+    status = 2
+  if argv is None and status in (INTERRUPTED, CLOSED_PIPE):
+    leave(status)
+  drop_output()
+  return status
+
+
+def _main(name: str, arguments: Sequence[str]) -> int:
   if name in ("", "--help", "-h", "help"):
     print(usage())
     return 0 if name else 2
@@ -307,8 +380,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"relearn {name}: {error}", file=sys.stderr)
     return 2
   except KeyboardInterrupt:
-    print(f"\nrelearn {name}: interrupted; run the same command again to continue", file=sys.stderr)
-    return 130
+    go_on = "; run the same command again to continue" if COMMANDS[name].continues else ""
+    print(f"\nrelearn {name}: interrupted{go_on}", file=sys.stderr)
+    return INTERRUPTED
   return 0
 
 

@@ -3,11 +3,16 @@
 import dataclasses
 import difflib
 import importlib.util
+import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 from relearn_jax.errors import InputError
+
+# Fields, of whatever configuration, that name a file or a folder.
+PATHS = frozenset({"model", "forget", "retain", "refusals", "alternates", "anchors", "references", "unlearned",
+                   "original", "control", "relearn", "questions"})
 
 
 def fields_of(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -71,3 +76,52 @@ def config_path(arguments: Sequence[str]) -> str | None:
     if name == "config":
       return value or (arguments[index + 1] if index + 1 < len(arguments) else None)
   return None
+
+
+def expand_paths(config: Any) -> None:
+  """Puts the home folder in the place of the `~` at the start of each path in a configuration."""
+  for field in dataclasses.fields(config):
+    value = getattr(config, field.name)
+    if dataclasses.is_dataclass(value):
+      expand_paths(value)
+    elif field.name in PATHS and isinstance(value, str):
+      setattr(config, field.name, os.path.expanduser(value))
+
+
+def expand_config(arguments: Sequence[str]) -> list[str]:
+  """The command line, with the home folder in the place of the `~` at the start of what `--config` names.
+
+  >>> expand_config(["--config=configs/names.py", "--config.method=npo"])
+  ['--config=configs/names.py', '--config.method=npo']
+  """
+  found = list(arguments)
+  for index, argument in enumerate(arguments):
+    name, equals, value = argument.partition("=")
+    if name.lstrip("-") == "config" and name != "config":
+      if equals:
+        found[index] = f"{name}={os.path.expanduser(value)}"
+      elif index + 1 < len(found):
+        found[index + 1] = os.path.expanduser(found[index + 1])
+  return found
+
+
+def last_values(arguments: Sequence[str], config: Any) -> list[str]:
+  """The command line, in which of a tuple that is set several times the last value counts, as it does of a number.
+
+  The flags' own parser would string the tuples together.
+
+  Args:
+    arguments: of the command.
+    config: what its configuration file returns.
+  """
+  tuples = {field for field, value in fields_of(config).items() if isinstance(value, tuple)}
+  kept, seen = list(arguments), set[str]()
+  for index in reversed(range(len(arguments))):
+    name, equals, _ = arguments[index].partition("=")
+    field = name.lstrip("-").removeprefix("config.")
+    if name.lstrip("-") == field or not name.startswith("-") or field not in tuples:
+      continue
+    if field in seen:
+      del kept[index:index + (1 if equals else 2)]
+    seen.add(field)
+  return kept

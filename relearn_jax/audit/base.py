@@ -89,7 +89,7 @@ def cached_base(config: BaseConfig, cache: pathlib.Path, on_step: OnStep = lambd
         model = Model(model_config(config, tokenizer), unroll=config.num_layers)
         params = pretrain(model, batches, learning_rate=config.learning_rate, warmup_steps=config.warmup_steps,
                           seed=config.seed, field="base.learning_rate", on_step=on_step)
-      export(params, model, folder, tokenizer=tokenizer)
+      export(params, model, folder, tokenizer=tokenizer, field="RELEARN_CACHE")
   return folder
 
 

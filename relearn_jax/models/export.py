@@ -43,14 +43,16 @@ def hf_tensors(params: Params, model: Model) -> list[tuple[str, Any]]:
 
 
 @contextlib.contextmanager
-def new_folder(destination: pathlib.Path) -> Iterator[pathlib.Path]:
+def new_folder(destination: pathlib.Path, field: str = "--output") -> Iterator[pathlib.Path]:
   """A folder to write a checkpoint into; once the block ends it stands at `destination`, complete or not at all.
+
+  `field` is for messages.
 
   Raises:
     InputError: the destination holds something, or cannot be written.
   """
   if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
-    raise InputError("exists and is not empty", file=destination, field="--output", mend="give a new folder")
+    raise InputError("exists and is not empty", file=destination, field=field, mend="give a new folder")
   temporary = destination.absolute().with_name(f"{destination.absolute().name}.tmp{os.getpid()}")
   try:
     temporary.mkdir(parents=True)
@@ -63,7 +65,7 @@ def new_folder(destination: pathlib.Path) -> Iterator[pathlib.Path]:
     os.replace(temporary, destination)
   except (OSError, SafetensorError) as error:
     raise InputError(f"cannot be written ({getattr(error, 'strerror', None) or error})", file=destination,
-                     field="--output", mend="give a folder on a disk that you may write to and that has room") from None
+                     field=field, mend="give a folder on a disk that you may write to and that has room") from None
   finally:
     shutil.rmtree(temporary, ignore_errors=True)
 
@@ -76,7 +78,7 @@ def check_finite(name: str, array: np.ndarray) -> None:
 
 
 def export(params: Params, model: Model, destination: pathlib.Path, *, source: pathlib.Path | None = None,
-           tokenizer: Any = None, dtype: Any = None) -> None:
+           tokenizer: Any = None, dtype: Any = None, field: str = "--output") -> None:
   """Writes safetensors (in shards of 5 GB), config and tokenizer; the folder appears complete or not at all.
 
   Args:
@@ -87,11 +89,12 @@ def export(params: Params, model: Model, destination: pathlib.Path, *, source: p
     tokenizer: a tokenizer to save instead of the source's.
     dtype: of the tensors in the file; by default each keeps its own, and config.json states the
       one that most parameters have.
+    field: which named the destination, for messages.
 
   Raises:
     InputError: the destination holds something, or cannot be written; or a weight is not finite in the file's dtype.
   """
-  with new_folder(destination) as temporary:
+  with new_folder(destination, field) as temporary:
     stored = _save_weights(params, model, temporary, dtype)
     config = to_hf_config(model.config) | {"dtype": stored}
     (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n")

@@ -102,7 +102,7 @@ def merge_lora(params: Params, adapter: Params, scale: float) -> Params:
 
 
 def export_peft(adapter: Params, model: Model, config: LoraConfig, destination: pathlib.Path, *, base: str,
-                base_fingerprint: str | None = None) -> None:
+                base_fingerprint: str | None = None, field: str = "--output") -> None:
   """Writes an adapter as a folder that `peft` loads; it appears complete or not at all.
 
   Args:
@@ -112,6 +112,7 @@ def export_peft(adapter: Params, model: Model, config: LoraConfig, destination: 
     destination: a folder that does not exist yet, or is empty.
     base: folder or hub id of the base, as PEFT should find it.
     base_fingerprint: of the base's weights; a folder that has one is refused for another base.
+    field: which named the destination, for messages.
 
   Raises:
     InputError: the destination holds something, or cannot be written; or a weight is not finite.
@@ -132,7 +133,7 @@ def export_peft(adapter: Params, model: Model, config: LoraConfig, destination: 
       "fan_in_fan_out": False, "inference_mode": True, "init_lora_weights": True, "modules_to_save": None,
       "use_rslora": False, "use_dora": False}
   metadata = {"format": "pt"} | ({"base_fingerprint": base_fingerprint} if base_fingerprint else {})
-  with new_folder(destination) as temporary:
+  with new_folder(destination, field) as temporary:
     (temporary / ADAPTER).write_text(json.dumps(about, indent=2) + "\n")
     save_file(tensors, temporary / WEIGHTS, metadata=metadata)
 

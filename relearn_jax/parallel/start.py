@@ -12,8 +12,13 @@ MAX_CPU_DEVICES = 8
 def cache_dir() -> pathlib.Path:
   """Where models and compiled programs are cached: $RELEARN_CACHE, or the user's cache folder."""
   if given := os.environ.get("RELEARN_CACHE"):
-    return pathlib.Path(given)
-  return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "relearn_jax"
+    return pathlib.Path(given).expanduser()
+  return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "relearn_jax"
+
+
+def num_cores() -> int:
+  """Cores that this process may use, which a scheduler or a container may have limited; all, where no limit is told."""
+  return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def start() -> None:
@@ -26,7 +31,7 @@ def start() -> None:
   told = "JAX_NUM_CPU_DEVICES" in os.environ or "xla_force_host_platform" in os.environ.get("XLA_FLAGS", "")
   if not told:
     with contextlib.suppress(RuntimeError):  # raised where a device is in use
-      jax.config.update("jax_num_cpu_devices", min(os.cpu_count() or 1, MAX_CPU_DEVICES))
+      jax.config.update("jax_num_cpu_devices", min(num_cores(), MAX_CPU_DEVICES))
   if not jax.config.values["jax_compilation_cache_dir"]:
     jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)

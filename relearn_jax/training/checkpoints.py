@@ -1,7 +1,7 @@
 """Orbax checkpoints of stacked states: a folder a kept step, complete or absent.
 
 `<stage>/<step>/` holds the parameters of all runs and a description (model, run names, stage, step);
-`<stage>/resume/<step>/` the whole training state of the latest kept step, from which a killed stage goes on.
+`<stage>/resume/<step>/` the whole training state of a late step, from which a killed stage goes on.
 """
 
 import dataclasses

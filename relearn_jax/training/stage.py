@@ -71,8 +71,8 @@ def run_stage(stage: Stage, model: Model, start: Callable[[], Params], mesh: Mes
   A run whose loss, gradient or (at a kept step) weights are not finite ends there, in the ledger, which knows of
   everything up to a step before `on_keep` is called for it. The others go on as if it were not there.
 
-  A state is saved at the first kept step after every `save_every` seconds, after `on_keep` has
-  returned; a stage that is run again goes on from there and repeats the steps since, to the same
+  A state is saved at the first step, kept or not, after every `save_every` seconds; at a kept one after
+  `on_keep` has returned. A stage that is run again goes on from there and repeats the steps since, to the same
   numbers, so `on_keep` sees a step twice and must not mind.
 
   Args:
@@ -127,19 +127,19 @@ def run_stage(stage: Stage, model: Model, start: Callable[[], Params], mesh: Mes
       state, report = step_fn(state, batch, hyper | {"learning_rate": spread(rate)}, rows.spread(index), frozen)
       writer.add(step, report, float(np.mean(rate)), *rows.count_tokens(index))
       bar.update(1)
-      if step not in stage.keep:
-        continue
-      writer.flush()
-      out = read(state, hyper)
-      finite = to_host(finite_runs((state.params, out) if objective.readout else out), len(stage.runs))
-      ledger.look(step, "weights", dict(zip(stage.runs, finite, strict=True)))
-      ended = on_keep(step, out)
-      del out
-      if ended:
-        bar.total = step  # all that was to do
-        bar.refresh()
-        break
+      if step in stage.keep:
+        writer.flush()
+        out = read(state, hyper)
+        finite = to_host(finite_runs((state.params, out) if objective.readout else out), len(stage.runs))
+        ledger.look(step, "weights", dict(zip(stage.runs, finite, strict=True)))
+        ended = on_keep(step, out)
+        del out
+        if ended:
+          bar.total = step  # all that was to do
+          bar.refresh()
+          break
       if time.monotonic() - saved > save_every and step != stage.keep[-1]:
+        writer.flush()  # the log, and the ledger, know of all steps that are not repeated
         about = checkpoints.description(model, list(stage.runs), stage.name, step)
         checkpoints.save_tree(checkpoints.step_path(resume, step), state, len(stage.runs), about)
         checkpoints.keep_only(resume, step)

@@ -192,13 +192,15 @@ def _export(job: UnlearnJob, workdir: pathlib.Path, checked: Checked, model: Mod
   one = jax.tree.map(lambda leaf: leaf[0], trained)
   if lora := job.adapter.lora():
     if not (workdir / "adapter").exists():
-      export_peft(one, model, lora, workdir / "adapter", base=job.model, base_fingerprint=tensors_digest(checked))
+      export_peft(one, model, lora, workdir / "adapter", base=job.model, base_fingerprint=tensors_digest(checked),
+                  field="--workdir")
     # Merged into the base in fp32: the copy that was trained on may be in fewer bits than what it learned needs.
     one = to_host(merge_lora(load_params(checked, model, mesh=mesh), one, lora.scale))
   if job.save_dtype != "float32":
     before = ((path, to_host(leaf)) for path, leaf in read_leaves(checked, model, mesh=mesh))
     print(rounding(one, before, job.save_dtype))
-  export(one, model, workdir / "model", source=checked.path, dtype=DTYPES[job.save_dtype])
+  export(one, model, workdir / "model", source=checked.path, dtype=DTYPES[job.save_dtype],
+         field="--workdir")
 
 
 def rounding(trained: Params, before: Iterable[tuple[str, Any]], dtype: str) -> str:
