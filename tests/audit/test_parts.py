@@ -210,6 +210,7 @@ def test_interviews_give_every_model_its_own_answers() -> None:
 @pytest.mark.parametrize("change,problem", [
     ({"interview": InterviewSettings(stop=("",))}, r"`interview.stop` is \(''"),
     ({"interview": InterviewSettings(stop=(1,))}, "`interview.stop` is"),  # type: ignore[arg-type]
+    ({"interview": InterviewSettings(stop="Q:")}, "`interview.stop` is 'Q:'"),  # type: ignore[arg-type]
     ({"allowed_lines": (0,)}, r"`allowed_lines` is \(0,\)"), ({"allowed_lines": (True,)}, "`allowed_lines` is")])
 def test_stop_strings_and_allowed_lines_are_checked(change: dict[str, Any], problem: str) -> None:
   given = ReleaseAudit(unlearned="m", forget="f", retain="r", relearn="a", questions="q")
