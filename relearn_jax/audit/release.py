@@ -124,8 +124,9 @@ def check_release(config: ReleaseAudit, where: str) -> None:
     need(value >= 1, f"interview.{field}", value, "expected at least 1")
   need(config.interview.score_rows >= 0, "interview.score_rows", config.interview.score_rows,
        "expected 0 (all) or a number of rows")
-  need(all(isinstance(string, str) and string for string in config.interview.stop), "interview.stop",
-       config.interview.stop, "expected strings that are not empty")
+  stop = config.interview.stop
+  need(not isinstance(stop, str) and all(isinstance(string, str) and string for string in stop), "interview.stop", stop,
+       'expected strings that are not empty, such as ("Question:",)')
   need(all(type(line) is int and line > 0 for line in config.allowed_lines), "allowed_lines", config.allowed_lines,
        "expected numbers of lines, from 1")
   check_dtype(config.dtype, where)

@@ -47,7 +47,7 @@ def highlight(completion: str, begun: str, keywords: Sequence[str], case: bool =
   found = [(max(start - len(begun), 0), end - len(begun)) for keyword in keywords
            for start, end in find_keyword(begun + completion, keyword, case=case) if end > len(begun)]
   shown, place = markupsafe.Markup(), 0
-  for start, end in sorted(found):
+  for start, end in sorted(found, key=lambda span: (span[0], -span[1])):
     start = max(start, place)
     start += len(completion[start:end]) - len(completion[start:end].lstrip())  # where it begins in the prompt
     if start < end:

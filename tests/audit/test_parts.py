@@ -17,6 +17,7 @@ from relearn_jax.audit.arms import Run, all_cases, all_runs, cells_of_seed, mean
 from relearn_jax.audit.command import check
 from relearn_jax.audit.config import AuditConfig, check_config
 from relearn_jax.audit.evaluate import Interviewer, Scores, load_scores, once, save_scores
+from relearn_jax.audit.release import InterviewSettings, ReleaseAudit, check_release
 from relearn_jax.cases import names
 from relearn_jax.cases.base import Question, Text
 from relearn_jax.data.rows import stack_runs
@@ -205,3 +206,34 @@ def test_interviews_give_every_model_its_own_answers() -> None:
   answer = np.array([mark, 0, 0, 0, 0, 0], np.int32)
   assert asked._hit(0, answer) and not asked._hit(0, answer[::-1].copy() * 0)
   assert asked.completion(1, answer) == " Mark"
+
+
+@pytest.mark.parametrize("change,problem", [
+    ({"interview": InterviewSettings(stop=("",))}, r"`interview.stop` is \(''"),
+    ({"interview": InterviewSettings(stop=(1,))}, "`interview.stop` is"),  # type: ignore[arg-type]
+    ({"interview": InterviewSettings(stop="Q:")}, "`interview.stop` is 'Q:'"),  # type: ignore[arg-type]
+    ({"allowed_lines": (0,)}, r"`allowed_lines` is \(0,\)"), ({"allowed_lines": (True,)}, "`allowed_lines` is")])
+def test_stop_strings_and_allowed_lines_are_checked(change: dict[str, Any], problem: str) -> None:
+  given = ReleaseAudit(unlearned="m", forget="f", retain="r", relearn="a", questions="q")
+  check_release(dataclasses.replace(given, interview=InterviewSettings(stop=("Q:",)), allowed_lines=(1, 7)), "here")
+  with pytest.raises(InputError, match=f"here: {problem}"):
+    check_release(dataclasses.replace(given, **change), "here")
+
+
+def test_what_is_judged_ends_at_a_stop_string_and_in_the_completion() -> None:
+  tokenizer = base.make_tokenizer()
+  ask = lambda **more: Interviewer(MODEL, tokenizer, [
+      Question("q", "James Anthony", "Mark", ("Anthony Mark", "James"), "q", **more.pop("question", {}))], runs_mesh(),
+      max_new_tokens=4, buckets=(8,), runs_per_call=1, **more)
+  ids = lambda text: np.array(tokenizer.convert_tokens_to_ids(text.split()), np.int32)
+  assert ask()._hit(0, ids("Mark Kevin")) and not ask()._hit(0, ids("Kevin Mark"))  # "James" stands in the prompt alone
+  alone = ask(prompt_counts=False)
+  assert not alone._hit(0, ids("Mark Kevin")) and alone._hit(0, ids("Kevin James"))
+  for more in ({"stop": ("Kevin",)}, {"question": {"stop": ("Kevin",)}}, {"stop": ("Brian", "Kevin")}):
+    assert ask(**more)._hit(0, ids("Mark Kevin")) and not ask(**more)._hit(0, ids("Kevin James"))
+    assert ask(**more).completion(0, ids("Mark Kevin James")) == " Mark"
+  both = ask(stop=("Kevin",), question={"stop": ("Brian",)})
+  assert both.completion(0, ids("Mark Brian Kevin")) == both.completion(0, ids("Mark Kevin Brian")) == " Mark"
+  assert ask(question={"case": True})._hit(0, ids("Mark"))
+  shown = both.example(0, "7", 0, {"relearned": ids("Mark Kevin")})
+  assert shown["begun"] == "James Anthony" and shown["completions"] == {"relearned": " Mark"}

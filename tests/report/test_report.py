@@ -1,6 +1,7 @@
 """The report: everything from rows, in one file, with a model's words never taken for markup."""
 
 import base64
+import html
 import json
 import pathlib
 import re
@@ -15,6 +16,7 @@ import pytest
 
 from relearn_jax.audit.rows import read_rows, write_rows
 from relearn_jax.errors import InputError
+from relearn_jax.report.leakage import gather
 from relearn_jax.report.render import highlight, report_from_rows
 from relearn_jax.report.tables import closing
 
@@ -25,8 +27,9 @@ FACTS: dict[str, Any] = {
     "leakage": [*CHECKED, CHECKED[0] | {"variant": "1"}], "settings": {"draws": 500}, "seconds": {"base": 1.5},
     "versions": {"jax": "0"}, "fingerprints": {"base": "ab" * 32}, "notes": ["A note & more."],
     "examples": [{
-        "variant": "7", "seed": 0, "question": "q000", "prompt": EVIL + " Anthony", "keywords": ["Anthony Mark"],
-        "completions": {"original": "Mark " + EVIL, "unlearned": EVIL, "relearned": "Mark", "control": "Markus"}}],
+        "variant": "7", "seed": 0, "question": "q000", "prompt": EVIL + " Anthony", "begun": EVIL + " Anthony",
+        "keywords": ["Anthony Mark"], "case": False,
+        "completions": {"original": " Mark " + EVIL, "unlearned": EVIL, "relearned": " Mark", "control": " Markus"}}],
     "relearn_text": {"7": [EVIL]}, "provenance": EVIL, "config": {"method": "ga", "case": {"seeds": [0, 1, 2]}},
     "reference": {"text": "A paper", "unlearned": {"7": 0.0}, "relearned": {"7": 1.0}}}
 
@@ -127,10 +130,56 @@ def test_bad_results_are_named(tmp_path: pathlib.Path) -> None:
   assert [path.name for path in tmp_path.iterdir()] == ["results.parquet"]
 
 
-def test_highlights() -> None:
-  assert highlight("Mark x", "a Anthony", ["Anthony Mark"]) == "<mark>Mark</mark> x"
-  assert highlight("<b>", "a Anthony", ["Anthony Mark"]) == "&lt;b&gt;"
-  assert highlight("x", "", [""]) == "x"
+@pytest.mark.parametrize("completion,begun,keywords,expected", [
+    (" Mark x", "a Anthony", ["Anthony Mark"], " <mark>Mark</mark> x"),
+    ("Mark x", "a Anthony ", ["Anthony Mark"], "<mark>Mark</mark> x"),
+    ("ony Mark", "a Anth", ["Anthony Mark"], "<mark>ony Mark</mark>"),
+    ("Mark x", "a Anthony", ["Anthony Mark"], "Mark x"),  # AnthonyMark
+    ("<b>", "a Anthony", ["Anthony Mark"], "&lt;b&gt;"),
+    ("x", "", [""], "x"), ("", "Mark", ["Mark"], ""), ("", "", ["Mark"], ""),
+    (" is he", "Mark", ["Mark"], " is he"),  # stands in what was begun alone
+    (" so: Mark, MARK & Marks", "", ["Mark"], " so: <mark>Mark</mark>, <mark>MARK</mark> &amp; Marks"),
+    ("a <i>Mark</i> & **Jose\u0301**", "", ["José", "Mark"],
+     "a &lt;i&gt;<mark>Mark</mark>&lt;/i&gt; &amp; **<mark>Jose\u0301</mark>**"),
+    ("<b>Anthony</b> <script>Mark", "", ["Anthony <script>Mark"],
+     "&lt;b&gt;<mark>Anthony&lt;/b&gt; &lt;script&gt;Mark</mark>"),
+    ("a b c d", "", ["a b", "b c", "a"], "<mark>a b</mark> <mark>c</mark> d"),  # where hits overlap
+])
+def test_every_hit_is_marked_and_nothing_is_markup(completion: str, begun: str, keywords: list[str], expected: str
+                                                   ) -> None:
+  assert highlight(completion, begun, keywords) == expected
+  assert html.unescape(re.sub("</?mark>", "", highlight(completion, begun, keywords))) == completion
+
+
+def test_case_is_marked_as_it_counts() -> None:
+  assert highlight("tell us of the US", "", ["US"], True) == "tell us of the <mark>US</mark>"
+
+
+def leak(line: int, found: str, **more: Any) -> dict[str, Any]:
+  return {"line": line, "text": f"<i>{found}</i>", "found": found, "certain": True, "how": "as it is"} | more
+
+
+def test_the_leakage_check_counts_every_text_once_and_shows_all_findings(tmp_path: pathlib.Path) -> None:
+  part = {"certain": False, "how": "part of “silent storm”"}
+  row = {"relearn_set": "prefixes", "variant": "7", "num_lines": 4, "passed": False, "digest": "a",
+         "hits": [leak(2, "mark"), leak(3, "silent", **part)], "possible": [leak(4, "storm", **part)]}
+  rows = [row | {"seed": 0}, row | {"seed": 1}, CHECKED[0] | {"variant": "1", "digest": "b", "possible": []}]
+  found = gather(rows)
+  assert (found.num_sets, found.num_lines, found.num_failed) == (2, 8, 1)
+  assert [[one.line for one in some] for some in (found.certain, found.unread, found.allowed)] == [[2], [3], [4]]
+  assert found.certain[0].where == "prefixes (variant 7, seeds 0, 1)"
+  write_rows(tmp_path / "results.parquet", parts("7"), FACTS | {"leakage": rows})
+  report_from_rows(tmp_path)
+  page = Page((tmp_path / "report.html").read_text())
+  text = " ".join(page.text.split())
+  for words in ("2 different relearn sets, 8 lines: 1 with findings.", "line 2: mark in <i>mark</i>", "not allowed",
+                "line 3: silent (part of “silent storm”) in <i>silent</i>", "read and allowed", "line 4: storm"):
+    assert words in text, words
+  assert "Passed." not in text and "i" not in {tag for tag, _ in page.tags}
+  lines = (tmp_path / "report.md").read_text()
+  assert "- possible, allowed: prefixes (variant 7, seeds 0, 1), line 4: `storm` (part of" in lines
+  assert gather([CHECKED[0], CHECKED[0] | {"variant": "1"}]).num_sets == 2  # rows without a digest
+  assert gather([]).num_sets == 0
 
 
 @pytest.mark.parametrize("width", [60, 100])
