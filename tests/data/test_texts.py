@@ -120,7 +120,8 @@ def test_rows_are_padded_on_the_right_and_few_places_are_picked(tmp_path: pathli
 def test_picked_places_give_the_log_probabilities_of_all(tmp_path: pathlib.Path) -> None:
   from relearn_jax.training.step import model_outputs
   path, found = rows(tmp_path, {"prompt": "w0 w1 w2 w3 w4", "answer": " w5"}, {"prompt": "w0", "answer": " w1 w2"})
-  one = jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), stack_rows([encode_row(tokenizer(), row, path, 20) for row in found], 1))
+  stacked = stack_rows([encode_row(tokenizer(), row, path, 20) for row in found], 1)
+  one = jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), stacked)
   picked, every = (model_outputs(MODEL, params(), data).logprobs for data in (one, one._replace(positions=None)))
   np.testing.assert_allclose(picked, every * one.mask, atol=1e-6)
   assert np.count_nonzero(picked) == 5
