@@ -1,14 +1,17 @@
-"""A folder that belongs to one configuration: claimed, locked, refused to any other; and a lock to wait for."""
+"""A folder that belongs to one configuration and its files: claimed, locked, refused to others; a lock to wait for."""
 
 import dataclasses
 import fcntl
+import hashlib
 import json
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from relearn_jax.errors import InputError
+
+INPUTS = "inputs.json"  # digests of the files that a workdir was begun with
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -36,33 +39,89 @@ def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
           for key in sorted(left.keys() | right.keys()) if left.get(key, absent) != right.get(key, absent)]
 
 
-def claim_workdir(workdir: pathlib.Path, config: Any) -> bool:
-  """Makes `workdir` this configuration's own; returns whether it already was.
+def file_digests(files: Mapping[str, pathlib.Path]) -> dict[str, str]:
+  """Name -> SHA-256 of a file's contents, in hexadecimal."""
+  found = {}
+  for name, path in files.items():
+    with path.open("rb") as file:
+      found[name] = hashlib.file_digest(file, "sha256").hexdigest()
+  return found
+
+
+def is_claimed(workdir: pathlib.Path, config: Any, inputs: Mapping[str, str] | None = None, paths: Collection[str] = ()
+               ) -> bool:
+  """Whether `workdir` is this configuration's own already; nothing is written.
+
+  Args:
+    workdir: the folder, which need not exist.
+    config: a dataclass.
+    inputs: digests of all files that decide the result, by the field that names each; None: there are no such files.
+    paths: fields of the configuration that name files and folders. They are not compared: what the files contain
+      decides, and not by which path they were reached, from which folder.
 
   Raises:
-    InputError: it cannot be written, or belongs to another configuration (the fields are named).
+    InputError: it belongs to another configuration (the fields are named), or was begun with other contents of a
+      file (its field is named).
   """
   path = workdir / "config.json"
+  if not path.exists():
+    return False
+  decides = lambda values: {key: value for key, value in values.items() if key not in paths}
+  if changed := differences(decides(to_dict(config)), decides(_read(path))):
+    raise InputError("belongs to another configuration:\n  " + "\n  ".join(changed), file=path,
+                     mend="give another --workdir, or the configuration that it was started with")
+  if inputs is not None:
+    there = _read(workdir / INPUTS)
+    if changed := sorted(name for name in there.keys() | inputs.keys() if there.get(name) != inputs.get(name)):
+      raise InputError(f"was written for other contents of {', '.join(changed)}", file=workdir / INPUTS,
+                       mend="give another --workdir, or the files that it was started with")
+  return True
+
+
+def claim_workdir(workdir: pathlib.Path, config: Any, inputs: Mapping[str, str] | None = None,
+                  paths: Collection[str] = ()) -> bool:
+  """Makes `workdir` this configuration's own; returns whether it already was.
+
+  Args:
+    workdir, config, inputs, paths: see `is_claimed`.
+
+  Raises:
+    InputError: it cannot be written, or belongs to another configuration or other files; see `is_claimed`.
+  """
   try:
     workdir.mkdir(parents=True, exist_ok=True)
-    if path.exists():
-      there = json.loads(path.read_text())
-      if changed := differences(to_dict(config), there):
-        raise InputError("belongs to another configuration:\n  " + "\n  ".join(changed), file=path,
-                         mend="give another --workdir, or the configuration that it was started with")
+    if is_claimed(workdir, config, inputs, paths):
       return True
     probe = workdir / ".probe"
     probe.touch()
     probe.unlink()
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(to_dict(config), indent=2) + "\n")
-    temporary.replace(path)
+    if inputs is not None:
+      _write(workdir / INPUTS, inputs)
+    _write(workdir / "config.json", to_dict(config))  # last: where it is, the files are pinned
   except OSError as error:
     raise InputError(f"cannot be written ({error.strerror})", file=workdir, field="--workdir",
                      mend="give a folder that you may write to") from None
+  return False
+
+
+def _read(path: pathlib.Path) -> dict[str, Any]:
+  try:
+    values: dict[str, Any] = json.loads(path.read_text())
+  except FileNotFoundError:
+    raise InputError("does not exist, and nothing else tells which files were read here", file=path,
+                     mend="give another --workdir") from None
+  except OSError as error:
+    raise InputError(f"cannot be read ({error.strerror})", file=path, field="--workdir",
+                     mend="give a folder that you may read") from None
   except json.JSONDecodeError as error:
     raise InputError(f"is no JSON ({error.msg})", file=path, mend="give another --workdir") from None
-  return False
+  return values
+
+
+def _write(path: pathlib.Path, values: Mapping[str, Any]) -> None:
+  temporary = path.with_suffix(".tmp")
+  temporary.write_text(json.dumps(values, indent=2) + "\n")
+  temporary.replace(path)
 
 
 def nothing_left(workdir: pathlib.Path, done: bool) -> str:

@@ -13,7 +13,7 @@ from relearn_jax.audit import release_results, results
 from relearn_jax.audit.arms import all_cases, cells_of_seed, select_points
 from relearn_jax.audit.base import make_tokenizer, model_config
 from relearn_jax.audit.config import AuditConfig, check_config
-from relearn_jax.audit.release import ReleaseAudit, check_release
+from relearn_jax.audit.release import PATHS, ReleaseAudit, check_release
 from relearn_jax.audit.release_run import Release
 from relearn_jax.audit.rows import write_rows
 from relearn_jax.audit.run import Audit, memorize, relearn, unlearn
@@ -153,7 +153,8 @@ def audit_release(config: ReleaseAudit, where: str, workdir: pathlib.Path, *, al
   Args:
     config: what to do.
     where: the file it came from, for messages.
-    workdir: everything is written here; with another configuration, or made from other files, it is refused.
+    workdir: everything is written here; with another configuration, or made from other contents of files, it is
+      refused.
     allow_leakage: go on although the relearn set holds what is asked about.
     mesh: over which runs, and the devices of a run, are spread.
   """
@@ -161,10 +162,9 @@ def audit_release(config: ReleaseAudit, where: str, workdir: pathlib.Path, *, al
   state = Release(config, where, workdir)
   refuse_leaks(state.case, state.files["relearn"], "relearn", allow_leakage, allowed_lines=config.allowed_lines)
   sizes = check_mesh(mesh, state.checked["U"].config)
-  known = claim_workdir(workdir, config)
+  digests = state.digests()
+  known = claim_workdir(workdir, config, digests, PATHS)
   with only_process(workdir):
-    digests = state.digests()
-    claim_inputs(workdir / "inputs.json", digests)
     if known and all((workdir / name).exists() for name in OUTPUTS):
       return False
     if not (workdir / "results.parquet").exists():
@@ -176,18 +176,3 @@ def audit_release(config: ReleaseAudit, where: str, workdir: pathlib.Path, *, al
                  release_results.make_facts(state, digests, clock.seconds))
     report_from_rows(workdir)
   return True
-
-
-def claim_inputs(path: pathlib.Path, digests: dict[str, str]) -> None:
-  """Writes the hashes of the files that an audit is made from, or compares them with those it began with.
-
-  Raises:
-    InputError: a file has changed since.
-  """
-  if not path.exists():
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(digests, indent=2) + "\n")
-    temporary.replace(path)
-  elif changed := sorted(name for name, digest in json.loads(path.read_text()).items() if digests.get(name) != digest):
-    raise InputError(f"was written for other contents of {', '.join(changed)}", file=path,
-                     mend="give another --workdir, or the files that the audit was started with")

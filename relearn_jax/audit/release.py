@@ -98,6 +98,10 @@ class ReleaseAudit:
     return {arm: name for arm, name in (("U", self.unlearned), ("N", self.control), ("O", self.original)) if name}
 
 
+# Fields that name files and folders.
+PATHS = ("unlearned", "original", "control", "forget", "retain", "relearn", "questions")
+
+
 def check_release(config: ReleaseAudit, where: str) -> None:
   """Refuses settings that cannot work, before a file is read.
 

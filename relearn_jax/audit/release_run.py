@@ -5,7 +5,6 @@ learning rate. Where adapters are trained a group holds one arm, whose frozen ba
 """
 
 import dataclasses
-import hashlib
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -37,6 +36,7 @@ from relearn_jax.training.log import TrainLog
 from relearn_jax.training.settings import make_model
 from relearn_jax.training.stage import Stage, run_stage
 from relearn_jax.training.step import NOTHING, Frozen
+from relearn_jax.workdir import file_digests
 
 FIELDS = {"U": "unlearned", "N": "control", "O": "original"}
 MAY_DIFFER = ("max_positions", "bos_id", "eos_ids")
@@ -130,11 +130,10 @@ class Release:
 
   def digests(self) -> dict[str, str]:
     """SHA-256 of every file that decides the result, by name: the four of the case, and each model's."""
-    found = {field: _digest(path) for field, path in self.files.items()}
+    found = dict(self.files)
     for arm, checked in self.checked.items():
-      for name, file in sorted(checked.deciding_files().items()):
-        found[f"{FIELDS[arm]}/{name}"] = _digest(file)
-    return found
+      found |= {f"{FIELDS[arm]}/{name}": file for name, file in sorted(checked.deciding_files().items())}
+    return file_digests(found)
 
   def interviewer(self, model: Model, mesh: Mesh, num_runs: int) -> Interviewer:
     """Asks the case's questions of so many models side by side."""
@@ -236,8 +235,3 @@ class Release:
 def spread_evenly(rows: list[Any], number: int) -> list[Any]:
   """`number` of the rows, evenly spread; all of them where there are no more, or the number is 0."""
   return rows if not 0 < number < len(rows) else [rows[i * len(rows) // number] for i in range(number)]
-
-
-def _digest(path: pathlib.Path) -> str:
-  with path.open("rb") as file:
-    return hashlib.file_digest(file, "sha256").hexdigest()

@@ -78,6 +78,8 @@ class UnlearnJob(TrainSettings):
 
 # Data set that an objective reads -> field of the job that it is made from, besides `forget`.
 SOURCES = {"retain": "retain", "alternate": "alternates", "relabelled": "anchors"}
+# Fields that name files and folders.
+PATHS = ("model", "forget", "retain", "refusals", "alternates", "anchors", "references")
 
 
 def check_job(job: UnlearnJob, where: str) -> None:

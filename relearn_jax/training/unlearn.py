@@ -25,14 +25,14 @@ from relearn_jax.objectives.losses import nll
 from relearn_jax.parallel.mesh import check_mesh, make_mesh, map_runs, repeat_runs, shard_rows, to_host
 from relearn_jax.training import checkpoints
 from relearn_jax.training.ended import AllEnded, Ended, Ledger, finite_runs
-from relearn_jax.training.job import UnlearnJob, check_job
+from relearn_jax.training.job import PATHS, UnlearnJob, check_job
 from relearn_jax.training.log import TrainLog
 from relearn_jax.training.references import ReferenceCache, rows_digest
 from relearn_jax.training.settings import make_model
 from relearn_jax.training.stage import OnKeep, Stage, run_stage
 from relearn_jax.training.step import NOTHING, Frozen, model_outputs
-from relearn_jax.training.unlearn_rows import read_rows
-from relearn_jax.workdir import claim_workdir, only_process
+from relearn_jax.training.unlearn_rows import input_files, read_rows
+from relearn_jax.workdir import claim_workdir, file_digests, is_claimed, only_process
 
 STAGE, RUN, REINFORCE = "unlearn", "U", "reinforce"
 
@@ -58,12 +58,13 @@ def unlearn(job: UnlearnJob, where: str, workdir: pathlib.Path, mesh: str | None
   """Runs or continues a job; returns False where nothing was left to do.
 
   Writes `model/` (a Hugging Face folder; an adapter is merged into it), `adapter/` (a PEFT folder, where one is
-  trained), `checkpoints/unlearn/<step>/`, `train_log.jsonl` (a row a step) and `config.json` into `workdir`.
+  trained), `checkpoints/unlearn/<step>/`, `train_log.jsonl` (a row a step), `config.json` and `inputs.json` (digests
+  of the files that were read) into `workdir`.
 
   Args:
     job: what to do.
     where: the file it came from, for messages.
-    workdir: with another configuration in it, it is refused.
+    workdir: with another configuration in it, or begun with other contents of files, it is refused.
     mesh: sizes of the axes; see `default_mesh`.
 
   Raises:
@@ -81,13 +82,15 @@ def unlearn(job: UnlearnJob, where: str, workdir: pathlib.Path, mesh: str | None
   if done and not (workdir / "config.json").exists():
     raise InputError("is there, without the configuration that it was made by", file=workdir / "model",
                      field="--workdir", mend="give another folder")
+  inputs = file_digests(input_files(job, checked))
+  is_claimed(workdir, job, inputs, PATHS)  # before statistics of other rows are found wanting
   if not done:
     cache = _cache(job, workdir, checked, rows)
     if job.dtype == "auto":  # the recipe holds the precision, which then depends on the device
       cache.check("rows", "weights", "needs")
     else:
       dataclasses.replace(cache, recipe=_recipe(job, where)).check()
-  known = claim_workdir(workdir, job)
+  known = claim_workdir(workdir, job, inputs, PATHS)
   with only_process(workdir):
     if known and done:
       checkpoints.remove_resumes(workdir / "checkpoints")

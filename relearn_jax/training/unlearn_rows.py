@@ -16,7 +16,7 @@ from relearn_jax.data.texts import encode_rows, stack_rows
 from relearn_jax.errors import InputError
 from relearn_jax.models.checkpoint import Checked
 from relearn_jax.objectives.core import TokenRows
-from relearn_jax.training.job import UnlearnJob
+from relearn_jax.training.job import SOURCES, UnlearnJob
 
 
 def read_rows(job: UnlearnJob, checked: Checked, tokenizer: Any) -> dict[str, TokenRows]:
@@ -41,6 +41,19 @@ def read_rows(job: UnlearnJob, checked: Checked, tokenizer: Any) -> dict[str, To
       _check_relabelled(encoded, pathlib.Path(job.anchors))
     found[name] = stack_rows(encoded, 1)
   return found
+
+
+def input_files(job: UnlearnJob, checked: Checked) -> dict[str, pathlib.Path]:
+  """Field -> file, of all files that decide what a job makes; those of the model by their names in its folder.
+
+  What the method does not read is left out, and so are `references`, which are compared with what they are of.
+  """
+  reads = job.recipe.objective.rows
+  fields = ["forget", *(field for rows, field in SOURCES.items() if rows in reads)]
+  if "idk" in reads and job.refusals:
+    fields.append("refusals")
+  return {field: pathlib.Path(getattr(job, field)) for field in fields} | {
+      f"model/{name}": file for name, file in sorted(checked.deciding_files().items())}
 
 
 def refusal_rows(job: UnlearnJob, forget: Sequence[Row], file: pathlib.Path) -> list[Row]:
