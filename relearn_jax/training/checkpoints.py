@@ -6,8 +6,11 @@
 
 import dataclasses
 import json
+import logging
 import pathlib
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -28,6 +31,17 @@ def _context() -> ocp.Context:
   return context
 
 
+@contextmanager
+def _raised_alone() -> Iterator[None]:
+  """Orbax logs what fails in its threads, with a traceback, before it raises the same: once is enough."""
+  logger, told = logging.getLogger("absl"), lambda record: not record.exc_info
+  logger.addFilter(told)
+  try:
+    yield
+  finally:
+    logger.removeFilter(told)
+
+
 def step_path(stage: pathlib.Path, step: int) -> pathlib.Path:
   """Where a step of a stage is kept."""
   return stage / f"{step:06d}"
@@ -40,7 +54,7 @@ def save_tree(path: pathlib.Path, tree: Any, num_runs: int, about: dict[str, Any
   devices; each writes its own part, unless runs are padded, which are gathered on the host first.
   """
   whole = all(isinstance(leaf, jax.Array) and leaf.shape[0] == num_runs for leaf in jax.tree.leaves(tree))
-  with _context():
+  with _context(), _raised_alone():
     ocp.save(path.absolute(), tree if whole else to_host(tree, num_runs), overwrite=True, custom_metadata=about)
 
 
@@ -65,7 +79,8 @@ def load_tree(path: pathlib.Path, one_run: Any, num_runs: int) -> Any:
     one_run: a tree whose leaves have the shape and dtype of one run's.
     num_runs: runs that were saved.
   """
-  return ocp.load(path.absolute(), jax.tree.map(lambda leaf: np.empty((num_runs, *leaf.shape), leaf.dtype), one_run))
+  with _raised_alone():
+    return ocp.load(path.absolute(), jax.tree.map(lambda leaf: np.empty((num_runs, *leaf.shape), leaf.dtype), one_run))
 
 
 def restore(path: pathlib.Path, like: Any, num_runs: int) -> Any:
@@ -78,7 +93,8 @@ def restore(path: pathlib.Path, like: Any, num_runs: int) -> Any:
   """
   leaves = jax.tree.leaves(like)
   if leaves[0].shape[0] == num_runs:  # each device reads its own part
-    return ocp.load(path.absolute(), like)
+    with _raised_alone():
+      return ocp.load(path.absolute(), like)
   one_run = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), like)
   host = pad_runs(load_tree(path, one_run, num_runs), leaves[0].shape[0])
   return lay_out(host, jax.tree.map(lambda leaf: leaf.sharding, like))
