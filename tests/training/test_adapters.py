@@ -27,7 +27,7 @@ from relearn_jax.training.step import (
   train_step,
 )
 
-from .test_step import DATA, model_and_params
+from .test_step import DATA, arrays, model_and_params
 
 LORA = LoraConfig(rank=3, alpha=6.0)
 HYPER = {"learning_rate": 1e-3, "weight_decay": 0.1, "retain_weight": 0.5, "beta": 0.1}
@@ -156,13 +156,13 @@ def test_small_updates_of_low_precision_are_not_lost() -> None:
   start = {**PARAMS, "layers": {**PARAMS["layers"], "mlp": {
       **PARAMS["layers"]["mlp"], "up": {"weight": jnp.full_like(path(PARAMS), 0.02)}}}}
   hyper = {"learning_rate": 1e-5, "weight_decay": 0.0}
-  state, log = jax.jit(lambda s: train_step(model, lambda _: nll("forget"), s, DATA, hyper))(
+  state, log = jax.jit(lambda s: train_step(model, lambda _: nll("forget"), s, arrays(), hyper))(
       init_state(start, nll("forget")))
   assert log.loss.dtype == jnp.float32 and np.isfinite(float(log.loss))
   assert {leaf.dtype for leaf in jax.tree.leaves((state.params, state.opt_state[0].nu))} == {jnp.dtype("float32")}
   moved = np.abs(np.asarray(path(state.params)) - 0.02)
   assert np.median(moved) == pytest.approx(1e-5, rel=0.01)
-  plain = jax.jit(lambda s: train_step(BASE, lambda _: nll("forget"), s, DATA, hyper)[1])(
+  plain = jax.jit(lambda s: train_step(BASE, lambda _: nll("forget"), s, arrays(), hyper)[1])(
       init_state(start, nll("forget")))
   assert float(log.loss) == pytest.approx(float(plain.loss), rel=0.02)
 

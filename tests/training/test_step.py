@@ -36,6 +36,11 @@ DEFENDED = {"sam_npo_gd": ("npo_gd", "sam"), "gp_npo_gd": ("npo_gd", "gradient_p
 HALF = {"rmu": {"depth": 0.5}}  # what is fixed when a step is compiled
 
 
+def arrays() -> dict[str, TokenRows]:
+  """`DATA` as JAX's own arrays, on a device."""
+  return jax.tree.map(jnp.asarray, DATA)
+
+
 @functools.cache
 def model_and_params() -> tuple[Model, Any]:
   checked = check_checkpoint(reference.CHECKPOINT)
@@ -55,7 +60,7 @@ def reinforced() -> Any:
   """The second model of `whp_logits`, `[1, ...]`."""
   model, params = model_and_params()
   state = init_state(params, nll("forget"))
-  step = jax.jit(lambda s: train_step(model, lambda _: nll("forget"), s, DATA, reference.REINFORCE)[0])
+  step = jax.jit(lambda s: train_step(model, lambda _: nll("forget"), s, arrays(), reference.REINFORCE)[0])
   for _ in range(int(reference.REINFORCE["steps"])):
     state = step(state)
   return jax.tree.map(lambda leaf: leaf[None], state.params)
@@ -177,14 +182,14 @@ def test_one_executable_serves_all_cells_of_a_shape() -> None:
 @pytest.mark.parametrize("method", ["kl", "npo", "npo_kl", "idk_dpo", "undial", "rmu", "scrub"])
 def test_the_cached_reference_is_a_second_model(method: str) -> None:
   """The losses with cached statistics equal those in which the frozen model itself is asked each step."""
-  model, frozen = model_and_params()
+  (model, frozen), data = model_and_params(), arrays()
   objective, mesh = build_of(method)(reference.hyper(method)), runs_mesh(1)
   moved = jax.tree.map(lambda leaf: leaf * 1.05, frozen)
 
   def ask(name: str) -> dict[str, Any]:
-    found = model_outputs(model, frozen, DATA[name])
+    found = model_outputs(model, frozen, data[name])
     return {"logprobs": found.logprobs, "hidden": found.hidden, "head": found.head, "layer": found.layer(0.5)}
-  live = {name: DATA[name]._replace(reference=ask(name)) for name in objective.rows}
+  live = {name: data[name]._replace(reference=ask(name)) for name in objective.rows}
   cached = start_runs(build_of(method), [reference.hyper(method)], mesh)[1]
   one = {name: jax.tree.map(lambda leaf: leaf[0], rows) for name, rows in cached.items()}
   kinds = {kind for need in objective.needs for kind in one[need.rows].reference}
@@ -198,7 +203,7 @@ def test_an_update_far_below_the_weights_is_not_lost() -> None:
   """Weights of 0.02 that take 100 steps of 1e-7 move by 1e-5; in bf16 they would not move at all."""
   model, params = model_and_params()
   small = jax.tree.map(lambda leaf: jnp.full_like(leaf, 0.02), params)
-  state, batch = init_state(small, nll("forget")), {"forget": DATA["forget"]}
+  state, batch = init_state(small, nll("forget")), {"forget": arrays()["forget"]}
   hyper = {"learning_rate": 1e-7, "weight_decay": 0.0}
   step = jax.jit(lambda s: train_step(model, lambda _: nll("forget"), s, batch, hyper)[0])
   for _ in range(100):
