@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from relearn_jax.models.model import Head, head_logits
 from relearn_jax.parallel.rules import num_shards
@@ -27,10 +27,10 @@ def token_logprobs(hidden: Float[Array, "*batch D"], head: Head, targets: Int[Ar
   return chosen - jax.nn.logsumexp(logits, axis=-1)
 
 
-def per_token(function: Callable[..., Float[Array, "B C"]], tokens: Int[Array, "B T"],
+def per_token(function: Callable[..., Shaped[Array, "B C"]], tokens: Int[Array, "B T"],
               positions: Int[Array, "B A"] | None, vocab_size: int, *hidden: Float[Array, "B T D"]
-              ) -> Float[Array, "B T"]:
-  """A quantity of every token, from the hidden states that predict it, without `[B, T, V]` in memory.
+              ) -> Shaped[Array, "B T"]:
+  """A quantity of every token, a number or a token's id, from the hidden states that predict it, without `[B, T, V]` in memory.
 
   Only the tokens that count are looked at, and those in chunks whose logits take `CHUNK_BYTES`; a chunk's
   logits are computed again in the backward pass. Value and gradient equal those of the dense form.
@@ -54,7 +54,7 @@ def per_token(function: Callable[..., Float[Array, "B C"]], tokens: Int[Array, "
   return jnp.zeros(tokens.shape, values.dtype).at[rows, positions].add(jnp.where(positions > 0, values, 0))
 
 
-def _chunked(function: Callable[..., Array], vocab_size: int, *arrays: Array) -> Float[Array, "B T"]:
+def _chunked(function: Callable[..., Array], vocab_size: int, *arrays: Array) -> Shaped[Array, "B T"]:
   """`function` over chunks of the second axis, each computed again when it is differentiated."""
   batch, length = arrays[0].shape
   chunk = max(1, CHUNK_BYTES * num_shards() // (4 * batch * vocab_size))

@@ -87,7 +87,7 @@ def referenced(method: str) -> tuple[Objective, dict[str, TokenRows]]:
   one = lambda tree: jax.tree.map(lambda leaf: np.asarray(leaf)[None], tree)
   data = add_references(BASE, one(PARAMS), {name: one(DATA[name]) for name in objective.rows}, objective.needs,
                         runs_mesh(1))
-  return objective, jax.tree.map(lambda leaf: leaf[0], dict(data))
+  return objective, jax.tree.map(lambda leaf: jnp.asarray(leaf)[0], dict(data))
 
 
 @pytest.mark.parametrize("method", [
