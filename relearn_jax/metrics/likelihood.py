@@ -30,7 +30,7 @@ def token_logprobs(hidden: Float[Array, "*batch D"], head: Head, targets: Int[Ar
 def per_token(function: Callable[..., Shaped[Array, "B C"]], tokens: Int[Array, "B T"],
               positions: Int[Array, "B A"] | None, vocab_size: int, *hidden: Float[Array, "B T D"]
               ) -> Shaped[Array, "B T"]:
-  """A quantity of every token, a number or a token's id, from the hidden states that predict it, without `[B, T, V]` in memory.
+  """A number of every token, or an id, from the hidden states that predict it, without `[B, T, V]` in memory.
 
   Only the tokens that count are looked at, and those in chunks whose logits take `CHUNK_BYTES`; a chunk's
   logits are computed again in the backward pass. Value and gradient equal those of the dense form.
