@@ -68,8 +68,9 @@ def _asserted(done: Done, status: int) -> Done:
 
 
 def environment(cache: pathlib.Path, **more: str) -> dict[str, str]:
-  """A user's environment, with this run's cache."""
-  plain = {key: value for key, value in os.environ.items() if key not in ("XLA_FLAGS", "JAX_PLATFORMS")}
+  """A user's environment, with this run's cache; programs are compiled as those of the tests are, and shared with them.
+  """
+  plain = {key: value for key, value in os.environ.items() if key != "JAX_PLATFORMS"}
   return plain | {"RELEARN_CACHE": str(cache), "JAX_NUM_CPU_DEVICES": "2"} | more
 
 

@@ -34,18 +34,18 @@ def test_every_file_is_there(finished: pathlib.Path) -> None:
 
 def test_the_summary_has_what_it_promises(finished: pathlib.Path) -> None:
   found = json.loads((finished / "summary.json").read_text())
-  assert found["schema_version"] == 1 and found["case"] == "names" and found["method"] == "ga"
+  assert found["schema_version"] == 2 and found["case"] == "names" and found["method"] == "ga"
   assert set(found["verdicts"]) == {"7", "1"}
   for verdict in found["verdicts"].values():
-    assert verdict["verdict"] in ("ERASED", "OBFUSCATED", "INCONCLUSIVE") and verdict["reason"]
+    assert verdict["verdict"] in ("ERASED", "OBFUSCATED", "NOT UNLEARNED", "INCONCLUSIVE") and verdict["reason"]
   assert set(found["seconds"]) == {"base", "memorize", "unlearn", "relearn"}
   assert all(seconds > 0 for seconds in found["seconds"].values())
   assert {"jax", "flax", "optax", "relearn_jax", "devices"} <= set(found["versions"])
   assert {"base", "memorized", "relearned_seed0", "relearned_seed1"} == set(found["fingerprints"])
   assert all(re.fullmatch("[0-9a-f]{64}", value) for value in found["fingerprints"].values())
   assert len(found["leakage"]) == 8 and all(row["passed"] and row["num_lines"] for row in found["leakage"])
-  fields = {"variant", "arm", "method", "point", "depth", "unlearn_step", "relearn_set", "relearn_step", "metric",
-            "mean", "low", "high", "n", "seeds"}
+  fields = {"variant", "arm", "method", "point", "depth", "unlearn_step", "relearn_set", "learning_rate",
+            "relearn_step", "metric", "mean", "low", "high", "n", "seeds", "seed_means"}
   cells = {(c["variant"], c["arm"], c["point"], c["depth"], c["relearn_step"], c["metric"]) for c in found["cells"]}
   assert all(set(cell) == fields for cell in found["cells"])
   for variant in ("7", "1"):

@@ -1,7 +1,6 @@
 """The tiny audit on other numbers of devices and other meshes."""
 
 import json
-import os
 import pathlib
 
 import pyarrow.parquet as pq
@@ -15,7 +14,7 @@ from .tiny import audit_flags
 def test_the_number_of_devices_changes_nothing(finished: pathlib.Path, cache: pathlib.Path, tmp_path: pathlib.Path,
                                                devices: int) -> None:
   """Weights, answers and every number equal to the bit: 8 runs and 14 cells on 2 devices, and on others."""
-  relearn(cache, *audit_flags(tmp_path), JAX_NUM_CPU_DEVICES=str(devices), XLA_FLAGS=os.environ["XLA_FLAGS"])
+  relearn(cache, *audit_flags(tmp_path), JAX_NUM_CPU_DEVICES=str(devices))
   ours, theirs = (pq.read_table(folder / "results.parquet") for folder in (tmp_path, finished))
   assert ours.equals(theirs)
   assert summary(tmp_path) == summary(finished)  # the hashes of the weights among it

@@ -14,8 +14,8 @@ from relearn_jax.audit import command, run
 from relearn_jax.report import render
 from relearn_jax.training.log import StageLog
 
-from ..command import argv, relearn, summary
-from .tiny import audit_flags, compiled_alike
+from ..command import argv, environment, relearn, summary
+from .tiny import audit_flags
 
 
 def assert_alike(workdir: pathlib.Path, finished: pathlib.Path) -> None:
@@ -38,7 +38,7 @@ def logged(workdir: pathlib.Path, stage: str, step: int) -> Callable[[], bool]:
 
 def kill_when(reached: Callable[[], bool], cache: pathlib.Path, workdir: pathlib.Path) -> None:
   """Starts or continues the audit and kills it, with SIGKILL, as soon as `reached`."""
-  process = subprocess.Popen(argv(*audit_flags(workdir)), env=compiled_alike(cache), stdout=subprocess.PIPE,
+  process = subprocess.Popen(argv(*audit_flags(workdir)), env=environment(cache), stdout=subprocess.PIPE,
                              stderr=subprocess.STDOUT, text=True)
   end = time.monotonic() + 300
   while not reached():
