@@ -222,7 +222,7 @@ def test_groups_keep_arms_of_a_seed_together() -> None:
 @pytest.mark.parametrize(("changes", "problem"), [
     ({"unlearned": ""}, "`unlearned` is ''"), ({"relearn": ""}, "`relearn` is ''"), ({"seeds": (0, 0)}, "`seeds` is"),
     ({"attack": attack(keep_steps=(3, 1))}, "`attack.keep_steps` is"), ({"dtype": "half"}, "`dtype` is 'half'"),
-    ({"attack": attack(learning_rates=(0.0,))}, "`attack.learning_rates` is (0.0,)"),
+    ({"attack": attack(learning_rates=(0.0,))}, r"`attack.learning_rates` is \(0.0,\)"),
     ({"attack": attack(adapter=AdapterSettings("none"))}, "`attack.adapter.kind` is 'none'"),
     ({"interview": InterviewSettings(batch_size=0)}, "`interview.batch_size` is 0"),
     ({"verdict": VerdictSettings(alpha=2.0)}, "`verdict.alpha` is 2.0")])
