@@ -136,7 +136,7 @@ def _train(job: UnlearnJob, where: str, workdir: pathlib.Path, checked: Checked,
         about = checkpoints.description(model, [RUN], STAGE, step, tokenizer=str(checked.path.resolve()), lora=lora)
         checkpoints.save_tree(path, params, 1, about)
     if step == job.steps:
-      _check_outputs(job, model, params, rows["forget"], mesh, frozen)
+      _check_outputs(job, model, params, rows.get("forget", rows[min(rows)]), mesh, frozen)  # not all methods read it
       _export(job, workdir, checked, model, to_host(params, 1), mesh)
     return False
 
