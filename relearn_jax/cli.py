@@ -6,7 +6,7 @@ import os
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TextIO
 
 from absl import flags
 from ml_collections import config_flags
@@ -351,39 +351,39 @@ def main(argv: Sequence[str] | None = None) -> int:
   accept_any_terminal()
   name, *arguments = (sys.argv[1:] if argv is None else argv) or [""]
   try:
-    status = _main(name, arguments)
-    flush_output()
+    status, text, stream = _result(name, arguments)
+    try:
+      print(text, file=stream)
+      flush_output()
+    except BrokenPipeError:
+      raise
+    except OSError as error:
+      drop_output()
+      print(f"relearn {name}: the output cannot be written ({error.strerror})", file=sys.stderr)
+      status = 2
   except BrokenPipeError:
     status = CLOSED_PIPE
-  except OSError as error:  # what a command raises of these is a message already: this one is of the printing
-    drop_output()
-    print(f"relearn {name}: the output cannot be written ({error.strerror})", file=sys.stderr)
-    status = 2
   if argv is None and status in (INTERRUPTED, CLOSED_PIPE):
     leave(status)
   drop_output()
   return status
 
 
-def _main(name: str, arguments: Sequence[str]) -> int:
+def _result(name: str, arguments: Sequence[str]) -> tuple[int, str, TextIO]:
+  """Exit status, what is printed, and where."""
   if name in ("", "--help", "-h", "help"):
-    print(usage())
-    return 0 if name else 2
+    return 0 if name else 2, usage(), sys.stdout
   if name not in COMMANDS:
     near = difflib.get_close_matches(name, COMMANDS, 1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    print(f"relearn: there is no command {name!r}{hint}\n\n{usage()}", file=sys.stderr)
-    return 2
+    return 2, f"relearn: there is no command {name!r}{hint}\n\n{usage()}", sys.stderr
   try:
-    print(run_command(name, arguments))
+    return 0, run_command(name, arguments), sys.stdout
   except (InputError, flags.Error) as error:
-    print(f"relearn {name}: {error}", file=sys.stderr)
-    return 2
+    return 2, f"relearn {name}: {error}", sys.stderr
   except KeyboardInterrupt:
     go_on = "; run the same command again to continue" if COMMANDS[name].continues else ""
-    print(f"\nrelearn {name}: interrupted{go_on}", file=sys.stderr)
-    return INTERRUPTED
-  return 0
+    return INTERRUPTED, f"\nrelearn {name}: interrupted{go_on}", sys.stderr
 
 
 if __name__ == "__main__":

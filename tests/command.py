@@ -22,7 +22,7 @@ TINY = ["--config.case.variants=(7, 1)", "--config.case.seeds=(0, 1)", "--config
         "--config.base.num_layers=2", "--config.base.num_heads=2", "--config.base.num_kv_heads=2",
         "--config.memorize.steps=30", "--config.memorize.learning_rate=0.003", "--config.unlearn.max_steps=20",
         "--config.methods.ga.learning_rate=0.001", "--config.relearn.keep_steps=(1, 2, 5)",
-        "--config.verdict.draws=500", "--config.checkpoint_seconds=0"]
+        "--config.verdict.draws=500", "--config.checkpoint_seconds=0.5"]
 
 Done = subprocess.CompletedProcess[str]
 

@@ -38,9 +38,9 @@ def test_help_and_usage_wait_for_no_array_library(cache: pathlib.Path) -> None:
 def test_an_interrupt_is_a_message_and_a_status(cache: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
   def interrupted(values: object) -> str:
     raise KeyboardInterrupt
-  monkeypatch.setitem(cli.COMMANDS, "report", dataclasses.replace(COMMANDS["report"], run=interrupted))
-  done = relearn(cache, "report", status=130)
-  assert done.stderr == "\nrelearn report: interrupted; run the same command again to continue\n"
+  monkeypatch.setitem(cli.COMMANDS, "audit", dataclasses.replace(COMMANDS["audit"], run=interrupted))
+  done = relearn(cache, "audit", status=130)
+  assert done.stderr == "\nrelearn audit: interrupted; run the same command again to continue\n"
 
 
 def test_arguments_are_those_of_the_process_by_default(cache: pathlib.Path) -> None:

@@ -8,7 +8,7 @@ import pathlib
 import subprocess
 import sys
 
-import numpy as np
+import jax.numpy as jnp
 import pytest
 
 from relearn_jax import cli
@@ -68,7 +68,7 @@ def test_a_checkpoint_that_cannot_be_written_is_trouble_of_the_disk(tmp_path: pa
                                                                     caplog: pytest.LogCaptureFixture) -> None:
   (tmp_path / "stage").touch()  # a file where the folder should be
   with pytest.raises(Exception) as caught:
-    checkpoints.save_tree(tmp_path / "stage" / "000001", {"a": np.ones((1, 2))}, 1, {})
+    checkpoints.save_tree(tmp_path / "stage" / "000001", {"a": jnp.ones((1, 2))}, 1, {})
   trouble = disk_trouble(caught.value, {"--workdir": str(tmp_path)})
   assert trouble is not None and trouble.field == "--workdir"
   assert not any(record.exc_info for record in caplog.records)

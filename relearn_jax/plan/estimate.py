@@ -112,11 +112,12 @@ def matmul_params(config: ModelConfig) -> int:
 
 
 def flops_per_token(work: Work) -> float:
-  """FLOPs per padded token of a pass over rows, of the kind of work; remat is not counted.
+  """FLOPs per padded token of a pass over rows, of the kind of work; with what remat computes again.
 
   With P = `matmul_params`, A the adapter's parameters and S = `mean_keys`: a forward pass is
   2 P + 2 A + 4 L N H S, training thrice that (Kaplan et al., 2020; causal attention counts half of its
   square). Where only an adapter is trained the frozen products have no weight gradient: 4 P + 6 A + 12 L N H S.
+  See `_again_per_token` for remat.
   """
   config = work.config
   base = matmul_params(config)
@@ -124,7 +125,21 @@ def flops_per_token(work: Work) -> float:
   attention = 4 * config.num_layers * config.num_heads * config.head_dim * mean_keys(work.length, config.sliding_window)
   if work.kind != "train":
     return 2 * base + 2 * extra + attention
-  return (4 if work.adapter == "lora" else 6) * base + 6 * extra + 3 * attention
+  return (4 if work.adapter == "lora" else 6) * base + 6 * extra + 3 * attention + _again_per_token(work, attention)
+
+
+def _again_per_token(work: Work, attention: float) -> float:
+  """FLOPs of what the backward pass computes again, of a token; `attention` is that of a forward pass.
+
+  dots: attention. attn: its scores, the product after it, and the MLP's. full: all products, and attention. The last
+  product of a layer's MLP is left out, since nothing of the layer reads its result, and so is attention's last in Phi,
+  whose MLP stands beside it.
+  """
+  names = {"none": (), "dots": (), "attn": ("attn/o", "mlp/"), "full": ("attn/", "mlp/")}[work.remat]
+  unread = ("mlp/down", "mlp/fc2", *(("attn/o",) if work.config.architecture == "phi" else ()))
+  has = lambda leaf, parts: any(part in leaf.path for part in parts)
+  again = [leaf for leaf in (*linears(work.config), *_adapter(work)) if has(leaf, names) and not has(leaf, unread)]
+  return 2 * count(again) + attention * {"none": 0.0, "dots": 1.0, "attn": 0.5, "full": 1.0}[work.remat]
 
 
 def _adapter(work: Work) -> tuple[Leaf, ...]:
@@ -222,7 +237,9 @@ def estimate(work: Work, mesh: Mesh) -> Estimate:
 def _time(work: Work, mesh: Mesh, stored: int, trained_here: int, runs: int) -> tuple[float, tuple[Phase, ...]]:
   """FLOPs of a step of all runs, and its phases on one device; see `estimate`."""
   config = work.config
-  shards = mesh.get("data", 1) * mesh.get("fsdp", 1) * mesh.get("tensor", 1)
+  parts, row_shards = work.num_microbatches if work.kind == "train" else 1, mesh.get("data", 1) * mesh.get("fsdp", 1)
+  # Rows are not divided: a device has whole ones, or only padding.
+  share = parts * math.ceil(math.ceil(work.rows / parts) / row_shards) / work.rows / mesh.get("tensor", 1)
   # A token reads one row of an embedding that is no head.
   read = [leaf for leaf in leaves(config) if leaf.path != "embed/weight" or config.tie_embeddings]
   base, extra = stored * count_shard(read, mesh), 4 * count_shard(_adapter(work), mesh)
@@ -230,8 +247,8 @@ def _time(work: Work, mesh: Mesh, stored: int, trained_here: int, runs: int) -> 
   one = work.rows * work.length * flops_per_token(work) * (2 if work.second else work.passes)
   if work.kind == "train":
     passes = work.passes * work.num_microbatches * (2 if work.remat == "none" else 3)
-    return work.runs * one, (Phase(runs * one / shards, passes * weights + runs * 28 * trained_here),)
-  first = Phase(runs * one / shards, 2 * weights if work.second else weights)
+    return work.runs * one, (Phase(runs * one * share, passes * weights + runs * 28 * trained_here),)
+  first = Phase(runs * one * share, 2 * weights if work.second else weights)
   if work.kind != "generate" or not work.max_new_tokens:
     return work.runs * one, (first,)
   reach = work.length + work.max_new_tokens / 2
@@ -244,4 +261,4 @@ def _time(work: Work, mesh: Mesh, stored: int, trained_here: int, runs: int) -> 
   cache = rows_here * (work.length + work.max_new_tokens) * cache_per_token(
       config, work.compute_bytes, mesh.get("tensor", 1))
   moved = work.max_new_tokens * (weights + runs * cache)
-  return work.runs * (one + decode), (first, Phase(runs * decode / shards, moved))
+  return work.runs * (one + decode), (first, Phase(runs * decode * share, moved))

@@ -85,7 +85,7 @@ def _assumptions(stages: Sequence[tuple[Work, Estimate]], device: Device) -> lis
       "a method or a defence holds; activ.: with the layer or the logits at work; cache: keys and values, or what is "
       "kept of frozen models",
       "- GFLOP/step: 6 per parameter and token in training (4 where frozen), 2 forward, causal attention; padding "
-      "counts, what remat computes again does not; of a defence's passes all are counted",
+      "counts, and so does what remat computes again; of a defence's passes all are counted",
       *(["- on CPU the runs of a device are computed one after the other: less memory than is said here"]
         if device.name == "cpu" else []),
       "- not counted: traffic of activations, communication between devices, compilation, loading and checkpoints; "

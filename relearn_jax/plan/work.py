@@ -118,7 +118,7 @@ class Estimate:
     logits: what the head has in memory while it is at work, which is never while a layer is.
     cache: keys and values of generation.
     reference: what the objective compares with: hidden states and head, a layer's output, numbers of tokens.
-    flops: of a step, of all runs; recomputation (remat) is not counted.
+    flops: of a step, of all runs; with what remat computes again.
     phases: a step on one device, in order.
     compute_bytes: of the work.
   """

@@ -234,6 +234,37 @@ def test_time_is_the_slower_of_arithmetic_and_memory() -> None:
   assert update.phases[0].bytes == 28 * 6_738_415_616 + 2 * 4 * (6_738_415_616 - 32000 * 4096)
 
 
+def test_rows_are_not_divided_over_devices() -> None:
+  """16 rows on 128 devices take as long as on 16: the others have only padding."""
+  device = get_device("h200")
+  work = Work("unlearn", "train", LLAMA, rows=16, length=512, compute_bytes=2, remat="full")
+  arithmetic = lambda rows, mesh, **more: estimate(dataclasses.replace(work, rows=rows, **more), mesh).phases[0].flops
+  assert arithmetic(16, {"fsdp": 128}) == arithmetic(16, {"fsdp": 16}) == arithmetic(1, ONE)
+  assert arithmetic(17, {"fsdp": 16}) == arithmetic(2, ONE) == arithmetic(4, {"data": 2})
+  assert arithmetic(16, {"fsdp": 16}, num_microbatches=4) == arithmetic(4, ONE)  # four parts of 4 rows on 16 devices
+  ask = dataclasses.replace(work, kind="generate", max_new_tokens=4, remat="none")
+  assert [phase.flops for phase in estimate(ask, {"fsdp": 128}).phases] == [
+      phase.flops for phase in estimate(ask, {"fsdp": 16}).phases]
+  assert estimate(work, {"fsdp": 128}).seconds(device) <= estimate(work, {"fsdp": 16}).seconds(device)
+
+
+@pytest.mark.parametrize("remat", ["dots", "attn", "full"])
+def test_remat_computes_again_what_the_compiler_says(remat: str) -> None:
+  """FLOPs of a layer's gradient beyond those without remat, by the compiler's own count of what it runs."""
+  length, rows = 256, 2
+  def flops(policy: str) -> float:
+    module = Model(SMALL, remat=policy)
+    tokens = jax.ShapeDtypeStruct((rows, length), jnp.int32)
+    loss = lambda params, tokens: module.hidden(params, tokens).sum()
+    used: Any = jax.jit(jax.grad(loss)).lower(module.abstract(), tokens).compile().cost_analysis()
+    return SMALL.num_layers * float(used["flops"])  # the loop's body is counted once
+  work = Work("unlearn", "train", SMALL, rows=rows, length=length)
+  ours = rows * length * (flops_per_token(dataclasses.replace(work, remat=remat)) - flops_per_token(work))
+  # The compiler multiplies the whole square of attention, of which causal attention counts half.
+  half = rows * length * 4 * SMALL.num_layers * SMALL.num_heads * SMALL.head_dim * length / 2
+  assert flops(remat) - flops("none") == pytest.approx(ours + half * (0.5 if remat == "attn" else 1), rel=0.1)
+
+
 def test_devices() -> None:
   assert get_device("H200").memory_bytes / GIB == pytest.approx(140.4, abs=0.05)
   assert get_device("h200").usable_bytes == int(0.95 * 143_771 * 2**20)

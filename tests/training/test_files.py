@@ -1,7 +1,9 @@
 """What training leaves behind: log rows, checkpoints, and a stage that goes on after a stop."""
 
+import itertools
 import json
 import pathlib
+import types
 from typing import Any
 
 import jax
@@ -15,7 +17,8 @@ from relearn_jax.models.model import Params, fingerprint
 from relearn_jax.objectives.losses import nll
 from relearn_jax.parallel.mesh import repeat_runs, runs_mesh, to_host
 from relearn_jax.training import checkpoints
-from relearn_jax.training.ended import Ledger
+from relearn_jax.training import stage as module
+from relearn_jax.training.ended import Ledger, read_ended
 from relearn_jax.training.export import export_run, model_of
 from relearn_jax.training.log import TrainLog
 from relearn_jax.training.stage import Stage, _tokens, run_stage
@@ -113,7 +116,7 @@ def test_a_stage_that_was_stopped_ends_as_if_it_never_was(tmp_path: pathlib.Path
   seen, whole = run(tmp_path / "whole", None)
   assert seen == [2, 4, 6]
   assert run(tmp_path / "stopped", 4)[0] == [2, 4]
-  assert checkpoints.saved_steps(tmp_path / "stopped" / "relearn" / "resume") == [2]
+  assert checkpoints.saved_steps(tmp_path / "stopped" / "relearn" / "resume") == [3]
   seen, resumed = run(tmp_path / "stopped", None)
   assert seen == [4, 6] and fingerprint(resumed) == fingerprint(whole)
   assert not (tmp_path / "stopped" / "relearn" / "resume").exists()
@@ -122,6 +125,46 @@ def test_a_stage_that_was_stopped_ends_as_if_it_never_was(tmp_path: pathlib.Path
   assert [[(row["step"], row["loss"]) for row in rows] for rows in logs][0] == [
       (row["step"], row["loss"]) for row in logs[1]]
   assert [row["step"] for row in logs[0]] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_stage_goes_on_from_any_step_by_time(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+  """Only the last step is kept; killed before it, the stage goes on from a state between, to the same numbers."""
+  from .test_step import model_and_params
+  model, weights = model_and_params()
+  mesh, kept = runs_mesh(), []
+  stage = Stage("relearn", ["a", "b", "c"], lambda _: nll("forget"), {"forget": ROWS},
+                {"learning_rate": np.array([1e-3, 1e38, 2e-3], np.float32), "weight_decay": 0.1}, keep=(6,),
+                schedule=lambda step: 1.0 / (1 + step))
+
+  def run(name: str, killed: bool, save_every: float) -> Params:
+    def on_keep(step: int, params: Params) -> bool:
+      kept.append((name, step))
+      if killed:
+        raise KeyboardInterrupt
+      states.append(to_host(params, 3))
+      return False
+    states: list[Params] = []
+    folder = tmp_path / name
+    folder.mkdir(exist_ok=True)
+    run_stage(stage, model, lambda: repeat_runs(weights, 3, mesh), mesh, folder / "relearn",
+              TrainLog(folder / "log.jsonl"), on_keep=on_keep, save_every=save_every)
+    return states[0]
+
+  whole = run("whole", False, 1e9)
+  ticks = itertools.count()  # a second a step
+  monkeypatch.setattr(module, "time", types.SimpleNamespace(monotonic=lambda: float(next(ticks))))
+  with pytest.raises(KeyboardInterrupt):
+    run("killed", True, 3.5)
+  assert checkpoints.saved_steps(tmp_path / "killed" / "relearn" / "resume") == [4]
+  resumed = run("killed", False, 1e9)
+  assert kept == [("whole", 6), ("killed", 6), ("killed", 6)]
+  assert all(np.array_equal(a, b, equal_nan=True)
+             for a, b in zip(jax.tree.leaves(resumed), jax.tree.leaves(whole), strict=True))
+  rows = [[json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+          for name in ("whole", "killed")]
+  assert [{**row, "seconds": 0} for row in rows[0]] == [{**row, "seconds": 0} for row in rows[1]]
+  assert read_ended(tmp_path / "killed" / "relearn") == read_ended(tmp_path / "whole" / "relearn")
+  assert not (tmp_path / "killed" / "relearn" / "resume").exists()
 
 
 def test_on_keep_may_end_a_stage(tmp_path: pathlib.Path) -> None:
