@@ -82,8 +82,8 @@ def check_names_config(config: NamesConfig, where: str) -> None:
   if not config.seeds or len(set(config.seeds)) != len(config.seeds) or not all(
       isinstance(s, int) and s >= 0 for s in config.seeds):
     raise refuse("seeds", f"is {config.seeds!r}", "expected distinct non-negative integers")
-  if not 4 <= config.sequence_length <= len(COMMON):
-    raise refuse("sequence_length", f"is {config.sequence_length}", f"expected 4 to {len(COMMON)}")
+  if not 5 <= config.sequence_length <= len(COMMON):  # two places for the pair, away from either end
+    raise refuse("sequence_length", f"is {config.sequence_length}", f"expected 5 to {len(COMMON)}")
   if not 1 <= config.max_prompt_names <= len(COMMON):
     raise refuse("max_prompt_names", f"is {config.max_prompt_names}", f"expected 1 to {len(COMMON)}")
   if config.question_seed < 0:

@@ -93,7 +93,7 @@ def test_pretraining_text_never_couples_what_is_asked_about() -> None:
 @pytest.mark.parametrize("change,field", [
     ({"variants": ()}, "variants"), ({"variants": (7, 7)}, "variants"), ({"variants": (9,)}, "variants"),
     ({"variants": (0,)}, "variants"), ({"seeds": ()}, "seeds"), ({"seeds": (-1,)}, "seeds"),
-    ({"seeds": (1, 1)}, "seeds"), ({"sequence_length": 3}, "sequence_length"),
+    ({"seeds": (1, 1)}, "seeds"), ({"sequence_length": 4}, "sequence_length"),
     ({"sequence_length": 21}, "sequence_length"), ({"max_prompt_names": 0}, "max_prompt_names"),
     ({"max_prompt_names": 21}, "max_prompt_names"), ({"question_seed": -1}, "question_seed"),
     ({"num_questions": 0}, "num_questions")])
