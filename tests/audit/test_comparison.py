@@ -125,10 +125,11 @@ def test_a_sweep_tries_what_audits_would_do(alone: pathlib.Path, tmp_path: pathl
 
 
 def test_the_rule_of_choice() -> None:
-  one = lambda unlearned, retain: {"unlearned": unlearned, "retain": retain}
+  one = lambda unlearned, retain, ended=(): {"unlearned": unlearned, "retain": retain, "ended": list(ended)}
   assert choose([one(2, -3.0), one(2, -1.0), one(1, -0.1)]) == one(2, -1.0)  # all runs first, then what is kept
   assert choose([one(0, None), one(1, -9.0)]) == one(1, -9.0)
   assert choose([one(0, None), one(0, None)]) == one(0, None)
+  assert choose([one(2, -1.0, ["U-7-0"]), one(0, None)]) == one(0, None)  # a run that ended puts a candidate last
 
 
 @pytest.mark.parametrize("grids,methods,field", [
