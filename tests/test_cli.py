@@ -65,7 +65,8 @@ def test_audit(cache: pathlib.Path, model: pathlib.Path, tmp_path: pathlib.Path)
 
 def test_sweep(cache: pathlib.Path, tmp_path: pathlib.Path) -> None:
   """Of a method whose candidates have all been tried."""
-  tried = {"settings": {"learning_rate": 1e-5}, "unlearned": 3, "runs": 3, "steps": [5, 10, 5], "retain": -1.0}
+  tried = {"settings": {"learning_rate": 1e-5}, "unlearned": 3, "runs": 3, "steps": [5, 10, 5], "retain": -1.0,
+           "ended": []}
   (tmp_path / "sweep").mkdir()
   (tmp_path / "sweep" / "ga.json").write_text(json.dumps({"chosen": tried["settings"], "tried": [tried]}))
   done = relearn_process(cache, "sweep", f"--config={ROOT / 'configs' / 'sweep.py'}", f"--workdir={tmp_path}",

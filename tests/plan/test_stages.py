@@ -193,7 +193,7 @@ def test_an_audit_of_checkpoints() -> None:
   train, ask, utility = found["relearn"], found["ask"], found["utility"]
   assert (train.runs, train.rows, train.steps) == (9, 16, 10)
   assert (ask.runs, ask.rows, ask.length, ask.steps) == (9, 50, 384, 4 * 8) and ask.max_new_tokens == 20
-  assert (utility.runs, utility.rows, utility.steps) == (9, 50, 4 * 2 * 3)
+  assert (utility.runs, utility.rows, utility.steps) == (9, 50, 4 * 3 * 3)  # forget, retain and relearn rows
   # Nothing is trained while questions are asked, but masters and moments stay: 12 bytes a parameter.
   needed = estimate(ask, {})
   assert needed.num_trained == needed.gradients == 0 and needed.weights + needed.optimizer == 9 * 12 * PARAMS
