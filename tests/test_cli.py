@@ -68,7 +68,7 @@ def test_sweep(cache: pathlib.Path, tmp_path: pathlib.Path) -> None:
   tried = {"settings": {"learning_rate": 1e-5}, "unlearned": 3, "runs": 3, "steps": [5, 10, 5], "retain": -1.0,
            "ended": []}
   (tmp_path / "sweep").mkdir()
-  (tmp_path / "sweep" / "ga.json").write_text(json.dumps({"chosen": tried["settings"], "tried": [tried]}))
+  (tmp_path / "sweep" / "ga.json").write_text(json.dumps({"chosen": tried["settings"], "ended": [], "tried": [tried]}))
   done = relearn_process(cache, "sweep", f"--config={ROOT / 'configs' / 'sweep.py'}", f"--workdir={tmp_path}",
                          "--config.methods=('ga',)")
   assert "| ga | learning_rate 1e-05 | 3 of 3 | 5, 10, 5 | -1.000 | chosen |" in done.stdout

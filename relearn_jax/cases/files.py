@@ -91,8 +91,8 @@ def _texts(rows: Sequence[Row]) -> tuple[Text, ...]:
 
 
 def _prompted(rows: Sequence[Row]) -> tuple[Text, ...]:
-  return tuple(Text(str(row["answer"]), prompt=str(row["prompt"])) if "answer" in row else Text(whole_text(row))
-               for row in rows)
+  return tuple(Text(str(row["answer"]), prompt=str(row["prompt"])) if "answer" in row
+               else Text(whole_text(row), is_complete(row)) for row in rows)
 
 
 def read_case(name: str, forget: pathlib.Path, retain: pathlib.Path, relearn: pathlib.Path, questions: pathlib.Path

@@ -22,6 +22,7 @@ def test_the_number_of_devices_changes_nothing(finished: pathlib.Path, cache: pa
   assert versions["devices"].startswith(f"{devices} x")
 
 
+@pytest.mark.slow  # tests/parallel/test_spread.py has a spread run of each kind
 def test_runs_that_are_spread_over_devices_end_alike(finished: pathlib.Path, cache: pathlib.Path,
                                                      tmp_path: pathlib.Path) -> None:
   relearn(cache, *audit_flags(tmp_path / "spread"), "--mesh=fsdp:2")

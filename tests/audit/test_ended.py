@@ -134,6 +134,7 @@ def test_a_sweep_names_candidates_that_are_not_finite(cache: pathlib.Path, tmp_p
     sweep(Sweep({"ga": {"learning_rate": (1e38,)}}, audit=tiny()), "here", tmp_path / "none", cache)
 
 
+@pytest.mark.slow
 def test_a_comparison_goes_on_without_a_method(cache: pathlib.Path, tmp_path: pathlib.Path) -> None:
   config = tiny(1e38)
   config.methods.gd = dataclasses.replace(config.methods.gd, learning_rate=1e-3)
@@ -166,6 +167,7 @@ def release(root: pathlib.Path, **changes: Any) -> ReleaseAudit:
       interview=InterviewSettings(max_new_tokens=3, batch_size=4)), **changes)
 
 
+@pytest.mark.slow
 def test_an_audit_of_checkpoints_goes_on_without_a_run(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
   config = release(tmp_path / "in")
   spoil(monkeypatch, release_run, ("relearn-01", "N-0"))  # a group of one, of which nobody is left

@@ -115,7 +115,7 @@ def test_rows_of_every_arm_seed_and_step(audited: Any) -> None:
   assert (after[after["seed"] == 0].reset_index()["value"] != after[after["seed"] == 1].reset_index()["value"]).all()
 
 
-@pytest.mark.parametrize("kind", ["full", "lora"])
+@pytest.mark.parametrize("kind", ["full", pytest.param("lora", marks=pytest.mark.slow)])
 def test_the_attack_is_plain_finetuning(folder: pathlib.Path, tmp_path: pathlib.Path, audited: Any, kind: str
                                         ) -> None:
   """Answers' log-probabilities after 3 steps on each model, from a loop of single steps and whole-row logits."""

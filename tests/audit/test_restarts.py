@@ -50,14 +50,15 @@ def kill_when(reached: Callable[[], bool], cache: pathlib.Path, workdir: pathlib
   assert process.returncode == -signal.SIGKILL
 
 
-def test_killed_it_ends_with_the_same_summary(finished: pathlib.Path, cache: pathlib.Path, tmp_path: pathlib.Path
-                                              ) -> None:
-  """While it memorises, between kept steps of unlearning, within an attack, and between the last answers and rows."""
+@pytest.mark.parametrize("number", [1, pytest.param(4, marks=pytest.mark.slow)])
+def test_killed_it_ends_with_the_same_summary(finished: pathlib.Path, cache: pathlib.Path, tmp_path: pathlib.Path,
+                                              number: int) -> None:
+  """Between kept steps of unlearning; while it memorises, within an attack, and between the last answers and rows."""
   folder = tmp_path / "killed"
   moments: list[Callable[[], bool]] = [
       logged(folder, "memorize", 27), logged(folder, "unlearn", 12), logged(folder, "relearn-seed0", 3),
       (folder / "checkpoints" / "scores" / "relearn-seed1-000005.npz").exists]
-  for reached in moments:
+  for reached in moments[1:2] if number == 1 else moments:
     kill_when(reached, tmp_path / "cache", folder)
     assert not (folder / "report.html").exists()
   relearn(tmp_path / "cache", *audit_flags(folder))

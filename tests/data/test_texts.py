@@ -67,7 +67,8 @@ def test_a_case_from_files_says_which_texts_are_cut(tmp_path: pathlib.Path) -> N
   path, _ = rows(tmp_path, {"text": "w0"}, {"text": "w1", "complete": True}, {"prompt": "w2", "answer": " w3"})
   asked = write_lines(tmp_path / "asked.jsonl", [{"id": 1, "prompt": "w4", "answer": "w5", "keywords": ["w5"]}])
   case, _ = read_case("mine", path, path, path, asked)
-  assert case.forget == case.relearn_sets[0].rows == (Text("w0", False), Text("w1"), Text("w2 w3"))
+  assert case.relearn_sets[0].rows == (Text("w0", False), Text("w1"), Text("w2 w3"))
+  assert case.forget == (Text("w0", False), Text("w1"), Text(" w3", prompt="w2"))
 
 
 def test_the_names_case_as_tokens() -> None:

@@ -6,6 +6,8 @@ import socket
 import subprocess
 import sys
 
+import pytest
+
 TRAIN = """
 import json, sys
 import jax, numpy as np
@@ -52,6 +54,7 @@ def start(rank: int, port: int, devices: int) -> subprocess.Popen[str]:
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
+@pytest.mark.slow  # tests/parallel/test_spread.py has two processes too
 def test_two_processes_are_one() -> None:
   """Weights and answers equal to the bit, on every process, between 1 x 4 and 2 x 2 devices."""
   with socket.socket() as free:

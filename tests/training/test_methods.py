@@ -139,7 +139,7 @@ def test_terms_are_relabelled(folder: pathlib.Path, tmp_path: pathlib.Path) -> N
   assert rows[-1]["loss"] < first - 0.05
 
 
-@pytest.mark.parametrize("adapter", ["full", "lora"])
+@pytest.mark.parametrize("adapter", ["full", pytest.param("lora", marks=pytest.mark.slow)])
 def test_a_reinforced_model_says_what_is_generic(folder: pathlib.Path, tmp_path: pathlib.Path, adapter: str,
                                                  monkeypatch: pytest.MonkeyPatch) -> None:
   """Its labels by hand; and a job that is killed after it was made goes on to the same weights."""
@@ -152,7 +152,7 @@ def test_a_reinforced_model_says_what_is_generic(folder: pathlib.Path, tmp_path:
   assert rows[0]["loss"] == close(nll(folder, FILES["forget"])) and rows[2]["loss"] < rows[0]["loss"]
   kept = tmp_path / "whole" / "checkpoints" / "reinforce" / "000003"
   like = init_lora(MODEL, ADAPTER, jax.random.key(0)) if adapter == "lora" else params()
-  strong = jax.tree.map(lambda leaf: leaf[0], checkpoints.load_tree(kept, like, 1))
+  strong = jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), checkpoints.load_tree(kept, like, 1))
   strong = merge_lora(params(), strong, 2.0) if adapter == "lora" else strong
   generic = load_file(tmp_path / "whole" / "checkpoints" / "references" / "forget.safetensors")["generic"][0]
   for row, said in zip(FILES["forget"], generic, strict=True):

@@ -33,6 +33,7 @@ DATA = {name: TokenRows(rows[0], rows[1], labels=rows[2] if len(rows) > 2 else N
         for name, rows in reference.rows().items()}
 DEFENDED = {"sam_npo_gd": ("npo_gd", "sam"), "gp_npo_gd": ("npo_gd", "gradient_penalty"),
             "wa_npo_gd": ("npo_gd", "averaging")}
+CURVES = ("gd", "kl", "npo", "scrub", "rmu", "whp_logits", "undial", "pdu", "sam_npo_gd")  # one of each kind
 HALF = {"rmu": {"depth": 0.5}}  # what is fixed when a step is compiled
 
 
@@ -107,7 +108,8 @@ def compare(method: str, losses: list[float], moved: float) -> None:
   assert norm == pytest.approx(moved, rel=1e-3)
 
 
-@pytest.mark.parametrize("method", reference.METHODS)
+@pytest.mark.parametrize("method", [pytest.param(method, marks=[] if method in CURVES else pytest.mark.slow)
+                                    for method in reference.METHODS])
 def test_loss_curves_are_torchs(method: str) -> None:
   """Losses before each of 6 AdamW steps and how far they moved the weights, recorded from torch."""
   compare(method, *json.loads(reference.CURVES.read_text())[method])
@@ -179,7 +181,8 @@ def test_one_executable_serves_all_cells_of_a_shape() -> None:
   assert len(traces) == 1
 
 
-@pytest.mark.parametrize("method", ["kl", "npo", "npo_kl", "idk_dpo", "undial", "rmu", "scrub"])
+@pytest.mark.parametrize("method", ["kl", "npo", "rmu", *(
+    pytest.param(method, marks=pytest.mark.slow) for method in ("npo_kl", "idk_dpo", "undial", "scrub"))])
 def test_the_cached_reference_is_a_second_model(method: str) -> None:
   """The losses with cached statistics equal those in which the frozen model itself is asked each step."""
   (model, frozen), data = model_and_params(), arrays()
