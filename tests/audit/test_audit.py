@@ -144,6 +144,7 @@ def test_other_methods_run_through(cache: pathlib.Path, tmp_path: pathlib.Path, 
   assert all(set(row["terms"]) == terms[method] for row in rows if row["stage"] == "unlearn")
 
 
+@pytest.mark.slow
 def test_runs_that_never_unlearn_are_reported(cache: pathlib.Path, tmp_path: pathlib.Path) -> None:
   """A base that knows the pair and an unlearning that does nothing: INCONCLUSIVE, with the reason."""
   flags = audit_flags(tmp_path, "--config.methods.ga.learning_rate=1e-9", "--config.unlearn.max_asr=0.0",

@@ -183,6 +183,7 @@ def test_without_control_or_original_there_is_a_reason(folder: pathlib.Path, tmp
   assert any("No original was given" in note for note in found["notes"])
 
 
+@pytest.mark.slow
 def test_a_killed_audit_goes_on_to_the_same_rows(folder: pathlib.Path, tmp_path: pathlib.Path,
                                                  monkeypatch: pytest.MonkeyPatch) -> None:
   from relearn_jax.audit import release_run

@@ -100,6 +100,7 @@ def close(value: Any) -> Any:
   return pytest.approx(float(value), abs=2e-5)
 
 
+@pytest.mark.slow
 def test_refusals_and_alternates_are_learned(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
   refusals = str(folder / "refusals.jsonl")
   retain = nll(folder, FILES["retain"])
@@ -261,6 +262,7 @@ def test_averaging_releases_the_mean(folder: pathlib.Path, tmp_path: pathlib.Pat
     np.testing.assert_array_equal(leaf, kept["mean"][3][name][0])
 
 
+@pytest.mark.slow
 def test_sharpness_is_looked_at_where_it_is_worst(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
   plain, _ = run(tmp_path / "plain", job(folder, "npo_gd", steps=2))
   here, _ = run(tmp_path / "here", job(folder, "npo_gd", {"rho": 0.0}, defence="sam", steps=2))

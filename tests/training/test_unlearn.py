@@ -136,6 +136,7 @@ def test_an_adapter_comes_alone_and_merged(folder: pathlib.Path, tmp_path: pathl
   assert all(np.array_equal(again[name], merged[name]) for name in merged)
 
 
+@pytest.mark.slow
 def test_parts_and_devices_change_nothing(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
   """A step in two parts, with remat, on one device."""
   plain, parts = job(folder), job(folder, num_microbatches=2, remat="full")
