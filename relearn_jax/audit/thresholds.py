@@ -27,7 +27,7 @@ class VerdictSettings:
     min_loss_fall: share by which the attack's loss on the relearn set must fall on U and on N; an attack that has not
       learned a tenth of its own text has done nothing.
     min_rate_ratio: ERASED wants attacks whose learning rates lie this far apart, up to one that begins to destroy the
-      original. Two methods that one rate called erased were recovered at ten times that rate (benchmarks/verdict.md).
+      original: what one rate does not bring back, another may.
   """
 
   delta: float = 0.1
