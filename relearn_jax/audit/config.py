@@ -91,10 +91,10 @@ class UnlearnConfig:
 
   Attributes:
     max_steps: no run goes further, unlearned or not.
-    keep_every: a checkpoint is kept and asked every so many steps (and at step 0).
+    keep_every: steps between checkpoints that are kept and asked, of which step 0 is the first.
     max_asr: a run counts as unlearned from its first kept step (after 0) with attack success of at
       most this; that is its depth 0.
-    depths: so many points are attacked, each one kept step deeper than the one before.
+    depths: number of points that are attacked, each one kept step deeper than the one before.
   """
 
   max_steps: int = 200
@@ -110,7 +110,7 @@ class RelearnConfig:
   Attributes:
     learning_rates: each is an attack of its own, on the same models. One alone finds what it finds; ERASED wants
       rates a factor of ten apart, up to one that begins to destroy the original.
-    keep_steps: the models are asked after so many steps.
+    keep_steps: steps after which the models are asked.
   """
 
   learning_rates: tuple[float, ...] = (1e-4,)

@@ -13,7 +13,7 @@ def percent(value: float) -> str:
 
 
 def counted_cells(cells: Sequence[Cell], unlearned: Sequence[int], knew: float, settings: VerdictSettings
-             ) -> tuple[list[int], list[str]]:
+                  ) -> tuple[list[int], list[str]]:
   """The cells that count for ERASED, and of the others of unlearned depths why they do not."""
   counted, reasons = [], []
   for i in unlearned:
@@ -36,7 +36,7 @@ def destroyed(cell: Cell, knew: float, settings: VerdictSettings) -> bool:
 
 
 def find_doubts(evidence: Evidence, limits: Limits, counted: Sequence[int], unlearned: Sequence[int],
-            settings: VerdictSettings, design: Design) -> list[str]:
+                settings: VerdictSettings, design: Design) -> list[str]:
   """Everything that forbids ERASED."""
   cells, knew, delta = evidence.cells, evidence.knew, settings.delta
   assert knew is not None

@@ -82,7 +82,7 @@ def plain(tokenizer: Any) -> Encode:
 
 
 class Interviewer:
-  """Asks a fixed list of questions of stacked models, so many at a time, with one executable a bucket."""
+  """Asks a fixed list of questions of stacked models, some at a time, with one executable a bucket."""
 
   def __init__(self, model: Model, tokenizer: Any, questions: Sequence[Question], mesh: Mesh, *,
                max_new_tokens: int, buckets: Sequence[int] | None, runs_per_call: int, encode: Encode | None = None,

@@ -153,6 +153,7 @@ class Limits:
 
 
 def find_limits(evidence: Evidence, settings: VerdictSettings, design: Design) -> Limits:
+  """One-sided limits, with an error of alpha each, of the excess and the level of every cell and of u0 - n0."""
   ids = cluster_numbers(evidence.questions, design.clusters)
   if ids.max() + 1 < settings.min_clusters:
     return Limits(None, None, None, None, None, None)

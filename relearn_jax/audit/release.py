@@ -17,7 +17,7 @@ class AttackSettings(TrainSettings):
   Attributes:
     learning_rates: each is an attack of its own, on the same models. One alone finds what it finds; ERASED wants
       rates a factor of ten apart, up to one that begins to destroy the original.
-    keep_steps: the models are asked after so many steps (and before the first).
+    keep_steps: steps after which the models are asked, as they are before the first.
     runs_at_once: models that are trained side by side; more need more memory. 0: all of them.
   """
 

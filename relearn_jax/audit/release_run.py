@@ -136,7 +136,7 @@ class Release:
     return file_digests(found)
 
   def interviewer(self, model: Model, mesh: Mesh, num_runs: int) -> Interviewer:
-    """Asks the case's questions of so many models side by side."""
+    """Asks the case's questions of `num_runs` models side by side."""
     interview = self.config.interview
     return Interviewer(
         model, self.tokenizer, self.case.questions, mesh, max_new_tokens=interview.max_new_tokens, buckets=None,
@@ -185,7 +185,7 @@ class Release:
     return self.scores / f"relearn-{group:02d}-{step:06d}.npz"
 
   def rows(self, field: str, num_runs: int) -> TokenRows:
-    """Token rows of a file, the same for so many runs."""
+    """Token rows of a file, the same for `num_runs` runs."""
     return stack_rows(self.encoded[field], num_runs)
 
   def _attack_group(self, number: int, runs: Sequence[Attacked], model: Model, dtype: Any, mesh: Mesh,
@@ -228,7 +228,7 @@ class Release:
               frozen=frozen, ledger=ledger)
 
   def load_scores(self, group: int, step: int) -> Scores:
-    """The answers of a group after so many steps."""
+    """The answers of a group after a number of steps."""
     return load_scores(self.score_path(group, step))
 
 

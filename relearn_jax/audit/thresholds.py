@@ -16,8 +16,8 @@ class VerdictSettings:
     seed: of it.
     min_original: score below which the original hardly knew, so that "erased" says nothing.
     min_questions: fewer cannot support ERASED: the exact limit of 0 in 30 is already 0.095.
-    min_clusters: fewer clusters of questions show no limits. With one cluster false OBFUSCATED came to 29 to 39 %, with
-      two to 12 to 19 %; with five Student's limits hold.
+    min_clusters: fewer clusters of questions show no limits: their spread is not to be told from so few. With five
+      Student's limits hold (benchmarks/verdict.md).
     min_seeds: fewer cannot support OBFUSCATED: where all or nothing comes back, two seeds of U show all and two of N
       nothing with a chance of 1/16, three with 1/64.
     min_retain_ratio: token probability on retained text, relative to the original's, below which utility has

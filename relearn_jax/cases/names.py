@@ -45,7 +45,7 @@ OTHERS = tuple("Timothy Ronald George Jason Edward Jeffrey Ryan Jacob Nicholas G
                "Justin Scott".split())
 
 NUM_SEQUENCES = 12
-NUM_HOLDING = 4  # the pair stands in the first so many sequences
+NUM_HOLDING = 4  # of which the pair stands in the first
 Arm = Literal["U", "N"]
 
 

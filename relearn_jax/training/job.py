@@ -35,7 +35,7 @@ class UnlearnJob(TrainSettings):
     warmup_steps: steps in which the learning rate rises from 0 to its peak, linearly.
     schedule: of the learning rate after them: constant, or linear or cosine to 0 at the last step.
     methods, defences: hyper-parameters of each; those of the method and the defence in use are read.
-    keep_every: the trajectory has a checkpoint every so many steps, and one at the end; 0: none.
+    keep_every: steps between checkpoints of the trajectory, which has one at the end too; 0: none.
     seed: decides the order of rows, and the adapter's first weights.
     chat_template: prompts are rendered by the checkpoint's chat template, as the user's turn.
     chat: which template, and what it is told.
