@@ -2,15 +2,18 @@
 
 `relearn sweep --config=configs/sweep.py --workdir=runs/sweep` runs it; `--config.methods="('ga', 'npo')"` only some.
 The rule looks at unlearned models alone (`relearn_jax/audit/sweep.py`). What it chose stands in
-`relearn_jax/audit/config.py`; its output is in benchmarks/methods.md.
+`relearn_jax/cases/names.py`; its output is in benchmarks/methods.md.
 
 Where the grids come from: learning rates around the 5e-5 with which gradient ascent was first tried on this case;
 around the published values otherwise, or between these and what a model of this size needs to move at all.
 """
 
-from relearn_jax.audit.config import AuditConfig, UnlearnConfig
+import dataclasses
+import pathlib
+
+from relearn_jax.audit.audit_config import Audit
 from relearn_jax.audit.sweep import Sweep
-from relearn_jax.cases.names import NamesConfig
+from relearn_jax.config_files import load_config_file
 
 Grid = dict[str, tuple[float, ...]]
 RATES: Grid = {"learning_rate": (2e-5, 5e-5, 1e-4)}
@@ -42,5 +45,7 @@ GRIDS: dict[str, Grid] = {
 
 def get_config() -> Sweep:
   """The default sweep."""
-  return Sweep(GRIDS, audit=AuditConfig(
-      case=NamesConfig(variants=(7,), seeds=(100, 101)), unlearn=UnlearnConfig(max_steps=100, depths=1)))
+  names: Audit = load_config_file(str(pathlib.Path(__file__).with_name("names.py")))
+  return Sweep(GRIDS, audit=dataclasses.replace(
+      names, case=dataclasses.replace(names.case, variants=(7,)), seeds=(100, 101),
+      unlearn=dataclasses.replace(names.unlearn, max_steps=100, depths=1)))

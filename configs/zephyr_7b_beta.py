@@ -9,22 +9,24 @@ Where the numbers come from: the code published with Hu, Fu, Wu, Smith (ICLR 202
 Rematerialisation is what `relearn plan` needs to fit one H200.
 """
 
-from relearn_jax.audit.release import AttackSettings, ReleaseAudit
+from relearn_jax.audit.audit_config import ArmsSettings, AskSettings, AttackSettings, Audit
+from relearn_jax.cases.files import FilesConfig
 from relearn_jax.errors import InputError
 from relearn_jax.training.job import UnlearnJob
 
 MODEL = "HuggingFaceH4/zephyr-7b-beta"
 
 
-def get_config(what: str = "unlearn") -> UnlearnJob | ReleaseAudit:
+def get_config(what: str = "unlearn") -> UnlearnJob | Audit:
   """The unlearning job, or the audit ("audit")."""
   if what == "unlearn":
     return UnlearnJob(
         model=MODEL, method="ga", learning_rate=2e-7, weight_decay=0.01, batch_size=16, steps=125, warmup_steps=12,
         schedule="cosine", chat_template=True, remat="full")
   if what == "audit":
-    return ReleaseAudit(
-        name="wmdp", method="ga", original=MODEL, chat_template=True,
+    return Audit(
+        case=FilesConfig(name="wmdp"), arms=ArmsSettings(original=MODEL, method="ga"),
+        ask=AskSettings(chat_template=True), checkpoint_seconds=300.0,
         attack=AttackSettings(
             learning_rates=(1e-5,), batch_size=16, remat="full", runs_at_once=1, keep_steps=(1, 2, 5, 9)))
   raise InputError(f"is {what!r}", field="configs/zephyr_7b_beta.py:...", mend="expected unlearn or audit")

@@ -94,22 +94,32 @@ def _define_audit(values: flags.FlagValues) -> None:
 
 def _audit(values: flags.FlagValues) -> str:
   _required(values, "config", "workdir")
-  from relearn_jax.audit.kinds import KINDS, audit_any
+  from relearn_jax.audit.audit_config import Audit
+  from relearn_jax.audit.pipeline import audit
   from relearn_jax.parallel.start import cache_dir, start
-  config, path = _config(values, *KINDS)
+  from relearn_jax.plan.fit import fitting
+  from relearn_jax.report.command import closing
+  from relearn_jax.report.render import report_from_rows
+  config, path = _config(values, Audit)
   start()
-  return audit_any(config, path, pathlib.Path(values.workdir), cache_dir(), allow_leakage=values.allow_leakage,
-                   mesh=values.mesh)
+  workdir = pathlib.Path(values.workdir)
+  done = audit(config, path, workdir, cache_dir(), allow_leakage=values.allow_leakage, mesh=values.mesh,
+               at_once=fitting)
+  if done:
+    report_from_rows(workdir)
+  return nothing_left(workdir, done) + closing(workdir)
 
 
 def _define_report(values: flags.FlagValues) -> None:
-  _workdir_flag(values, "Folder of an audit or a comparison; its stored results are read, no model is needed.")
+  _workdir_flag(values, "Folder of an audit; its stored results are read, no model is needed.")
+  flags.DEFINE_list("metrics", [], "Scores to add to its results, from the stored answers, such as rouge_l.",
+                    flag_values=values)
 
 
 def _report(values: flags.FlagValues) -> str:
   _required(values, "workdir")
   from relearn_jax.report.command import report
-  return report(pathlib.Path(values.workdir))
+  return report(pathlib.Path(values.workdir), values.metrics)
 
 
 def _define_model(values: flags.FlagValues) -> None:
@@ -249,8 +259,8 @@ def _define_plan(values: flags.FlagValues) -> None:
 
 def _plan(values: flags.FlagValues) -> str:
   _required(values, "config")
+  from relearn_jax.plan.audit_plan import Size
   from relearn_jax.plan.command import plan
-  from relearn_jax.plan.stages import Size
   config, path = _config(values, object)
   return plan(config, path, device=values.device, num_devices=values.num_devices, mesh=values.mesh,
               memory_gib=values.memory_gib, default=Size(values.rows, values.length, values.counted))

@@ -12,7 +12,7 @@ from relearn_jax.errors import InputError
 
 # Fields, of whatever configuration, that name a file or a folder.
 PATHS = frozenset({"model", "forget", "retain", "refusals", "alternates", "anchors", "references", "unlearned",
-                   "original", "control", "relearn", "questions"})
+                   "original", "control", "start", "relearn", "questions", "memorize"})
 
 
 def fields_of(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -86,6 +86,8 @@ def expand_paths(config: Any) -> None:
       expand_paths(value)
     elif field.name in PATHS and isinstance(value, str):
       setattr(config, field.name, os.path.expanduser(value))
+    elif field.name in PATHS and isinstance(value, tuple):
+      setattr(config, field.name, tuple(map(os.path.expanduser, value)))
 
 
 def expand_config(arguments: Sequence[str]) -> list[str]:

@@ -15,8 +15,8 @@ INPUTS = "inputs.json"  # digests of the files that a workdir was begun with
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-  """A configuration (a dataclass) as it stands in config.json."""
-  return json.loads(json.dumps(dataclasses.asdict(config)))
+  """A configuration (a dataclass, or what was recorded of one) as it stands in config.json."""
+  return json.loads(json.dumps(config if isinstance(config, Mapping) else dataclasses.asdict(config)))
 
 
 def _flatten(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -48,16 +48,33 @@ def file_digests(files: Mapping[str, pathlib.Path]) -> dict[str, str]:
   return found
 
 
-def is_claimed(workdir: pathlib.Path, config: Any, inputs: Mapping[str, str] | None = None, paths: Collection[str] = ()
-               ) -> bool:
+def _without(values: Mapping[str, Any], paths: Collection[str]) -> dict[str, Any]:
+  """A nested configuration without the fields that name files and folders."""
+  return {key: _without(value, paths) if isinstance(value, dict) else value for key, value in values.items()
+          if isinstance(value, dict) or key not in paths}
+
+
+def _grows(line: str, ours: Mapping[str, Any], theirs: Mapping[str, Any], axes: Collection[str]) -> bool:
+  """Whether a difference is an axis that has become longer, or a group of fields that was not in use before."""
+  field = line.split(": ")[0]
+  if field not in theirs:
+    return any(field.startswith(f"{axis}.") for axis in axes)
+  long = ours.get(field), theirs[field]
+  return field in axes and all(isinstance(x, list) for x in long) and set(theirs[field]) <= set(ours[field])
+
+
+def is_claimed(workdir: pathlib.Path, config: Any, inputs: Mapping[str, str] | None = None, paths: Collection[str] = (),
+               axes: Collection[str] = ()) -> bool:
   """Whether `workdir` is this configuration's own already; nothing is written.
 
   Args:
     workdir: the folder, which need not exist.
-    config: a dataclass.
+    config: a dataclass, or JSON-safe values.
     inputs: digests of all files that decide the result, by the field that names each; None: there are no such files.
     paths: fields of the configuration that name files and folders. They are not compared: what the files contain
       decides, and not by which path they were reached, from which folder.
+    axes: dotted fields that may have become longer, and groups of fields that may have come into use; such a
+      configuration is no other one, but is not claimed yet.
 
   Raises:
     InputError: it belongs to another configuration (the fields are named), or was begun with other contents of a
@@ -66,31 +83,35 @@ def is_claimed(workdir: pathlib.Path, config: Any, inputs: Mapping[str, str] | N
   path = workdir / "config.json"
   if not path.exists():
     return False
-  decides = lambda values: {key: value for key, value in values.items() if key not in paths}
-  if changed := differences(decides(to_dict(config)), decides(_read(path))):
+  here, before = (_without(values, paths) for values in (to_dict(config), _read(path)))
+  lines = differences(here, before)
+  ours, theirs = dict(_flatten(here)), dict(_flatten(before))
+  if changed := [line for line in lines if not _grows(line, ours, theirs, axes)]:
     raise InputError("belongs to another configuration:\n  " + "\n  ".join(changed), file=path,
                      mend="give another --workdir, or the configuration that it was started with")
+  new: set[str] = set()
   if inputs is not None:
     there = _read(workdir / INPUTS)
-    if changed := sorted(name for name in there.keys() | inputs.keys() if there.get(name) != inputs.get(name)):
-      raise InputError(f"was written for other contents of {', '.join(changed)}", file=workdir / INPUTS,
+    new = inputs.keys() - there.keys() if axes else set()
+    if other := sorted(name for name in (there.keys() | inputs.keys()) - new if there.get(name) != inputs.get(name)):
+      raise InputError(f"was written for other contents of {', '.join(other)}", file=workdir / INPUTS,
                        mend="give another --workdir, or the files that it was started with")
-  return True
+  return not lines and not new
 
 
 def claim_workdir(workdir: pathlib.Path, config: Any, inputs: Mapping[str, str] | None = None,
-                  paths: Collection[str] = ()) -> bool:
+                  paths: Collection[str] = (), axes: Collection[str] = ()) -> bool:
   """Makes `workdir` this configuration's own; returns whether it already was.
 
   Args:
-    workdir, config, inputs, paths: see `is_claimed`.
+    workdir, config, inputs, paths, axes: see `is_claimed`.
 
   Raises:
     InputError: it cannot be written, or belongs to another configuration or other files; see `is_claimed`.
   """
   try:
     workdir.mkdir(parents=True, exist_ok=True)
-    if is_claimed(workdir, config, inputs, paths):
+    if is_claimed(workdir, config, inputs, paths, axes):
       return True
     probe = workdir / ".probe"
     probe.touch()

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from relearn_jax.audit.evidence import Cell, Evidence, Limits, cluster_numbers
+from relearn_jax.audit.evidence import CellEvidence, Evidence, Limits, cluster_numbers
 from relearn_jax.audit.statistics import seeds_needed
 from relearn_jax.audit.thresholds import Design, VerdictSettings
 
@@ -12,7 +12,7 @@ def percent(value: float) -> str:
   return f"{100 * value:.0f} %"
 
 
-def counted_cells(cells: Sequence[Cell], unlearned: Sequence[int], knew: float, settings: VerdictSettings
+def counted_cells(cells: Sequence[CellEvidence], unlearned: Sequence[int], knew: float, settings: VerdictSettings
                   ) -> tuple[list[int], list[str]]:
   """The cells that count for ERASED, and of the others of unlearned depths why they do not."""
   counted, reasons = [], []
@@ -30,7 +30,7 @@ def counted_cells(cells: Sequence[Cell], unlearned: Sequence[int], knew: float, 
   return counted, reasons
 
 
-def destroyed(cell: Cell, knew: float, settings: VerdictSettings) -> bool:
+def destroyed(cell: CellEvidence, knew: float, settings: VerdictSettings) -> bool:
   """Whether the original lost, by the same attack, more than may be of what it knew."""
   return cell.o1 is not None and cell.o1 < settings.min_original_kept * knew
 
@@ -84,7 +84,7 @@ def _size_doubts(evidence: Evidence, settings: VerdictSettings, design: Design) 
   return doubts
 
 
-def _model_doubts(counted: Sequence[Cell], settings: VerdictSettings) -> list[str]:
+def _model_doubts(counted: Sequence[CellEvidence], settings: VerdictSettings) -> list[str]:
   """Whether the attack is known to have worked, and U to be intact, in every cell that counts."""
   doubts = []
   if any(cell.o1 is None for cell in counted):
@@ -101,11 +101,22 @@ def _model_doubts(counted: Sequence[Cell], settings: VerdictSettings) -> list[st
   return doubts
 
 
-def _rate_doubts(cells: Sequence[Cell], counted: Sequence[Cell], knew: float, settings: VerdictSettings) -> list[str]:
-  """Whether the attack was tried over a range of learning rates, up to where it destroys."""
-  rates = sorted({cell.learning_rate for cell in cells})
-  good = sorted({cell.learning_rate for cell in counted}) or rates
-  highest = any(destroyed(cell, knew, settings) for cell in cells if cell.learning_rate == rates[-1])
+def _rate_doubts(cells: Sequence[CellEvidence], counted: Sequence[CellEvidence], knew: float,
+                 settings: VerdictSettings) -> list[str]:
+  """Whether each attack was tried over a range of learning rates, up to where it destroys."""
+  doubts = []
+  for kind in dict.fromkeys((cell.where.relearn_set, cell.where.adapter) for cell in cells):
+    of = lambda some, kind=kind: [cell for cell in some if (cell.where.relearn_set, cell.where.adapter) == kind]
+    doubts += _rates_of_one(of(cells), of(counted), knew, settings)
+  return list(dict.fromkeys(doubts))
+
+
+def _rates_of_one(cells: Sequence[CellEvidence], counted: Sequence[CellEvidence], knew: float,
+                  settings: VerdictSettings) -> list[str]:
+  """The same of one relearn set and adapter."""
+  rates = sorted({cell.where.learning_rate for cell in cells})
+  good = sorted({cell.where.learning_rate for cell in counted}) or rates
+  highest = any(destroyed(cell, knew, settings) for cell in cells if cell.where.learning_rate == rates[-1])
   wide = good[-1] >= settings.min_rate_ratio * good[0] * (1 - 1e-9)
   if wide and highest:
     return []
@@ -113,5 +124,6 @@ def _rate_doubts(cells: Sequence[Cell], counted: Sequence[Cell], knew: float, se
   more = [f"{rate:.1g}" for rate in (3.0 * top, 10.0 * top)] if not highest else [
       f"{rate:.1g}" for rate in (good[0] / 3.0, good[0] / 10.0)]
   rest = " and on, until the attack begins to destroy the original" if not highest else ""
-  return [f"it was not found by {'this attack' if len(rates) == 1 else 'these attacks'} alone (learning rate "
+  by = "this attack" if len(rates) == 1 else "these attacks"
+  return [f"it was not found by {by} alone ({cells[0].attack}learning rate "
           f"{', '.join(f'{rate:g}' for rate in rates)}); rates still to be tried: {', '.join(more)}{rest}"]

@@ -1,32 +1,43 @@
-"""What a verdict looks at: for each attacked cell of a variant the scores of U and N, paired, and how U, N and O fared.
+"""What a verdict looks at: for each attacked cell the scores of U and N, paired, and how U, N and O fared.
 
-A cell is an unlearn depth, a learning rate of the attack and a relearn step. u, n and o are the scores of the unlearned
+The cells of a variant and method are unlearn depths, attacks (relearn set, adapter, learning rate) and relearn steps.
+u, n and o are the scores of the unlearned
 model, the control and the original, 0 before and 1 after the attack; all of them of the same seeds and questions.
 """
 
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from relearn_jax.audit.statistics import lower_limits, upper_limits
-from relearn_jax.audit.tables import Table
+from relearn_jax.audit.tables import Key, Table
 from relearn_jax.audit.thresholds import Design, VerdictSettings
 
-Tables = Mapping[tuple, Table]
-Where = tuple[int, float, int]  # depth, learning rate of the attack, relearn step
+Tables = Mapping[Key, Table]
 RELEARN_LOSS = "relearn_logprob"
 RETAIN = "retain_logprob"
 
 
+class Where(NamedTuple):
+  """Which cell of a variant and method."""
+
+  depth: int
+  relearn_set: str
+  adapter: str
+  learning_rate: float
+  relearn_step: int
+
+
 @dataclasses.dataclass(frozen=True)
-class Cell:
+class CellEvidence:
   """One attacked cell.
 
   Attributes:
-    depth, learning_rate, relearn_step: which.
+    where: which.
+    attack: relearn set and adapter for people, where there are several.
     u0, u1, n0, n1: scores `[seeds, questions]`.
     o1: mean score of the original after the same attack; None where it was not attacked.
     fell: share by which the loss on the relearn set fell, by arm; None where it was not recorded.
@@ -34,9 +45,8 @@ class Cell:
       attack; None where it was not recorded.
   """
 
-  depth: int
-  learning_rate: float
-  relearn_step: int
+  where: Where
+  attack: str
   u0: np.ndarray
   u1: np.ndarray
   n0: np.ndarray
@@ -58,42 +68,70 @@ class Cell:
   @property
   def name(self) -> str:
     """For people."""
-    return f"depth {self.depth}, learning rate {self.learning_rate:g}, step {self.relearn_step}"
+    return (f"depth {self.where.depth}, {self.attack}learning rate {self.where.learning_rate:g}, step "
+            f"{self.where.relearn_step}")
 
 
 @dataclasses.dataclass(frozen=True)
 class Evidence:
-  """All cells of a variant.
+  """All cells of a variant and method.
 
   Attributes:
-    cells: those that U and N both have, by depth, learning rate and step.
+    cells: those that U and N both have, in the order of `Where`.
     seeds: of which all of them have values.
     questions: ids, in the order of the columns.
     knew: mean score of the original before anything, over the same seeds; None without an original.
     missing: what no verdict can do without and is not there, as sentences' ends.
   """
 
-  cells: tuple[Cell, ...]
+  cells: tuple[CellEvidence, ...]
   seeds: tuple[int, ...]
   questions: tuple[str, ...]
   knew: float | None
   missing: tuple[str, ...]
 
 
-def gather(tables: Tables, variant: str, metric: str) -> Evidence:
-  """The evidence on a variant, from the tables of a whole audit; `metric` is what proves knowledge."""
-  get = lambda arm, point, depth, step, rate, what=metric: tables.get((variant, arm, point, depth, step, rate, what))
+class _Lookup:
+  """The tables of one variant and method; the original, and a control that was not unlearned, have no method."""
+
+  def __init__(self, tables: Tables, variant: str, method: str, metric: str):
+    self.tables, self.variant, self.method, self.metric = tables, variant, method, metric
+
+  def before(self, arm: str, depth: int | None, metric: str, relearn_set: str | None = None) -> Table | None:
+    """Of a model before the attack; `relearn_set`: whose rows were scored."""
+    point = "original" if arm == "O" else "unlearned"
+    return self._get(arm, point, depth, relearn_set, None, None, 0, metric)
+
+  def after(self, arm: str, where: Where, metric: str) -> Table | None:
+    """Of the same behind it."""
+    depth = None if arm == "O" else where.depth
+    return self._get(arm, "relearned", depth, where.relearn_set, where.adapter, where.learning_rate, where.relearn_step,
+                     metric)
+
+  def _get(self, arm: str, *rest: Any) -> Table | None:
+    keys = (Key(self.variant, arm, method, *rest) for method in (self.method, None))
+    return next((self.tables[key] for key in keys if key in self.tables), None)
+
+  def wheres(self) -> list[Where]:
+    """The cells in which U was attacked and asked."""
+    return sorted(Where(key.depth or 0, str(key.relearn_set), str(key.adapter), key.learning_rate or 0.0,
+                        key.relearn_step)
+                  for key in self.tables if (key.variant, key.arm, key.method, key.point, key.metric) == (
+                      self.variant, "U", self.method, "relearned", self.metric))
+
+
+def gather(tables: Tables, variant: str, method: str, metric: str) -> Evidence:
+  """The evidence on a variant and method, from the tables of a whole audit; `metric` is what proves knowledge."""
+  look = _Lookup(tables, variant, method, metric)
   found: dict[Where, list[Table]] = {}
-  for key in tables:
-    if key[:3] == (variant, "U", "relearned") and key[6] == metric:
-      depth, step, rate = key[3:6]
-      parts = [get("U", "unlearned", depth, 0, None), tables[key], get("N", "unlearned", depth, 0, None),
-               get("N", "relearned", depth, step, rate)]
-      if all(part is not None for part in parts):
-        found[depth, rate, step] = parts  # type: ignore[assignment]
-  original = get("O", "original", None, 0, None)
+  for where in look.wheres():
+    parts = [look.before("U", where.depth, metric), look.after("U", where, metric),
+             look.before("N", where.depth, metric), look.after("N", where, metric)]
+    if all(part is not None for part in parts):
+      found[where] = parts  # type: ignore[assignment]
+  original = look.before("O", None, metric)
   missing = []
-  if not any(key[:3] == (variant, "U", "unlearned") for key in tables):
+  if not any((key.variant, key.arm, key.method, key.point) == (variant, "U", method, "unlearned") for key in tables):
     missing.append("no run reached an unlearned point")
   elif not found:
     missing.append("there is no control to compare with")
@@ -111,28 +149,29 @@ def gather(tables: Tables, variant: str, metric: str) -> Evidence:
   if not seeds or missing:
     return Evidence((), tuple(seeds), (), None if original is None else float(original.values.mean()), tuple(missing))
   assert original is not None
-  cells = tuple(_cell(tables, variant, metric, where, found[where], seeds) for where in sorted(found))
+  several = [len({getattr(where, name) for where in found}) > 1 for name in ("relearn_set", "adapter")]
+  cells = tuple(_cell(look, where, found[where], seeds, several) for where in sorted(found))
   return Evidence(cells, tuple(seeds), next(iter(found.values()))[0].questions, float(original.only(seeds).mean()), ())
 
 
-def _cell(tables: Tables, variant: str, metric: str, where: Where, parts: Sequence[Table], seeds: Sequence[int]
-          ) -> Cell:
-  depth, rate, step = where
-
-  def mean(arm: str, point: str, at: int | None, when: int, attack: float | None, what: str) -> float | None:
-    table = tables.get((variant, arm, point, at, when, attack, what))
+def _cell(look: _Lookup, where: Where, parts: Sequence[Table], seeds: Sequence[int], several: Sequence[bool]
+          ) -> CellEvidence:
+  def mean(table: Table | None) -> float | None:
     return None if table is None or not set(seeds) <= set(table.seeds) else float(table.only(seeds).mean())
-  kept = mean("O", "original", None, 0, None, RETAIN)
-  before, after = (mean("U", "unlearned", depth, 0, None, RETAIN), mean("U", "relearned", depth, step, rate, RETAIN))
+  kept = mean(look.before("O", None, RETAIN))
+  before, after = mean(look.before("U", where.depth, RETAIN)), mean(look.after("U", where, RETAIN))
   ratio = lambda value: None if value is None or kept is None else math.exp(min(value - kept, 100.0))
 
   def fell(arm: str) -> float | None:
-    first = mean(arm, "unlearned", depth, 0, None, RELEARN_LOSS)
-    last = mean(arm, "relearned", depth, step, rate, RELEARN_LOSS)
+    first = mean(look.before(arm, where.depth, RELEARN_LOSS, where.relearn_set))
+    last = mean(look.after(arm, where, RELEARN_LOSS))
     return None if first is None or last is None or first == 0 else 1.0 - last / first
   u0, u1, n0, n1 = (part.only(seeds) for part in parts)
-  return Cell(depth, rate, step, u0, u1, n0, n1, mean("O", "relearned", None, step, rate, metric),
-              {arm: fell(arm) for arm in "UN"}, (ratio(before), ratio(after)))
+  names = [name for name, shown in zip((f"relearn set {where.relearn_set}", f"adapter {where.adapter}"), several,
+                                       strict=True) if shown]
+  return CellEvidence(where, "".join(f"{name}, " for name in names), u0, u1, n0, n1,
+                      mean(look.after("O", where, look.metric)), {arm: fell(arm) for arm in "UN"},
+                      (ratio(before), ratio(after)))
 
 
 def cluster_numbers(questions: Sequence[str], clusters: Mapping[str, str]) -> np.ndarray:

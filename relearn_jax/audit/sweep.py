@@ -1,7 +1,7 @@
 """Choosing hyper-parameters of unlearning methods by their unlearned models alone; nothing is ever relearned here.
 
 All candidates of a method, times the seeds, are entries of one stacked axis: one compiled step serves them all. The
-rule: of the candidates whose runs all fell to `unlearn.max_asr` attack success within `unlearn.max_steps`, the one that
+rule: of the candidates whose runs all fell to a score of `unlearn.max_score` within `unlearn.max_steps`, the one that
 then kept the most of the retained text (mean log-probability of its tokens, each run at its own first such step); where
 none did, the one with the most runs that fell. A candidate of which a run ended before it fell, because something of it
 was not finite, comes after all others, and is never chosen where no run of it is left.
@@ -11,27 +11,28 @@ import dataclasses
 import itertools
 import json
 import math
+import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
-from relearn_jax.audit.arms import mean_asr
-from relearn_jax.audit.command import check, memorized
-from relearn_jax.audit.comparison import one_audit
-from relearn_jax.audit.config import AuditConfig
-from relearn_jax.audit.evaluate import finite_by_name
-from relearn_jax.audit.run import Audit, every, reinforce, run_audit_stage
+from relearn_jax.audit import acquire
+from relearn_jax.audit.acquire import Trained, every
+from relearn_jax.audit.audit_config import Audit, UnlearnMethod, recorded, unlearn_method
+from relearn_jax.audit.experiment import Experiment
+from relearn_jax.audit.interview import finite_by_name
+from relearn_jax.audit.pipeline import Clock, open_experiment, prepare
+from relearn_jax.audit.shelf import open_folder
+from relearn_jax.audit.stages import first_stages
 from relearn_jax.errors import InputError
 from relearn_jax.models.model import Params
 from relearn_jax.objectives.recipe import Recipe
 from relearn_jax.objectives.settings import check_values
-from relearn_jax.parallel.mesh import DEFAULT, shard_runs
+from relearn_jax.parallel.mesh import DEFAULT, check_mesh, make_mesh
 from relearn_jax.progress import progress
-from relearn_jax.training.ended import AllEnded, Ended
-from relearn_jax.training.stage import Stage
+from relearn_jax.training.ended import AllEnded, Ended, Ledger, read_ended
 from relearn_jax.workdir import claim_workdir, only_process
 
 Candidate = dict[str, float]
@@ -48,8 +49,8 @@ class Sweep:
   """
 
   grids: dict[str, dict[str, tuple[float, ...]]]
+  audit: Audit
   methods: tuple[str, ...] = ()
-  audit: AuditConfig = dataclasses.field(default_factory=AuditConfig)
 
 
 def candidates(grid: Mapping[str, Sequence[float]]) -> list[Candidate]:
@@ -70,46 +71,58 @@ def sweep(config: Sweep, where: str, workdir: pathlib.Path, cache: pathlib.Path,
     config: what to try.
     where: the file it came from, for messages.
     workdir: with another configuration in it, it is refused. `sweep/NAME.json` is the result of one method.
-    cache: see `command.audit`.
+    cache: see `pipeline.audit`.
     mesh: over which runs are spread.
   """
-  audits = check_sweep(config, where)
-  names = tuple(audits)
-  claim_workdir(workdir, config)
+  methods = check_sweep(config, where)
+  # Checks that the case has what the methods read; nothing is attacked.
+  own = dataclasses.replace(config.audit, unlearn=dataclasses.replace(config.audit.unlearn, methods=tuple(methods)))
+  exp = prepare(own, where, workdir, False)
+  claim_workdir(workdir, {"grids": {name: config.grids[name] for name in methods}, "audit": recorded(own)},
+                axes=("grids", "audit.unlearn.methods", "audit.unlearn.settings"))
   with only_process(workdir):
     results = workdir / "sweep"
     results.mkdir(exist_ok=True)
-    state = None
-    with progress(len(names), "methods", "method") as bar:
-      for name in names:
+    if not all((results / f"{name}.json").exists() for name in methods):
+      _memorize(exp, cache, mesh)
+    with progress(len(methods), "methods", "method") as bar:
+      for name, method in methods.items():
         path = results / f"{name}.json"
         if not path.exists():
-          state = state or memorized(one_audit(config.audit, "ga"), workdir, cache, mesh)
-          found = _sweep_method(state, audits[name], name, config.grids[name])
+          found = _sweep_method(exp, method, config.grids[name])
           temporary = path.with_suffix(".tmp")
           temporary.write_text(json.dumps(found, indent=1) + "\n")
-          temporary.replace(path)
+          os.replace(temporary, path)
         bar.update(1)
-    all_results = {name: json.loads((results / f"{name}.json").read_text()) for name in names}
+    all_results = {name: json.loads((results / f"{name}.json").read_text()) for name in methods}
     (workdir / "sweep.json").write_text(json.dumps(all_results, indent=1) + "\n")
   return all_results
 
 
-def check_sweep(config: Sweep, where: str) -> dict[str, AuditConfig]:
-  """The audit of each method that is swept.
+def _memorize(exp: Experiment, cache: pathlib.Path, mesh: str) -> None:
+  """The models that all candidates start from."""
+  clock, stages = Clock(exp.checkpoints / "seconds.json"), first_stages(exp.config)
+  open_experiment(exp, cache, make_mesh(check_mesh(mesh, exp.decoder), config=exp.decoder), clock, stages)
+  acquire.memorize(exp, stages[-1], exp.chains)
+
+
+def check_sweep(config: Sweep, where: str) -> dict[str, UnlearnMethod]:
+  """The methods that are swept.
 
   Raises:
-    InputError: there is no grid for a method, or something in an audit or a grid cannot work.
+    InputError: there is no grid for a method, or something in a grid cannot work.
   """
-  audits = {}
+  methods = {}
   for name in config.methods or tuple(config.grids):
     if name not in config.grids:
       raise InputError(f"has {name!r}, for which there is no grid", file=where, field="methods",
                        mend=f"expected some of {', '.join(config.grids)}")
-    audits[name] = one_audit(config.audit, name)
-    check(audits[name], where, False)
-    _check_grid(audits[name].recipe, config.grids[name], where, f"grids.{name}")
-  return audits
+    try:
+      methods[name] = unlearn_method(config.audit.unlearn, name)
+    except InputError as error:
+      raise InputError(error.problem, file=where, field="methods", mend=error.mend) from None
+    _check_grid(methods[name].recipe, config.grids[name], where, f"grids.{name}")
+  return methods
 
 
 def _check_grid(recipe: Recipe, grid: Mapping[str, Sequence[float]], where: str, field: str) -> None:
@@ -124,93 +137,104 @@ def _check_grid(recipe: Recipe, grid: Mapping[str, Sequence[float]], where: str,
         raise InputError(f"has {value!r}", file=where, field=f"{field}.{key}", mend="expected positive numbers")
 
 
-def candidate_groups(config: AuditConfig, grid: Mapping[str, Sequence[float]]
-                     ) -> list[tuple[AuditConfig, list[Candidate]]]:
-  """All candidates of a method, in groups that one compiled step serves; each with an audit of its own."""
-  recipe = config.recipe
+def candidate_groups(method: UnlearnMethod, grid: Mapping[str, Sequence[float]]
+                     ) -> list[tuple[UnlearnMethod, list[Candidate]]]:
+  """All candidates of a method, in groups that one compiled step serves, with what the members have in common."""
+  recipe = method.recipe
   groups: dict[tuple[tuple[str, float], ...], list[Candidate]] = {}
   for candidate in candidates(grid):
     fixed = tuple((k, v) for k, v in candidate.items() if k in recipe.settings and recipe.settings[k].static)
     groups.setdefault(fixed, []).append(candidate)
-  found = []
-  for fixed, members in groups.items():
-    own = dataclasses.replace(config, methods=dataclasses.replace(config.methods, **{
-        config.method: dataclasses.replace(config.method_config, **{
-            k: int(v) if recipe.settings[k].whole else v for k, v in fixed})})) if fixed else config
-    found.append((own, members))
-  return found
+  return [(dataclasses.replace(method, recipe=dataclasses.replace(recipe, hyper={
+      **recipe.hyper, **{k: int(v) if recipe.settings[k].whole else v for k, v in fixed}})), members)
+      for fixed, members in groups.items()]
 
 
-def _sweep_method(audit: Audit, config: AuditConfig, name: str, grid: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+def _sweep_method(exp: Experiment, method: UnlearnMethod, grid: Mapping[str, Sequence[float]]) -> dict[str, Any]:
   """All candidates of a method, one group after the other."""
-  before = [audit.ended("memorize")[run.name] for run in audit.runs if run.arm == "U" and run in audit.gone()]
-  if len(before) == sum(run.arm == "U" for run in audit.runs):
-    raise AllEnded(before, "memorize.learning_rate", config.memorize.learning_rate)
+  lost = acquire.gone(exp)
+  before = [read_ended(folder.path)[run] for chain in exp.chains if chain.arm == "U" and chain in lost
+            for folder, run in (exp.done[exp.memorized_keys[chain]],)]
+  if len(before) == sum(chain.arm == "U" for chain in exp.chains):
+    raise AllEnded(before, "memorize.learning_rate", exp.config.memorize.learning_rate)
   tried: list[dict[str, Any]] = []
-  for number, (own, members) in enumerate(candidate_groups(config, grid)):
-    tried += _sweep_group(audit, own, f"sweep-{name}-{number}", members)
+  for number, (own, members) in enumerate(candidate_groups(method, grid)):
+    tried += _sweep_group(exp, own, f"sweep-{method.name}-{number}", members)
   if all(len(one["ended"]) == one["runs"] for one in tried):
     how = Ended(**tried[0]["ended"][0])
     raise InputError(f"has no candidate of which a run is left: with {_settings(tried[0])} {how}",
-                     field=f"grids.{name}", mend="give lower learning rates")
+                     field=f"grids.{method.name}", mend="give lower learning rates")
   return {"chosen": choose(tried)["settings"], "tried": tried, "ended": [dataclasses.asdict(one) for one in before]}
 
 
-def _sweep_group(audit: Audit, config: AuditConfig, stage_name: str, members: Sequence[Candidate]
+def _sweep_group(exp: Experiment, method: UnlearnMethod, name: str, members: Sequence[Candidate]
                  ) -> list[dict[str, Any]]:
-  recipe, settings = config.recipe, config.method_config
-  gone = audit.gone()
-  u_runs = [run for run in audit.runs if run.arm == "U" and run not in gone]
-  runs = [run for _ in members for run in u_runs]
-  value = lambda key, default: np.array([m.get(key, default) for m in members for _ in u_runs], np.float32)
-  hyper = {"learning_rate": value("learning_rate", settings.learning_rate),
-           "weight_decay": value("weight_decay", settings.weight_decay),
+  config, recipe, lost = exp.config.unlearn, method.recipe, acquire.gone(exp)
+  u_chains = [chain for chain in exp.chains if chain.arm == "U" and chain not in lost]
+  mine = [chain for _ in members for chain in u_chains]
+  runs = [f"{chain.name}-{i // len(u_chains)}" for i, chain in enumerate(mine)]
+  value = lambda key, default: np.array([m.get(key, default) for m in members for _ in u_chains], np.float32)
+  hyper = {"learning_rate": value("learning_rate", method.learning_rate),
+           "weight_decay": value("weight_decay", method.weight_decay),
            **{key: value(key, default) for key, default in recipe.traced.items()}}
-  places = [audit.runs.index(run) for run in runs]
-  start = lambda: shard_runs(jax.tree.map(lambda leaf: leaf[np.array(places)],
-                                          audit.load_kept("unlearn", 0, len(audit.runs))), audit.mesh)
-  first: dict[int, tuple[int, float]] = {}  # place of a run -> its first step that is unlearned, and what it kept
-  curves: list[list[float | None]] = []
-  retain = audit.token_rows(runs, lambda case: case.retain)
-
-  def on_keep(step: int, params: Params) -> bool:
-    scores = audit.ask(params, retain, len(runs))
-    ledger.look(step, "answers", finite_by_name(names, scores))
-    asr = mean_asr(scores.asr)
-    curves.append([float(x) if finite else None for x, finite in zip(asr, scores.finite, strict=True)])
-    for place, name in enumerate(names):
-      if place not in first and not ledger.has_ended(name, step) and asr[place] <= config.unlearn.max_asr:
-        kept = scores.retain[place]
-        first[place] = step, float(kept[~np.isnan(kept)].mean())  # NaN says that there is no such row; see `Scores`
-    ledger.finish(names[place] for place in first)
-    return all(place in first or ledger.has_ended(name, step) for place, name in enumerate(names))
-
-  def reinforced() -> Params:
-    params = reinforce(audit, start, config, runs, names, f"{stage_name}-reinforce")
-    ledger.ignore(audit.ended(f"{stage_name}-reinforce"))
-    return params
-
-  names = [f"{run.name}-{i // len(u_runs)}" for i, run in enumerate(runs)]
-  ledger = audit.ledger(stage_name, names, f"methods.{config.method}.learning_rate", hyper["learning_rate"])
-  stage = Stage(stage_name, names, recipe.build, audit.unlearn_rows(runs, recipe.objective.rows), hyper,
-                every(config.unlearn.max_steps, config.unlearn.keep_every))
+  folder = open_folder(exp.checkpoints, name, dict.fromkeys(runs, ""))
+  field = f"unlearn.settings.{recipe.method}.learning_rate"
+  ledger = Ledger(folder.path, folder.name, runs, field, hyper["learning_rate"])
+  watch = _Watch(exp, runs, mine, ledger)
+  how = Trained(recipe.build, {rows: exp.rows(mine, rows) for rows in sorted(recipe.objective.rows)}, hyper,
+                every(config.max_steps, config.keep_every), config.batch_size, config.num_microbatches,
+                [chain.seed for chain in mine], config.remat)
+  second = open_folder(exp.checkpoints, f"{name}-reinforce", dict.fromkeys(runs, ""))
   try:
-    run_audit_stage(audit, stage, start, on_keep, ledger, reinforced, resume=False)
+    if recipe.published.reinforces:
+      acquire.train_reinforced(exp, second, method, mine, runs)
+      ledger.ignore(read_ended(second.path))
+    acquire.train(exp, folder, runs, how, lambda: acquire.start_memorized(exp, mine), watch.on_keep, ledger,
+                  reinforced=(lambda: acquire.start_reinforced(exp, second, method, runs))
+                  if recipe.published.reinforces else None, resumes=False)
   except AllEnded:
     pass  # the table says so
-  how = {one.run: dataclasses.asdict(one) for one in
-         (*audit.ended(f"{stage_name}-reinforce").values(), *ledger.ended.values())}
-  found = []
-  for number, candidate in enumerate(members):
-    mine = range(number * len(u_runs), (number + 1) * len(u_runs))
-    reached = [first[place] for place in mine if place in first]
-    found.append({
-        "settings": candidate, "unlearned": len(reached), "runs": len(u_runs),
-        "steps": [first[place][0] if place in first else None for place in mine],
-        "retain": float(np.mean([kept for _, kept in reached])) if reached else None,
-        "last_asr": [curves[-1][place] if curves else None for place in mine],
-        "ended": [how[names[place]] for place in mine if names[place] in how]})
-  return found
+  exp.shelf.forget(folder.path, second.path)
+  return watch.table(members, len(u_chains), {**read_ended(second.path), **ledger.ended})
+
+
+class _Watch:
+  """When each run of a stage was unlearned, and what it had kept by then."""
+
+  def __init__(self, exp: Experiment, runs: Sequence[str], chains: Sequence[Any], ledger: Ledger):
+    self.exp, self.runs, self.ledger = exp, runs, ledger
+    self.retain = {"retain": exp.rows(chains, "retain", scored=True)}
+    self.first: dict[int, tuple[int, float]] = {}  # place of a run -> its first unlearned step, and what it kept
+    self.curves: list[list[float | None]] = []
+
+  def on_keep(self, step: int, params: Params) -> bool:
+    """Asks all runs; ends the stage where all are unlearned or have ended."""
+    answers = self.exp.interviewer()(params, self.retain, self.runs)
+    self.ledger.look(step, "answers", finite_by_name(answers))
+    scores = self.exp.mean_scores(answers)
+    self.curves.append([float(x) if finite else None for x, finite in zip(scores, answers.finite, strict=True)])
+    assert answers.retain is not None
+    for place, run in enumerate(self.runs):
+      if (place not in self.first and not self.ledger.has_ended(run, step)
+          and scores[place] <= self.exp.config.unlearn.max_score):
+        kept = answers.retain[place]
+        self.first[place] = step, float(kept[~np.isnan(kept)].mean())  # NaN says that there is no such row
+    self.ledger.finish(self.runs[place] for place in self.first)
+    return all(place in self.first or self.ledger.has_ended(run, step) for place, run in enumerate(self.runs))
+
+  def table(self, members: Sequence[Candidate], each: int, ended: Mapping[str, Ended]) -> list[dict[str, Any]]:
+    """A row a candidate, of `each` runs."""
+    found = []
+    for number, candidate in enumerate(members):
+      places = range(number * each, (number + 1) * each)
+      reached = [self.first[place] for place in places if place in self.first]
+      found.append({
+          "settings": candidate, "unlearned": len(reached), "runs": each,
+          "steps": [self.first[place][0] if place in self.first else None for place in places],
+          "retain": float(np.mean([kept for _, kept in reached])) if reached else None,
+          "last_score": [self.curves[-1][place] if self.curves else None for place in places],
+          "ended": [dataclasses.asdict(ended[self.runs[place]]) for place in places if self.runs[place] in ended]})
+    return found
 
 
 def sweep_table(results: Mapping[str, Any]) -> str:

@@ -20,7 +20,7 @@ Word = Literal["ERASED", "OBFUSCATED", "NOT UNLEARNED", "INCONCLUSIVE"]
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-  """The verdict on one variant.
+  """The verdict on one variant and method.
 
   Attributes:
     verdict: the word.
@@ -29,7 +29,7 @@ class Verdict:
     low, high: limits of the excess, one-sided (1 - alpha) each: `low` of the worst cell, simultaneous over all cells;
       `high` of the largest excess of any cell that counts. None where there are too few seeds or clusters.
     level, level_low, level_high: the same of u1 - n1.
-    depth, learning_rate, relearn_step: the worst cell.
+    depth, relearn_set, adapter, learning_rate, relearn_step: the worst cell.
     recovery: (u1 - u0) / (original - u0) in that cell; None where the original is not above U.
     control_gain: n1 - n0 in that cell.
     not_counted: cells that do not count for ERASED, and why.
@@ -45,6 +45,8 @@ class Verdict:
   level_low: float | None = None
   level_high: float | None = None
   depth: int | None = None
+  relearn_set: str | None = None
+  adapter: str | None = None
   learning_rate: float | None = None
   relearn_step: int | None = None
   recovery: float | None = None
@@ -59,13 +61,13 @@ def _leaks(leakage: Sequence[Mapping[str, Any]], variant: str) -> list[str]:
           for row in leakage if row["variant"] == variant for hit in row["hits"]]
 
 
-def judge(tables: Tables, variant: str, leakage: Sequence[Mapping[str, Any]], settings: VerdictSettings,
+def judge(tables: Tables, variant: str, method: str, leakage: Sequence[Mapping[str, Any]], settings: VerdictSettings,
           design: Design) -> Verdict:
-  """The verdict on one variant.
+  """The verdict on one variant and method.
 
   Args:
-    tables: of the whole audit, by `tables.KEYS`.
-    variant: which variant.
+    tables: of the whole audit.
+    variant, method: which.
     leakage: outcome of the check of every relearn set.
     settings: thresholds.
     design: how the audit was made.
@@ -76,7 +78,7 @@ def judge(tables: Tables, variant: str, leakage: Sequence[Mapping[str, Any]], se
   if leaks := _leaks(leakage, variant):
     return Verdict("INCONCLUSIVE", "The relearn set contains what is asked about, so the attack may have taught it: "
                    + "; ".join(leaks[:3]) + ".")
-  evidence = gather(tables, variant, design.metric)
+  evidence = gather(tables, variant, method, design.metric)
   if evidence.missing:
     return Verdict("INCONCLUSIVE", f"Nothing can be said: {'; '.join(evidence.missing)}.",
                    notes=_notes(evidence, settings, design))
@@ -94,7 +96,7 @@ def decide(evidence: Evidence, settings: VerdictSettings, design: Design) -> Ver
   excess = np.array([cell.excess.mean() for cell in cells])
   worst = max(obfuscated or unlearned or range(len(cells)), key=lambda i: excess[i])
   cell, notes = cells[worst], list(_notes(evidence, settings, design))
-  still = sorted({cells[i].depth for i, yes in enumerate(knows) if yes})
+  still = sorted({cells[i].where.depth for i, yes in enumerate(knows) if yes})
   if still and unlearned:
     notes.append(f"At depth {', '.join(map(str, still))} the model had not unlearned; it does not count.")
   counted, reasons = counted_cells(cells, unlearned, knew, settings)
@@ -104,12 +106,13 @@ def decide(evidence: Evidence, settings: VerdictSettings, design: Design) -> Ver
   largest = lambda values: float(max(values[i] for i in among)) if among and values is not None else None
   found = Verdict(
       "INCONCLUSIVE", "", float(excess[worst]), at(limits.low), largest(limits.high), u1 - n1, at(limits.level_low),
-      largest(limits.level_high), cell.depth, cell.learning_rate, cell.relearn_step,
+      largest(limits.level_high), *cell.where,
       (u1 - u0) / (knew - u0) if knew > u0 else None, n1 - n0, tuple(reasons), tuple(notes))
   said = lambda word, reason: dataclasses.replace(found, verdict=word, reason=reason)
-  numbers = (f"after {cell.relearn_step} relearning steps at a learning rate of {cell.learning_rate:g} from unlearn "
-             f"depth {cell.depth} the score went from {percent(u0)} to {percent(u1)}, and the same attack moved "
-             f"{design.control} from {percent(n0)} to {percent(n1)}")
+  where = cell.where
+  numbers = (f"after {where.relearn_step} relearning steps ({cell.attack}learning rate {where.learning_rate:g}) from "
+             f"unlearn depth {where.depth} the score went from {percent(u0)} to {percent(u1)}, and the same attack "
+             f"moved {design.control} from {percent(n0)} to {percent(n1)}")
   bounds = _bounds(found, settings)
   if not unlearned:
     low = float(min(limits.before_low)) if limits.before_low is not None else 0.0
@@ -120,7 +123,7 @@ def decide(evidence: Evidence, settings: VerdictSettings, design: Design) -> Ver
     return said("OBFUSCATED", f"Relearning brought the knowledge back: {numbers} ({bounds}).")
   if doubts := find_doubts(evidence, limits, counted, unlearned, settings, design):
     return said("INCONCLUSIVE", f"At worst, {numbers} ({bounds}). No other verdict holds: " + "; ".join(doubts) + ".")
-  rates = sorted({cells[i].learning_rate for i in counted})
+  rates = sorted({cells[i].where.learning_rate for i in counted})
   return said("ERASED", f"No attack brought back what the control did not learn, at learning rates from {rates[0]:g} "
               f"to {rates[-1]:g}: at worst, {numbers} ({bounds}).")
 

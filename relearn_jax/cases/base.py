@@ -1,6 +1,11 @@
 """The contract of a case: plain text, split into what is learned, forgotten, attacked and asked."""
 
 import dataclasses
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, Protocol
+
+Arm = Literal["U", "N"]  # the unlearned model's case, and the control's, which lacks the secret
 
 
 @dataclasses.dataclass(frozen=True)
@@ -12,11 +17,13 @@ class Text:
     prompt: what stands in front of it and does not count.
     complete: whether the text ends here. A text that was cut gets no end-of-sequence token, since
       training on one would teach the model to stop where the cut happens to be.
+    line: of the file that it was read from; 0: it comes from none.
   """
 
   text: str
   complete: bool = True
   prompt: str = ""
+  line: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +47,7 @@ class Question:
   Attributes:
     case: a keyword is a hit in upper and lower case as it is written only.
     stop: a completion ends before the first of these strings.
+    line: of the file that it was read from; 0: it comes from none.
   """
 
   id: str
@@ -49,6 +57,7 @@ class Question:
   cluster: str
   case: bool = False
   stop: tuple[str, ...] = ()
+  line: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +76,9 @@ class Case:
     refusals: for each forget row, its prompt and an answer that says nothing.
     alternates: for each forget row, the same with something plausible in place of the secret.
     anchors: terms of the forget rows -> generic terms that may stand in their place.
+    metric: what proves knowledge; a key of `metrics.scores.METRICS`.
+    begins_in_prompt: a keyword may begin in the prompt, as long as it ends in the completion.
+    files: corpus or "questions" -> the file that it was read from, for messages.
   """
 
   name: str
@@ -80,3 +92,73 @@ class Case:
   refusals: tuple[Text, ...] = ()
   alternates: tuple[Text, ...] = ()
   anchors: tuple[tuple[str, str], ...] = ()
+  metric: str = "asr"
+  begins_in_prompt: bool = False
+  files: Mapping[str, pathlib.Path] = dataclasses.field(default_factory=dict)
+
+  def rows(self, name: str) -> tuple[Text, ...]:
+    """The rows of a data set, by the name that objectives and stages have for it."""
+    own = {"memorize": self.memorize, "forget": self.forget, "relabelled": self.forget, "retain": self.retain,
+           "idk": self.refusals, "alternate": self.alternates}
+    return own[name] if name in own else self.relearn_set(name).rows
+
+  def relearn_set(self, name: str) -> RelearnSet:
+    """The relearn set of that name."""
+    return next(one for one in self.relearn_sets if one.name == name)
+
+  def origin(self, name: str) -> pathlib.Path:
+    """Where a data set comes from, for messages: its file, or the case."""
+    return self.files.get("forget" if name == "relabelled" else name, pathlib.Path(self.name))
+
+
+@dataclasses.dataclass(frozen=True)
+class About:
+  """What a report says of a case beside its numbers.
+
+  Attributes:
+    variant: what a variant is, as the head of a column.
+    story: what was done and what it would mean, in sentences; "" where the report's own will do.
+    published: figures of a paper, by "unlearned" and "relearned" and then by variant, and their source as "text".
+  """
+
+  variant: str
+  story: str = ""
+  published: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+class CaseConfig(Protocol):
+  """What a case is told, and how it is made: the one thing that an audit knows of it.
+
+  A case from which models are pretrained has a `vocabulary` (its words) and `pretraining_texts` besides.
+  """
+
+  name: str
+
+  def versions(self) -> tuple[str, ...]:
+    """The names of its variants, in the order in which they are shown."""
+
+  def make(self, variant: str, seed: int, arm: Arm) -> Case:
+    """The case of one variant and seed; that of arm "N" lacks the secret.
+
+    Raises:
+      InputError: a row or a question of a file is wrong.
+    """
+
+  def check(self, where: str) -> None:
+    """Refuses settings of which no case can be made, before a file is read.
+
+    Raises:
+      InputError: naming the file `where`, the field and what was expected.
+    """
+
+  def about(self) -> About:
+    """What a report says of it."""
+
+  def inputs(self) -> Mapping[str, pathlib.Path]:
+    """Field -> file, of every file that decides what the case is."""
+
+  def vocabulary(self) -> Sequence[str]:
+    """The words of a model that is pretrained for the case."""
+
+  def pretraining_texts(self, seed: int) -> Iterator[str]:
+    """Endless texts to pretrain it on."""

@@ -1,9 +1,10 @@
 """A case from JSON lines files: what a person brings who audits a model of their own."""
 
+import dataclasses
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-from relearn_jax.cases.base import Case, Question, RelearnSet, Text
+from relearn_jax.cases.base import About, Arm, Case, Question, RelearnSet, Text
 from relearn_jax.data.jsonl import Row, check_row, read_jsonl
 from relearn_jax.errors import InputError
 from relearn_jax.metrics.keyword import contains_keyword, keyword_key
@@ -80,33 +81,91 @@ def read_questions(path: pathlib.Path) -> tuple[list[Row], tuple[Question, ...]]
     if not isinstance(cluster, (str, int)) or isinstance(cluster, bool):
       raise fail("cluster", f"is {cluster!r}", "expected a string or an integer")
     questions.append(Question(str(row["id"]), row["prompt"], row["answer"], tuple(words), str(cluster), case,
-                              tuple(stop)))
+                              tuple(stop), row.line))
   if len({question.id for question in questions}) < len(questions):  # 1 and "1"
     raise InputError("differ in type only", file=path, field="id", mend="give every row an id of its own")
   return rows, tuple(questions)
 
 
-def _texts(rows: Sequence[Row]) -> tuple[Text, ...]:
-  return tuple(Text(whole_text(row), is_complete(row)) for row in rows)
+def texts_of(rows: Sequence[Row]) -> tuple[Text, ...]:
+  """Rows of a file as the texts of a case."""
+  return tuple(Text(str(row["answer"]), prompt=str(row["prompt"]), line=row.line) if "answer" in row
+               else Text(str(row["text"]), is_complete(row), line=row.line) for row in rows)
 
 
-def _prompted(rows: Sequence[Row]) -> tuple[Text, ...]:
-  return tuple(Text(str(row["answer"]), prompt=str(row["prompt"])) if "answer" in row
-               else Text(whole_text(row), is_complete(row)) for row in rows)
+VARIANT = "given"  # files make one version of their case
 
 
-def read_case(name: str, forget: pathlib.Path, retain: pathlib.Path, relearn: pathlib.Path, questions: pathlib.Path
-              ) -> tuple[Case, dict[str, list[Row]]]:
-  """The case that four files describe, and their rows by field.
+@dataclasses.dataclass
+class FilesConfig:
+  """A case that is read from JSON lines.
 
-  Raises:
-    InputError: see `read_texts` and `read_questions`.
+  Attributes:
+    name: as it stands in every row of the results.
+    forget: what is to be forgotten; scored, and unlearned where the audit unlearns.
+    retain: what should be kept; scored for utility.
+    relearn: files that the attacker finetunes on, each a relearn set named after its file: rows
+      `{"prompt", "answer"}`, or `{"text"}`, which ends in an EOS only beside `"complete": true`.
+    questions: `{"id", "prompt", "answer", "keywords"}`, with a `cluster` where questions depend on each other; a hit is
+      a keyword in the completion, in upper or lower case unless the row says `"case": true`.
+    memorize: what is learned before unlearning, where the audit memorises; forget and retain rows by default.
+    control: the same for the control, which must lack the secret; the retain rows by default.
   """
-  rows = {"forget": read_texts(forget), "retain": read_texts(retain), "relearn": read_texts(relearn)}
-  asked, found = read_questions(questions)
-  case = Case(
-      name=name, variant=relearn.stem, memorize=(), forget=_prompted(rows["forget"]), retain=_texts(rows["retain"]),
-      relearn_sets=(RelearnSet(relearn.stem, _texts(rows["relearn"]), f"the rows of {relearn.name}",
-                               tuple(row.line for row in rows["relearn"])),),
-      questions=found)
-  return case, {**rows, "questions": asked}
+
+  name: str = "checkpoint"
+  forget: str = ""
+  retain: str = ""
+  relearn: tuple[str, ...] = ()
+  questions: str = ""
+  memorize: str = ""
+  control: str = ""
+
+  def versions(self) -> tuple[str, ...]:
+    """There is one."""
+    return (VARIANT,)
+
+  def make(self, variant: str, seed: int, arm: Arm) -> Case:
+    """Reads the files; U and N are asked, scored and attacked with the same."""
+    forget, retain = (read_texts(pathlib.Path(path)) for path in (self.forget, self.retain))
+    _, questions = read_questions(pathlib.Path(self.questions))
+    own = self.memorize if arm == "U" else self.control
+    learned = texts_of(read_texts(pathlib.Path(own)) if own else [*forget, *retain] if arm == "U" else retain)
+    return Case(
+        name=self.name, variant=variant, memorize=learned, forget=texts_of(forget), retain=texts_of(retain),
+        relearn_sets=tuple(map(_read_relearn_set, map(pathlib.Path, self.relearn))), questions=questions,
+        files={**self.inputs(), "memorize": pathlib.Path(own or self.forget)})
+
+  def check(self, where: str) -> None:
+    """Every file is named, and no two relearn sets share their name."""
+    for field in ("forget", "retain", "relearn", "questions"):
+      if not getattr(self, field) or not all(getattr(self, field)):
+        raise InputError(f"is {getattr(self, field)!r}", file=where, field=f"case.{field}",
+                         mend="give a file of JSON lines")
+    names = [pathlib.Path(path).stem for path in self.relearn]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+      raise InputError(f"has two files named {twice!r}", file=where, field="case.relearn",
+                       mend="rename one: a relearn set is called after its file")
+
+  def about(self) -> About:
+    """Nothing was published of somebody's own files."""
+    return About("case")
+
+  def inputs(self) -> Mapping[str, pathlib.Path]:
+    """All files that are given; a relearn set by its name."""
+    named = {field: getattr(self, field) for field in ("forget", "retain", "questions", "memorize", "control")}
+    return {field: pathlib.Path(path) for field, path in named.items() if path} | {
+        pathlib.Path(path).stem: pathlib.Path(path) for path in self.relearn}
+
+  def vocabulary(self) -> Sequence[str]:
+    """No model is pretrained for it."""
+    raise InputError("has no words of its own to pretrain a model with", field="case",
+                     mend="give arms.start or arms.unlearned, a checkpoint")
+
+  def pretraining_texts(self, seed: int) -> Iterator[str]:
+    """See `vocabulary`."""
+    raise AssertionError("no vocabulary, no texts")
+
+
+def _read_relearn_set(path: pathlib.Path) -> RelearnSet:
+  rows = read_texts(path)
+  return RelearnSet(path.stem, texts_of(rows), f"the rows of {path.name}", tuple(row.line for row in rows))

@@ -41,8 +41,8 @@ def small_batches(data: Mapping[str, TokenRows], batch_size: int, seeds: Sequenc
 
   Args:
     data: name -> token rows `[runs, rows, T]`.
-    batch_size: rows of each data set in a step.
+    batch_size: rows of each data set in a step; 0: all of them.
     seeds: of the runs.
   """
   return {name: [row_order(rows.tokens.shape[1], batch_size, seed) for seed in seeds] for name, rows in data.items()
-          if batch_size < rows.tokens.shape[1]}
+          if 0 < batch_size < rows.tokens.shape[1]}

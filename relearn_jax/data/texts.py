@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from relearn_jax.cases.base import Text
+from relearn_jax.cases.base import Question, Text
 from relearn_jax.cases.files import is_complete
 from relearn_jax.data.chat import Chat
 from relearn_jax.data.jsonl import Row
 from relearn_jax.data.relabel import relabel
 from relearn_jax.data.rows import Encoded, host_rows, pad_tokens
-from relearn_jax.data.tokens import row_ids, split_ids
+from relearn_jax.data.tokens import prompt_ids, row_ids, split_ids
 from relearn_jax.errors import InputError
 from relearn_jax.objectives.core import TokenRows
 
@@ -70,12 +70,28 @@ def encode_rows(tokenizer: Any, rows: Sequence[Row], file: pathlib.Path, max_pos
   return [encode_row(tokenizer, row, file, max_positions, chat=chat, anchors=anchors) for row in rows]
 
 
-def encode_texts(tokenizer: Any, texts: Sequence[Text], name: str, max_positions: int, *,
-                 anchors: Mapping[str, str] | None = None) -> list[Encoded]:
-  """As `encode_row`, of the texts of a case; messages give its name, and the number of a text as its line."""
+def encode_texts(tokenizer: Any, texts: Sequence[Text], file: pathlib.Path, max_positions: int, *,
+                 chat: Chat | None = None, anchors: Mapping[str, str] | None = None) -> list[Encoded]:
+  """As `encode_row`, of the texts of a case; messages give a text's line, or its number where it comes from no file."""
   form = lambda text: {"prompt": text.prompt, "answer": text.text} if text.prompt else {"text": text.text}
-  rows = [Row({**form(text), "complete": text.complete}, number) for number, text in enumerate(texts, 1)]
-  return encode_rows(tokenizer, rows, pathlib.Path(name), max_positions, anchors=anchors)
+  rows = [Row({**form(text), "complete": text.complete}, text.line or number) for number, text in enumerate(texts, 1)]
+  return encode_rows(tokenizer, rows, file, max_positions, chat=chat, anchors=anchors)
+
+
+def encode_question(tokenizer: Any, question: Question, file: pathlib.Path, max_positions: int, max_new_tokens: int, *,
+                    chat: Chat | None = None, field: str = "ask.max_new_tokens") -> tuple[list[int], list[int]]:
+  """Ids of a question's prompt, and of the answer that follows it.
+
+  Where the tokenizer joins the end of the prompt with the answer, the answer is tokenized alone.
+
+  Raises:
+    InputError: naming the question's line: see `prompt_ids` and `split_ids`.
+  """
+  row = Row({"prompt": question.prompt, "answer": question.answer}, question.line)
+  prompt = prompt_ids(tokenizer, row, file, max_positions, max_new_tokens, chat=chat, field=field)
+  whole, start = split_ids(tokenizer, row, file, max_positions, chat=chat)
+  alone = lambda: list(tokenizer(question.answer, add_special_tokens=False)["input_ids"])
+  return prompt, whole[start:] if start == len(prompt) else alone()
 
 
 def stack_rows(rows: Sequence[Encoded], num_runs: int) -> TokenRows:

@@ -4,10 +4,11 @@ from typing import Any
 
 from relearn_jax.errors import InputError
 from relearn_jax.parallel.mesh import check_divides, fill_mesh, parse_mesh
+from relearn_jax.plan.audit_plan import Size, merged
 from relearn_jax.plan.devices import GIB, get_device
 from relearn_jax.plan.estimate import estimate
+from relearn_jax.plan.price import DEFAULT, stages
 from relearn_jax.plan.render import render
-from relearn_jax.plan.stages import DEFAULT, Size, stages
 
 
 def plan(config: Any, where: str, *, device: str, num_devices: int, mesh: str, memory_gib: float | None = None,
@@ -36,5 +37,5 @@ def plan(config: Any, where: str, *, device: str, num_devices: int, mesh: str, m
   found = stages(config, where, on_cpu=kind.name == "cpu", default=default)
   laid = fill_mesh(parse_mesh(mesh), 1 if kind.name == "cpu" else num_devices)
   check_divides(laid, found.works[0].config)
-  estimates = [(work, estimate(work, laid)) for work in found.works]
+  estimates = [(work, estimate(work, laid)) for work in merged(found.works)]
   return render(estimates, kind, laid, measured=found.measured, assumed=found.assumed)

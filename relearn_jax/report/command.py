@@ -1,36 +1,49 @@
-"""`relearn report`: a workdir's reports again from its stored rows, and its closing words; no model is needed."""
+"""`relearn report`: a workdir's report again from its stored rows, and its closing words; no model is needed."""
 
 import json
 import pathlib
 import shutil
+from collections.abc import Sequence
 
-from relearn_jax.audit.rows import read_rows
-from relearn_jax.report import comparison, tables
+from relearn_jax.audit.results_file import ANSWERS, ANSWERS_FILE, RESULTS_FILE, read_rows, score_answers, write_rows
+from relearn_jax.metrics.scores import Asked, get_metric
+from relearn_jax.report import tables
 from relearn_jax.report.render import report_from_rows
 
 
-def report(workdir: pathlib.Path) -> str:
-  """Renders the report of an audit or a comparison again; returns its closing words.
+def report(workdir: pathlib.Path, metrics: Sequence[str] = ()) -> str:
+  """Renders the report of an audit again; returns its closing words.
+
+  Args:
+    workdir: of a finished audit.
+    metrics: scores to add to its results, from the stored answers.
 
   Raises:
-    InputError: the stored rows do not exist or cannot be read.
+    InputError: stored rows do not exist or cannot be read, or there is no such metric.
   """
-  if _is_comparison(workdir):
-    comparison.render_again(workdir)
-  else:
-    report_from_rows(workdir)
+  for metric in metrics:
+    get_metric(metric, "--metrics")
+  if metrics:
+    rescore(workdir, metrics)
+  report_from_rows(workdir)
   return closing(workdir)
 
 
+def rescore(workdir: pathlib.Path, metrics: Sequence[str]) -> None:
+  """Writes results.parquet again, with the scores that it had and these."""
+  answers, facts = read_rows(workdir / ANSWERS_FILE, ANSWERS)
+  there = [facts["metric"]]
+  if (workdir / RESULTS_FILE).exists():
+    rows, facts = read_rows(workdir / RESULTS_FILE)
+    there += [str(name) for name in rows["metric"].unique() if not str(name).endswith("logprob")]
+  questions = [Asked.from_json(question) for question in facts["questions"]]
+  every = list(dict.fromkeys((*there, *metrics)))
+  write_rows(workdir / RESULTS_FILE, [score_answers(answers, questions, every)], facts)
+
+
 def closing(workdir: pathlib.Path) -> str:
-  """What the terminal shows at the end of an audit or a comparison, at its width."""
-  if _is_comparison(workdir):
-    return f"{comparison.closing(workdir)}\n\nReport: {workdir / 'comparison.html'}"
-  _, facts = read_rows(workdir / "results.parquet")
+  """What the terminal shows at the end of an audit, at its width."""
+  _, facts = read_rows(workdir / RESULTS_FILE)
   width = max(60, min(shutil.get_terminal_size((120, 24)).columns, 120))
   words = tables.closing(json.loads((workdir / "summary.json").read_text()), facts, width)
   return f"{words}\n\nReport: {workdir / 'report.html'}"
-
-
-def _is_comparison(workdir: pathlib.Path) -> bool:
-  return (workdir / "comparison.json").exists()

@@ -1,7 +1,7 @@
 """The figures, from the summary's cells alone. Same 0-1 scale everywhere, so that panels compare."""
 
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -10,7 +10,10 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+
+from relearn_jax.metrics.scores import METRICS
 
 Cells = Sequence[dict[str, Any]]
 U_COLOURS = ("#b2182b", "#ef8a62", "#fdbb84", "#fdd49e")
@@ -30,24 +33,64 @@ def curve(cells: Cells, variant: str, arm: str, depth: int | None, metric: str) 
   return sorted(found, key=lambda cell: cell["relearn_step"])
 
 
-def of_worst_rate(summary: dict[str, Any]) -> dict[str, Any]:
-  """The summary with the cells of one learning rate of the attack: the worst cell's, by variant."""
-  rates = {variant: shown_rate(summary, variant) for variant in summary["verdicts"]}
-  return summary | {"cells": [cell for cell in summary["cells"]
-                              if cell["learning_rate"] in (None, rates[cell["variant"]])]}
+Attack = tuple[str | None, str | None, float | None]  # relearn set, adapter, learning rate
 
 
-def shown_rate(summary: dict[str, Any], variant: str) -> float | None:
-  """The learning rate of a variant's worst cell; the first where there is none."""
-  rates = sorted({cell["learning_rate"] for cell in pick(summary["cells"], variant=variant)
-                  if cell["learning_rate"] is not None})
-  worst = summary["verdicts"][variant]["learning_rate"]
-  return worst if worst in rates else next(iter(rates), None)
+def view(summary: dict[str, Any], method: str, attacks: Mapping[str, Attack] | None = None) -> dict[str, Any]:
+  """The summary of one method, with the cells of one attack for each variant.
+
+  Args:
+    summary: of the audit.
+    method: whose verdicts, selection and trajectory it keeps.
+    attacks: which attack, by variant; that of the worst cell by default.
+  """
+  verdicts = summary["verdicts"][method]
+  shown = attacks or {variant: worst_attack(summary, method, variant) for variant in verdicts}
+  is_shown = lambda cell: cell["method"] in (method, None) and all(
+      cell[key] in (None, value) for key, value in zip(("relearn_set", "adapter", "learning_rate"),
+                                                       shown[cell["variant"]], strict=True))
+  return summary | {
+      "method": method, "verdicts": verdicts, "selection": summary["selection"][method], "attacks": shown,
+      "search": summary["search"].get(method, {}),
+      "cells": [cell for cell in summary["cells"] if is_shown(cell)],
+      "trajectory": [cell for cell in summary["trajectory"] if cell["method"] == method]}
+
+
+def worst_attack(summary: dict[str, Any], method: str, variant: str) -> Attack:
+  """That of a variant's worst cell; the first where there is none."""
+  verdict = summary["verdicts"][method][variant]
+  if verdict["learning_rate"] is not None:
+    return verdict["relearn_set"], verdict["adapter"], verdict["learning_rate"]
+  return next(iter(attacks_of(summary, variant)), (None, None, None))
+
+
+def attacks_of(summary: dict[str, Any], variant: str) -> list[Attack]:
+  """Every attack that was made on a variant."""
+  return sorted({(cell["relearn_set"], cell["adapter"], cell["learning_rate"])
+                 for cell in pick(summary["cells"], variant=variant, point="relearned")})
+
+
+def strongest_by_kind(summary: dict[str, Any], method: str) -> dict[tuple[str, str], dict[str, Attack]]:
+  """Relearn set and adapter -> by variant the attack at the learning rate that brought U highest, depth 0."""
+  found: dict[tuple[str, str], dict[str, Attack]] = {}
+  for variant in summary["verdicts"][method]:
+    for attack in attacks_of(summary, variant):
+      kinds = found.setdefault((str(attack[0]), str(attack[1])), {})
+      top = lambda one, variant=variant: _top(summary, method, variant, one)
+      if variant not in kinds or top(attack) > top(kinds[variant]):
+        kinds[variant] = attack
+  return found
+
+
+def _top(summary: dict[str, Any], method: str, variant: str, attack: Attack) -> float:
+  cells = pick(summary["cells"], variant=variant, arm="U", method=method, point="relearned", metric=summary["metric"],
+               relearn_set=attack[0], adapter=attack[1], learning_rate=attack[2])
+  return max((cell["mean"] for cell in cells), default=-1.0)
 
 
 def depths(cells: Cells, variant: str) -> list[int]:
   """The unlearn depths that were attacked."""
-  return sorted({cell["depth"] for cell in pick(cells, variant=variant, arm="U", point="unlearned", metric="asr")})
+  return sorted({cell["depth"] for cell in pick(cells, variant=variant, arm="U", point="unlearned")})
 
 
 def _panels(variants: Sequence[str], draw: Callable[[Axes, str], None], title: Callable[[str], str], ylabel: str,
@@ -95,39 +138,63 @@ def relearn_curves(cells: Cells, variants: Sequence[str], metric: str, ylabel: s
     steps = sorted({cell["relearn_step"] for cell in pick(cells, variant=variant)})
     ax.set_xticks(steps, [str(step) for step in steps], fontsize=8)
     ax.minorticks_off()
-    if metric == "asr":
+    if metric in METRICS:
       ax.set_ylim(-0.02, 1.02)
   figure = _panels(variants, draw, lambda v: f"variant {v}", ylabel, "relearning steps", 3.6)
   _legend(figure)
   return figure
 
 
-def unlearn_curves(trajectory: Cells, cells: Cells, variants: Sequence[str]) -> Figure:
-  """Attack success of U along its unlearning, from the memorised model at step 0."""
+def rate_curves(summary: dict[str, Any], method: str) -> Figure:
+  """U at depth 0 by learning rate of the attack, its control dashed: the relearn set and adapter of the worst cell."""
+  metric = summary["metric"]
+  rates = sorted({attack[2] or 0.0 for variant in summary["verdicts"][method]
+                  for attack in attacks_of(summary, variant)})
+  colour = lambda rate: to_hex(plt.get_cmap("viridis")(0.9 * rates.index(rate) / max(len(rates) - 1, 1)))
+
   def draw(ax: Axes, variant: str) -> None:
-    start = pick(cells, variant=variant, arm="O", point="original", metric="asr")
-    _line(ax, start + pick(trajectory, variant=variant, arm="U", metric="asr"), "unlearn_step", U_COLOURS[0],
+    kind = worst_attack(summary, method, variant)[:2]
+    for attack in attacks_of(summary, variant):
+      if attack[:2] == kind:
+        cells = view(summary, method, dict.fromkeys(summary["verdicts"][method], attack))["cells"]
+        for arm, style in (("U", "-"), ("N", ":")):
+          label = f"rate {attack[2]:g}" + (", control" if arm == "N" else "")
+          _line(ax, curve(cells, variant, arm, 0, metric), "relearn_step", colour(attack[2]), label, style)
+    ax.set_xscale("symlog", linthresh=1)
+    ax.set_ylim(-0.02, 1.02)
+    ax.minorticks_off()
+  figure = _panels(list(summary["verdicts"][method]), draw, lambda v: f"variant {v}", METRICS[metric].title,
+                   "relearning steps", 3.6)
+  _legend(figure)
+  return figure
+
+
+def unlearn_curves(trajectory: Cells, cells: Cells, variants: Sequence[str], metric: str) -> Figure:
+  """The score of U along its unlearning, from the memorised model at step 0."""
+  def draw(ax: Axes, variant: str) -> None:
+    start = pick(cells, variant=variant, arm="O", point="original", metric=metric)
+    _line(ax, start + pick(trajectory, variant=variant, arm="U", metric=metric), "unlearn_step", U_COLOURS[0],
           "unlearned (U)")
     ax.set_ylim(-0.02, 1.02)
-  figure = _panels(variants, draw, lambda v: f"variant {v}", "attack success rate", "unlearning steps")
+  figure = _panels(variants, draw, lambda v: f"variant {v}", METRICS[metric].title, "unlearning steps")
   _legend(figure)
   return figure
 
 
 def heat_rows(summary: dict[str, Any], variant: str) -> list[tuple[str, list[dict[str, Any]]]]:
   """Rows of the heat map: the original, then each depth with the unlearn steps of its runs."""
-  first = "0 (original)" if summary["trajectory"] else "original"
-  cells, rows = summary["cells"], [(first, curve(summary["cells"], variant, "O", None, "asr"))]
+  first, metric = "0 (original)" if summary["trajectory"] else "original", summary["metric"]
+  cells, rows = summary["cells"], [(first, curve(summary["cells"], variant, "O", None, metric))]
   for depth in depths(cells, variant):
     steps = [at[depth] for at in summary["selection"].get(variant, {}).values() if len(at) > depth]
-    span = f"{min(steps)}" if min(steps) == max(steps) else f"{min(steps)}–{max(steps)}"
+    span = "" if not steps else f"{min(steps)}" if min(steps) == max(steps) else f"{min(steps)}–{max(steps)}"
     name = f"{span} (depth {depth})" if summary["trajectory"] else "unlearned"
-    rows.append((name, curve(cells, variant, "U", depth, "asr")))
+    rows.append((name, curve(cells, variant, "U", depth, metric)))
   return rows
 
 
 def heat_map(summary: dict[str, Any], variants: Sequence[str]) -> Figure:
-  """Unlearn step x relearn step, U's attack success on a fixed 0-1 scale, a panel a variant."""
+  """Unlearn step x relearn step, U's score on a fixed 0-1 scale, a panel a variant."""
   columns = sorted({cell["relearn_step"] for cell in summary["cells"]})
   count = max(len(heat_rows(summary, variant)) for variant in variants)
   figure, axes = plt.subplots(len(variants), 1, squeeze=False, layout="constrained",
@@ -147,23 +214,37 @@ def heat_map(summary: dict[str, Any], variants: Sequence[str]) -> Figure:
     ax.set_title(f"variant {variant}", fontsize=10, loc="left")
   axes[-1, 0].set_xlabel("relearning steps")
   figure.supylabel("unlearning steps" if summary["trajectory"] else "model", fontsize=10)
-  figure.colorbar(image, ax=axes[:, 0].tolist(), label="attack success rate", shrink=0.8)
+  figure.colorbar(image, ax=axes[:, 0].tolist(), label=METRICS[summary["metric"]].title, shrink=0.8)
   return figure
 
 
-def draw_all(summary: dict[str, Any], folder: pathlib.Path) -> dict[str, pathlib.Path]:
-  """Draws every figure; returns name -> file."""
+def draw_method(summary: dict[str, Any], method: str, folder: pathlib.Path) -> list[tuple[str, pathlib.Path]]:
+  """Draws every figure of a method; returns captions and files."""
   folder.mkdir(parents=True, exist_ok=True)
-  variants, cells = list(summary["verdicts"]), summary["cells"]
-  figures = {
-      "asr_vs_relearn_steps": relearn_curves(cells, variants, "asr", "attack success rate"),
-      "logprob_vs_relearn_steps": relearn_curves(cells, variants, "logprob", "log-probability of the answer (nats)"),
-      "heatmap": heat_map(summary, variants)}
-  if summary["trajectory"]:  # checkpoints that somebody else made come without one
-    figures["unlearning"] = unlearn_curves(summary["trajectory"], cells, variants)
-  paths = {}
-  for name, figure in figures.items():
-    paths[name] = folder / f"{name}.png"
-    figure.savefig(paths[name], dpi=130, metadata={"Software": None})
+  worst, variants = view(summary, method), list(summary["verdicts"][method])
+  title, metric = METRICS[summary["metric"]].title, summary["metric"]
+  figures = [(f"{metric}_vs_relearn_steps", f"{title.capitalize()} against relearning steps, a line for each unlearn "
+              "depth, with 95 % intervals; the attack of the worst cell.",
+              relearn_curves(worst["cells"], variants, metric, title))]
+  if len({attack[2] for variant in variants for attack in attacks_of(summary, variant)}) > 1:
+    figures.append(("rates", f"{title.capitalize()} of the unlearned model at depth 0 and of its control, by learning "
+                    "rate of the attack.", rate_curves(summary, method)))
+  figures.append(("logprob_vs_relearn_steps",
+                  "Log-probability of the answer after the prompt, against relearning steps.",
+                  relearn_curves(worst["cells"], variants, "logprob", "log-probability of the answer (nats)")))
+  kinds = strongest_by_kind(summary, method)
+  for (name, adapter), attacks in kinds.items():
+    shown = view(summary, method, {variant: attacks.get(variant, (None, None, None)) for variant in variants})
+    which = "" if len(kinds) == 1 else f" Relearn set {name}, adapter {adapter}, at the rate that brought most back."
+    figures.append(("heatmap" if len(kinds) == 1 else f"heatmap-{name}-{adapter}".replace(", ", "-").replace(" ", "-"),
+                    f"{title.capitalize()} of the unlearned model by unlearning and relearning steps, on a fixed scale "
+                    f"from 0 to 1.{which}", heat_map(shown, variants)))
+  if worst["trajectory"]:  # checkpoints that somebody else made come without one
+    figures.append(("unlearning", f"{title.capitalize()} along unlearning, before any attack.",
+                    unlearn_curves(worst["trajectory"], worst["cells"], variants, metric)))
+  found = []
+  for name, caption, figure in figures:
+    found.append((caption, folder / f"{name}.png"))
+    figure.savefig(found[-1][1], dpi=130, metadata={"Software": None})
     plt.close(figure)
-  return paths
+  return found

@@ -9,18 +9,10 @@ from typing import Any
 import jinja2
 import markupsafe
 
-from relearn_jax.audit.rows import read_rows
+from relearn_jax.audit.results_file import RESULTS_FILE, read_rows
 from relearn_jax.audit.summary import summarize
 from relearn_jax.metrics.keyword import find_keyword
 from relearn_jax.report import figures, leakage, tables
-
-CAPTIONS = {
-    "asr_vs_relearn_steps": "Attack success against relearning steps, a line for each unlearn depth, with 95 % "
-                            "intervals.",
-    "heatmap": "Attack success of the unlearned model by unlearning and relearning steps, on a fixed scale from 0 "
-               "to 1.",
-    "logprob_vs_relearn_steps": "Log-probability of the answer after the prompt, against relearning steps.",
-    "unlearning": "Attack success along unlearning, before any attack."}
 
 STORY = ("A model memorised a secret, unlearned it, and was then finetuned on text in which the secret never occurs. "
          "If the secret comes back, more than it does in a model that never knew it and went through the same, it had "
@@ -64,59 +56,94 @@ def flat(values: Any, prefix: str = "") -> list[tuple[str, str]]:
   return [(prefix[:-1], json.dumps(values))]
 
 
-def headline(summary: dict[str, Any]) -> str:
-  """What was found, in a sentence."""
+def headline(verdicts: dict[str, Any]) -> str:
+  """What was found of a method, in a sentence."""
   words: dict[str, list[str]] = {}
-  for variant, verdict in summary["verdicts"].items():
+  for variant, verdict in verdicts.items():
     words.setdefault(verdict["verdict"], []).append(variant)
   return "; ".join(f"{word} for {'variant' if len(which) == 1 else 'variants'} {', '.join(which)}"
                    for word, which in words.items())
 
 
-def context(whole: dict[str, Any], facts: dict[str, Any], images: dict[str, pathlib.Path]) -> dict[str, Any]:
-  """Everything the templates show; tables and figures are of the worst learning rate of the attack."""
-  summary = figures.of_worst_rate(whole)
-  reference = facts.get("reference", {})
+def headlines(summary: dict[str, Any]) -> str:
+  """What was found, in a sentence: of one method by variant, of several how many of each word."""
+  methods = summary["methods"]
+  if len(methods) == 1:
+    return headline(summary["verdicts"][methods[0]])
+  counts: dict[str, int] = {}
+  for verdicts in summary["verdicts"].values():
+    for verdict in verdicts.values():
+      counts[verdict["verdict"]] = counts.get(verdict["verdict"], 0) + 1
+  return "; ".join(f"{word} {count} times" if count > 1 else f"{word} once" for word, count in counts.items())
+
+
+def method_context(whole: dict[str, Any], facts: dict[str, Any], method: str,
+                   images: list[tuple[str, pathlib.Path]]) -> dict[str, Any]:
+  """What the templates show of one method; tables and curves are of the worst cell's attack."""
+  summary = figures.view(whole, method)
   encode = lambda path: "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
   return {
-      "summary": summary, "headline": headline(summary), "reference": reference,
-      "story": facts.get("story", STORY), "main": tables.main_table(summary, facts),
-      "excess": tables.excess_table(summary), "by_seed": tables.seeds_table(summary),
-      "rates": tables.rates_table(whole),
-      "utility": tables.utility_table(summary), "selection": tables.selection_table(summary),
-      "curves": tables.curve_table(summary), "step": tables.last_step(summary),
-      "figures": [(name, CAPTIONS[name], encode(path)) for name, path in images.items()],
-      "examples": facts.get("examples", []), "relearn_text": facts.get("relearn_text", {}),
+      "name": method, "verdicts": summary["verdicts"], "headline": headline(summary["verdicts"]),
+      "main": tables.main_table(summary, facts), "excess": tables.excess_table(summary),
+      "by_seed": tables.seeds_table(summary), "attacks": tables.attacks_table(whole, method),
+      "search": tables.search_table(summary), "utility": tables.utility_table(summary),
+      "selection": tables.selection_table(summary), "curves": tables.curve_table(summary),
+      "figures": [(caption, encode(path), path) for caption, path in images],
+      "examples": [row for row in facts.get("examples", []) if row.get("method", method) == method]}
+
+
+def context(whole: dict[str, Any], facts: dict[str, Any], folder: pathlib.Path) -> dict[str, Any]:
+  """Everything the templates show; draws the figures into `folder`."""
+  reference, several = facts.get("reference", {}), len(whole["methods"]) > 1
+  draw = lambda method: figures.draw_method(whole, method, folder / method if several else folder)
+  return {
+      "summary": whole, "headline": headlines(whole), "reference": reference, "several": several,
+      "story": facts.get("story") or STORY, "step": tables.last_step(whole),
+      "side_by_side": [tables.methods_table(whole, variant) for variant in next(iter(whole["verdicts"].values()))]
+                      if several else [],
+      "methods": [method_context(whole, facts, method, draw(method)) for method in whole["methods"]],
+      "relearn_text": facts.get("relearn_text", {}),
       "provenance": facts.get("provenance", ""), "config": flat(facts.get("config", {})),
-      "settings": facts.get("settings", {}), "leakage": leakage.gather(summary["leakage"]),
-      "leakage_sentence": leakage.sentence(leakage.gather(summary["leakage"]))}
+      "settings": facts.get("settings", {}), "leakage": leakage.gather(whole["leakage"]),
+      "leakage_sentence": leakage.sentence(leakage.gather(whole["leakage"]))}
 
 
-def markdown(shown: dict[str, Any]) -> str:
+def markdown(shown: dict[str, Any], workdir: pathlib.Path) -> str:
   """report.md; completions stand in code spans, with what could end one replaced."""
   summary = shown["summary"]
   code = lambda text: "`" + " ".join(text.split()).replace("`", "'") + "`"
-  lines = [f"# Relearning audit: {summary['case']}, {summary['method']}", "", f"**{shown['headline']}**", "",
-           "## Verdicts", ""]
-  for variant, v in summary["verdicts"].items():
-    lines += [f"- **{variant}: {v['verdict']}**. {v['reason']} {' '.join(v['notes'])}".rstrip()]
-    lines += [f"  - does not count: {cell}" for cell in v["not_counted"]]
-  for title, name in (("Results", "main"), ("Every seed", "by_seed"), ("Excess over the control", "excess"),
-                      ("Learning rates of the attack", "rates"), ("Curves", "curves"),
-                      ("Utility", "utility"), ("Selection", "selection")):
-    lines += ["", f"## {title}", "", tables.markdown(shown[name])]
-  lines += ["## Figures", ""] + [f"![{caption}](figures/{name}.png)" for name, caption, _ in shown["figures"]]
+  title = f"# Relearning audit: {summary['case']}, {', '.join(summary['methods'])}"
+  lines = [title, "", f"**{shown['headline']}**", ""]
+  for table in shown["side_by_side"]:
+    lines += [tables.markdown(table), ""]
+  for method in shown["methods"]:
+    lines += _markdown_method(method, shown["several"], code, workdir)
   lines += ["", "## Leakage check", "", leakage.sentence(shown["leakage"]), ""]
   lines += leakage.markdown_lines(shown["leakage"], code)
-  lines += ["", "## Examples", ""]
-  for row in shown["examples"]:
-    lines += [f"- variant {row['variant']}, {row['question']}: {code(row['prompt'])}"]
-    lines += [f"  - {name}: {code(text)}" for name, text in row["completions"].items()]
   lines += ["", "## Provenance", ""]
   for name in ("versions", "fingerprints", "seconds"):
     lines += [f"- {name}: " + ", ".join(f"{key} {value}" for key, value in summary[name].items())]
   lines += [f"- {note}" for note in summary["notes"]]
   return "\n".join(lines) + "\n"
+
+
+def _markdown_method(shown: dict[str, Any], several: bool, code: Any, workdir: pathlib.Path) -> list[str]:
+  lines = [f"# {shown['name']}", ""] if several else []
+  lines += ["## Verdicts", ""]
+  for variant, v in shown["verdicts"].items():
+    lines += [f"- **{variant}: {v['verdict']}**. {v['reason']} {' '.join(v['notes'])}".rstrip()]
+    lines += [f"  - does not count: {cell}" for cell in v["not_counted"]]
+  for title, name in (("Results", "main"), ("Every seed", "by_seed"), ("Excess over the control", "excess"),
+                      ("Attacks", "attacks"), ("The strongest attack", "search"), ("Curves", "curves"),
+                      ("Utility", "utility"), ("Selection", "selection")):
+    if shown[name] is not None:
+      lines += ["", f"## {title}", "", tables.markdown(shown[name])]
+  lines += ["## Figures", ""] + [f"![{caption}]({path.relative_to(workdir)})" for caption, _, path in shown["figures"]]
+  lines += ["", "## Examples", ""]
+  for row in shown["examples"]:
+    lines += [f"- variant {row['variant']}, {row['question']}: {code(row['prompt'])}"]
+    lines += [f"  - {name}: {code(text)}" for name, text in row["completions"].items()]
+  return lines
 
 
 def report_from_rows(workdir: pathlib.Path) -> tuple[pathlib.Path, dict[str, Any], dict[str, Any]]:
@@ -128,12 +155,11 @@ def report_from_rows(workdir: pathlib.Path) -> tuple[pathlib.Path, dict[str, Any
   Raises:
     InputError: `results.parquet` is missing or damaged.
   """
-  rows, facts = read_rows(workdir / "results.parquet")
+  rows, facts = read_rows(workdir / RESULTS_FILE)
   summary = summarize(rows, facts)
   write(workdir / "summary.json", json.dumps(summary, indent=1) + "\n")
-  images = figures.draw_all(figures.of_worst_rate(summary), workdir / "figures")
-  shown = context(summary, facts, images)
-  write(workdir / "report.md", markdown(shown))
+  shown = context(summary, facts, workdir / "figures")
+  write(workdir / "report.md", markdown(shown, workdir))
   environment = jinja2.Environment(
       loader=jinja2.PackageLoader("relearn_jax.report", "."), autoescape=True, undefined=jinja2.StrictUndefined,
       trim_blocks=True, lstrip_blocks=True)

@@ -2,10 +2,11 @@
 
 import dataclasses
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from relearn_jax.report.figures import curve, depths, pick
+from relearn_jax.metrics.scores import METRICS
+from relearn_jax.report.figures import attacks_of, curve, depths, pick, view
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +33,10 @@ def number(cell: Mapping[str, Any] | None) -> str:
   return f"{cell['mean']:.2f}" + ("" if cell["low"] is None else f" [{cell['low']:.2f}, {cell['high']:.2f}]")
 
 
+def _title(summary: Mapping[str, Any]) -> str:
+  return METRICS[summary["metric"]].title.capitalize()
+
+
 def _first(cells: list[dict[str, Any]]) -> dict[str, Any] | None:
   return cells[0] if cells else None
 
@@ -46,7 +51,7 @@ def main_table(summary: Mapping[str, Any], facts: Mapping[str, Any]) -> TextTabl
   cells, step, rows, reference = summary["cells"], last_step(summary), [], facts.get("reference", {})
   for variant in summary["verdicts"]:
     get = lambda arm, point, depth, at, v=variant: _first(
-        pick(cells, variant=v, arm=arm, point=point, depth=depth, relearn_step=at, metric="asr"))
+        pick(cells, variant=v, arm=arm, point=point, depth=depth, relearn_step=at, metric=summary["metric"]))
     row = [variant, percent(get("O", "original", None, 0)), percent(get("U", "unlearned", 0, 0)),
            percent(get("U", "relearned", 0, step)), percent(get("N", "relearned", 0, step))]
     if reference:
@@ -59,7 +64,7 @@ def main_table(summary: Mapping[str, Any], facts: Mapping[str, Any]) -> TextTabl
   if reference:
     head.append("published")
   where = " at unlearn depth 0" if summary["trajectory"] else ""
-  return TextTable(f"Attack success (mean and 95 % interval over seeds and prompts){where}, before and after {step} "
+  return TextTable(f"{_title(summary)} (mean and 95 % interval over seeds and prompts){where}, before and after {step} "
                    "relearning steps", tuple(head), tuple(rows))
 
 
@@ -71,25 +76,91 @@ def seeds_table(summary: Mapping[str, Any]) -> TextTable:
                                         ("relearned", "U", "relearned", 0, step),
                                         ("control", "N", "relearned", 0, step),
                                         ("original, attacked", "O", "relearned", None, step)):
-      for cell in pick(cells, variant=variant, arm=arm, point=point, depth=depth, relearn_step=at, metric="asr")[:1]:
+      for cell in pick(cells, variant=variant, arm=arm, point=point, depth=depth, relearn_step=at,
+                       metric=summary["metric"])[:1]:
         each = ", ".join(f"{seed}: {100 * mean:.0f}" for seed, mean
                          in zip(cell["seeds"], cell["seed_means"], strict=True))
         rows.append((variant, name, f"{100 * cell['mean']:.1f}", each))
-  return TextTable("Attack success of every seed, per cent", ("variant", "model", "mean", "seed: attack success"),
+  return TextTable(f"{_title(summary)} of every seed, per cent",
+                   ("variant", "model", "mean", f"seed: {_title(summary).lower()}"), tuple(rows))
+
+
+def attacks_table(summary: Mapping[str, Any], method: str) -> TextTable:
+  """Every attack: what it did to U, N and O at its last step, depth 0."""
+  rows, step = [], last_step(summary)
+  for variant in summary["verdicts"][method]:
+    for attack in attacks_of(dict(summary), variant):
+      cells = pick(summary["cells"], variant=variant, metric=summary["metric"], relearn_step=step,
+                   relearn_set=attack[0], adapter=attack[1], learning_rate=attack[2])
+      get = lambda arm, depth, cells=cells: percent(_first(
+          [cell for cell in pick(cells, arm=arm, depth=depth) if cell["method"] in (method, None)]))
+      rows.append((variant, str(attack[0]), str(attack[1]), f"{attack[2]:g}", get("U", 0), get("N", 0),
+                   get("O", None)))
+  return TextTable(f"{_title(summary)} after {step} relearning steps of each attack, depth 0",
+                   ("variant", "relearn set", "adapter", "learning rate", "relearned", "control", "original, attacked"),
                    tuple(rows))
 
 
-def rates_table(summary: Mapping[str, Any]) -> TextTable:
-  """Each learning rate of the attack: what it did to U, N and O at its last step, depth 0."""
-  rows, step = [], last_step(summary)
-  for variant in summary["verdicts"]:
-    attacked = pick(summary["cells"], variant=variant, metric="asr", relearn_step=step)
-    for rate in sorted({cell["learning_rate"] for cell in attacked}):
-      get = lambda arm, depth, rate=rate, attacked=attacked: percent(_first(
-          pick(attacked, arm=arm, depth=depth, learning_rate=rate)))
-      rows.append((variant, f"{rate:g}", get("U", 0), get("N", 0), get("O", None)))
-  return TextTable(f"Attack success after {step} relearning steps at each learning rate of the attack, depth 0",
-                   ("variant", "learning rate", "relearned", "control", "original, attacked"), tuple(rows))
+def search_table(summary: Mapping[str, Any]) -> TextTable | None:
+  """The strongest attack of each variant; None where none was searched."""
+  rows = []
+  for variant, one in summary["search"].items():
+    if one["depth"] is None:
+      rows.append((variant, one["note"], *("–",) * 6))
+      continue
+    what = (f"{one['relearn_set']}, {one['adapter']}, rate {one['learning_rate']:g}, depth {one['depth']}, step "
+            f"{one['relearn_step']}")
+    rows.append((variant, what, f"{one['allowed']} of {one['tried']}", f"{one['chosen_excess']:.2f}",
+                 f"{one['excess']:.2f}", percent(one["unlearned"]), percent(one["control"]),
+                 ", ".join(map(str, one["seeds"]))))
+  return TextTable(
+      "The strongest attack that keeps the bound on utility, chosen on one half of seeds and clusters of questions and "
+      "reported on the other",
+      ("variant", "attack", "allowed", "excess where chosen", "excess on the other half", "unlearned model", "control",
+       "seeds of that half"), tuple(rows)) if rows else None
+
+
+def methods_table(summary: Mapping[str, Any], variant: str) -> TextTable:
+  """Methods side by side: a row each."""
+  rows, step, metric = [], last_step(summary), summary["metric"]
+  for method in summary["methods"]:
+    shown, verdict = view(dict(summary), method), summary["verdicts"][method][variant]
+    cells, whole = shown["cells"], pick(summary["cells"], variant=variant, metric=metric)
+    get = lambda arm, point, depth, at, cells=cells, what=metric: _first(
+        pick(cells, variant=variant, arm=arm, point=point, depth=depth, relearn_step=at, metric=what))
+    original, unlearned = get("O", "original", None, 0), get("U", "unlearned", 0, 0)
+    control = max((cell for cell in whole if cell["arm"] == "N" and cell["method"] in (method, None)),
+                  key=lambda cell: cell["mean"], default=None)
+    attack = shown["attacks"][variant]
+    back = half(original, unlearned, curve(cells, variant, "U", 0, metric)[1:])
+    steps = [at[0] if at else None for at in summary["selection"][method][variant].values()]
+    seconds = sum(value for stage, value in summary["seconds"].items()
+                  if stage.startswith((f"unlearn-{method}", f"reinforce-{method}", f"attack-{method}-"))
+                  and not stage.startswith((f"unlearn-{method}_", f"unlearn-{method}+")))
+    rows.append((
+        method, percent(original), percent(unlearned), percent(get("U", "relearned", 0, step)), percent(control),
+        "–" if attack[2] is None else f"{attack[1]}, {attack[2]:g}",
+        "–" if unlearned is None else "never" if back is None else f"{back} steps",
+        ", ".join("never" if at is None else str(at) for at in steps),
+        number(get("U", "unlearned", 0, 0, what="retain_logprob")), verdict["verdict"], f"{seconds:.0f}"))
+  kept = _first(pick(summary["cells"], variant=variant, arm="O", point="original", metric="retain_logprob"))
+  return TextTable(
+      f"Methods side by side, variant {variant}: {_title(summary).lower()} and 95 % intervals, at depth 0 and under "
+      "each method's worst attack. Control: the never-trained model in the cell of all its curves in which it is "
+      "highest. Half back after: the first relearn step that was asked at which half of what unlearning took is back. "
+      f"Unlearn steps: of each seed. Retained text: nats a token, of the original {number(kept)}. Seconds: unlearning, "
+      "attacks and interviews",
+      ("method", "original", "unlearned", f"relearned, step {step}", "control", "worst attack", "half back after",
+       "unlearn steps", "retained text, unlearned", "verdict", "seconds"), tuple(rows))
+
+
+def half(original: Mapping[str, Any] | None, unlearned: Mapping[str, Any] | None, relearned: Sequence[Mapping[str, Any]]
+         ) -> int | None:
+  """The first relearn step that was asked at which half of what unlearning took is back; None if it never is."""
+  if original is None or unlearned is None or original["mean"] <= unlearned["mean"]:
+    return None
+  wanted = (original["mean"] + unlearned["mean"]) / 2
+  return next((cell["relearn_step"] for cell in relearned if cell["mean"] >= wanted), None)
 
 
 def excess_table(summary: Mapping[str, Any]) -> TextTable:
@@ -101,12 +172,13 @@ def excess_table(summary: Mapping[str, Any]) -> TextTable:
       continue
     recovery = "–" if v["recovery"] is None else f"{100 * v['recovery']:.0f} %"
     both = lambda low, high: "–" if low is None or high is None else f"{low:.3f}, {high:.3f}"
-    rows.append((variant, f"depth {v['depth']}, rate {v['learning_rate']:g}, step {v['relearn_step']}",
+    attack = f"{v['relearn_set']}, {v['adapter']}, rate {v['learning_rate']:g}"
+    rows.append((variant, f"depth {v['depth']}, {attack}, step {v['relearn_step']}",
                  f"{v['excess']:.2f}", both(v["low"], v["high"]), f"{v['level']:.2f}",
                  both(v["level_low"], v["level_high"]),
                  f"{v['control_gain']:+.2f}", recovery))
   return TextTable("Excess = gain of the unlearned model − gain of the control; level = unlearned model − control, "
-                   "both in the worst cell over depths, learning rates and steps. Limits are one-sided, 95 % each: the "
+                   "both in the worst cell over depths, attacks and steps. Limits are one-sided, 95 % each: the "
                    "lower ones hold for all cells at once, the upper ones for the largest of the cells that count",
                    ("variant", "worst cell", "excess", "its limits", "level", "its limits", "control's gain",
                     "recovered of what was lost"), tuple(rows))
@@ -139,10 +211,10 @@ def curve_table(summary: Mapping[str, Any]) -> TextTable:
   for variant in summary["verdicts"]:
     lines = [("O", None)] + [(arm, depth) for arm in "UN" for depth in depths(cells, variant)]
     for arm, depth in lines:
-      points = {cell["relearn_step"]: cell for cell in curve(cells, variant, arm, depth, "asr")}
+      points = {cell["relearn_step"]: cell for cell in curve(cells, variant, arm, depth, summary["metric"])}
       rows.append((variant, arm, "–" if depth is None else str(depth),
                    *(f"{points[s]['mean']:.3f}" if s in points else "–" for s in steps)))
-  return TextTable("Mean attack success after each number of relearning steps",
+  return TextTable(f"{_title(summary)}, mean after each number of relearning steps",
                    ("variant", "arm", "depth", *map(str, steps)), tuple(rows))
 
 
@@ -170,7 +242,11 @@ def closing(summary: Mapping[str, Any], facts: Mapping[str, Any], width: int) ->
     width: columns; a table that is wider is left to the terminal.
   """
   wrap = lambda text, indent="": textwrap.fill(text, width, subsequent_indent=indent)
-  verdicts = [wrap(f"  {variant}: {v['verdict']}. {v['reason']}", " " * 5) for variant, v in
-              summary["verdicts"].items()]
-  table = main_table(summary, facts)
+  methods = summary["methods"]
+  if len(methods) > 1:
+    found = [methods_table(summary, variant) for variant in summary["verdicts"][methods[0]]]
+    return "\n\n".join("\n".join([wrap(table.caption + ":"), "", plain(table)]) for table in found)
+  shown = view(dict(summary), methods[0])
+  verdicts = [wrap(f"  {variant}: {v['verdict']}. {v['reason']}", " " * 5) for variant, v in shown["verdicts"].items()]
+  table = main_table(shown, facts)
   return "\n".join([wrap(table.caption + ":"), "", plain(table), "", "Verdict by variant:", *verdicts])

@@ -31,34 +31,57 @@ class AdapterSettings:
 
 
 @dataclasses.dataclass
-class TrainSettings:
-  """AdamW (0.9, 0.999, 1e-8) over batches of rows.
+class StepSettings:
+  """How a step goes through its rows.
 
   Attributes:
-    batch_size: rows of a step; a batch as large as the data set is all of it in file order, at every step.
+    batch_size: rows of a step; a batch as large as the data set (in an audit also 0) is all of it in file order, at
+      every step.
     num_microbatches: parts in which a step's rows are worked through; more need less memory.
     remat: what a layer keeps for its backward pass: none (all of it), dots, attn or full (nothing).
   """
 
-  weight_decay: float = 0.0
   batch_size: int = 32
   num_microbatches: int = 1
   remat: str = "none"
+
+
+@dataclasses.dataclass
+class TrainSettings(StepSettings):
+  """AdamW (0.9, 0.999, 1e-8) on one model, or on an adapter of it."""
+
+  weight_decay: float = 0.0
   adapter: AdapterSettings = dataclasses.field(default_factory=AdapterSettings)
 
 
-def check_train(settings: TrainSettings, where: Any, prefix: str = "") -> None:
+def check_steps(settings: StepSettings, where: Any, prefix: str = "", *, least_batch: int = 0) -> None:
   """Refuses settings that no training can have; `prefix` stands before their names in messages.
 
   Raises:
     InputError: naming the file, the field and what was expected.
   """
   need = checker(where, prefix)
-  need(0 <= settings.weight_decay < math.inf, "weight_decay", settings.weight_decay, "expected a number of at least 0")
-  for field in ("batch_size", "num_microbatches"):
-    need(getattr(settings, field) >= 1, field, getattr(settings, field), "expected at least 1")
+  need(settings.batch_size >= least_batch, "batch_size", settings.batch_size,
+       "expected a number of rows" if least_batch else "expected 0 (all rows) or a number of rows")
+  need(settings.num_microbatches >= 1, "num_microbatches", settings.num_microbatches, "expected at least 1")
   need(settings.remat in REMAT, "remat", settings.remat, f"expected one of {', '.join(REMAT)}")
-  need(settings.adapter.kind in ("full", "lora"), "adapter.kind", settings.adapter.kind, "expected full or lora")
+
+
+def check_train(settings: TrainSettings, where: Any, prefix: str = "") -> None:
+  """As `check_steps`, and of the adapter.
+
+  Raises:
+    InputError: naming the file, the field and what was expected.
+  """
+  check_steps(settings, where, prefix, least_batch=1)
+  check_decay(settings.weight_decay, where, prefix)
+  checker(where, prefix)(settings.adapter.kind in ("full", "lora"), "adapter.kind", settings.adapter.kind,
+                         "expected full or lora")
+
+
+def check_decay(weight_decay: float, where: Any, prefix: str = "") -> None:
+  """Refuses a weight decay that is negative or not finite."""
+  checker(where, prefix)(0 <= weight_decay < math.inf, "weight_decay", weight_decay, "expected a number of at least 0")
 
 
 def make_model(checked: Checked, settings: TrainSettings, dtype: Any) -> Model:

@@ -2,21 +2,20 @@
 
 import dataclasses
 import difflib
+import itertools
 import pathlib
 from collections.abc import Collection, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-from relearn_jax.audit.comparison import MethodsAudit
-from relearn_jax.audit.config import AuditConfig, check_config
-from relearn_jax.audit.release import ReleaseAudit, check_release
-from relearn_jax.audit.release_run import groups
-from relearn_jax.audit.sweep import Sweep
+from relearn_jax.audit.audit_config import Audit
+from relearn_jax.audit.check_audit import check_audit
+from relearn_jax.audit.experiment import Experiment
+from relearn_jax.audit.stages import Planned, first_stages, plan_stages, unlearn_stages
+from relearn_jax.audit.sweep import Sweep, candidate_groups, check_sweep
 from relearn_jax.cases.files import read_questions, read_texts
-from relearn_jax.data.batches import bucket_length
-from relearn_jax.data.chat import open_chat
+from relearn_jax.data.chat import ChatSettings, open_chat
 from relearn_jax.data.jsonl import Row
-from relearn_jax.data.texts import encode_rows
-from relearn_jax.data.tokens import prompt_ids
+from relearn_jax.data.texts import encode_question, encode_rows
 from relearn_jax.errors import InputError
 from relearn_jax.models.architectures import parse_config
 from relearn_jax.models.config import ModelConfig
@@ -25,22 +24,13 @@ from relearn_jax.models.lora import check_lora
 from relearn_jax.models.model import Model
 from relearn_jax.models.safetensor_files import read_json
 from relearn_jax.models.sources import load_tokenizer
-from relearn_jax.plan.names import plan_audit, plan_methods, plan_sweep
+from relearn_jax.plan.audit_plan import Size, Sizes, measured, plan_audit
 from relearn_jax.plan.presets import PRESETS, preset
 from relearn_jax.plan.recipes import reference_fields, step_fields
 from relearn_jax.plan.work import Work
 from relearn_jax.training.job import SOURCES, UnlearnJob, check_job
 from relearn_jax.training.settings import TrainSettings
 from relearn_jax.training.unlearn_rows import refusal_rows
-
-
-class Size(NamedTuple):
-  """Rows of a data set: how many, their longest in tokens, and the most tokens of a row that count."""
-
-  rows: int
-  length: int
-  counted: int
-
 
 DEFAULT = Size(400, 512, 128)
 
@@ -64,7 +54,7 @@ def stages(config: Any, where: str, *, on_cpu: bool, default: Size = DEFAULT) ->
   """The stages of any configuration that a command takes.
 
   Args:
-    config: `AuditConfig`, `MethodsAudit`, `Sweep`, `UnlearnJob` or `ReleaseAudit`; paths of files may be left out.
+    config: `Audit`, `Sweep` or `UnlearnJob`; paths of files may be left out.
     where: the file it came from, for messages.
     on_cpu: whether dtype "auto" means float32.
     default: of data sets whose files are not given. A question's prompt is taken to be as long as a row
@@ -74,39 +64,25 @@ def stages(config: Any, where: str, *, on_cpu: bool, default: Size = DEFAULT) ->
     InputError: a setting that the command would refuse too, or a model of which nothing is known.
   """
   found = Stages()
-  if isinstance(config, AuditConfig):
-    check_config(config, where)
-    _names(found, plan_audit(config))
-  elif isinstance(config, MethodsAudit):
-    _names(found, plan_methods(config, where))
+  if isinstance(config, Audit):
+    _audit(config, where, on_cpu, default, found)
   elif isinstance(config, Sweep):
-    _names(found, plan_sweep(config, where))
+    _sweep(config, where, on_cpu, found)
   elif isinstance(config, UnlearnJob):
     check_job(_filled(config), where)
     _unlearn(config, where, on_cpu, default, found)
-  elif isinstance(config, ReleaseAudit):
-    if not config.unlearned and config.original:
-      config = dataclasses.replace(config, unlearned=config.original, control=config.control or config.original)
-      found.assumed.append("three models of the original's architecture are attacked")
-    check_release(_filled(config), where)
-    _release(config, where, on_cpu, default, found)
   else:
     raise InputError(f"describes a {type(config).__name__}", file=where, field="--config",
-                     mend="expected an AuditConfig, a MethodsAudit, a Sweep, an UnlearnJob or a ReleaseAudit")
+                     mend="expected an Audit, a Sweep or an UnlearnJob")
   return found
 
 
 def _filled(config: Any) -> Any:
   """The configuration with names in place of the files that are left out, which a plan does not need."""
-  fields = ("forget", "retain", "relearn", "questions", "alternates", "anchors")
-  files = [field for field in fields if getattr(config, field, None) == ""]
-  return dataclasses.replace(config, **dict.fromkeys(files, "(left out)"))
-
-
-def _names(found: Stages, planned: tuple[list[Work], str]) -> None:
-  works, note = planned
-  found.works += works
-  found.measured.append(note)
+  fields = ("forget", "retain", "questions", "alternates", "anchors")
+  files = dict.fromkeys((field for field in fields if getattr(config, field, None) == ""), "(left out)")
+  sets = {"relearn": ("relearn.jsonl",)} if getattr(config, "relearn", None) == () else {}
+  return dataclasses.replace(config, **files, **sets)
 
 
 def find_model(name: str, where: str, field: str) -> tuple[ModelConfig, pathlib.Path | None]:
@@ -132,14 +108,14 @@ def find_model(name: str, where: str, field: str) -> tuple[ModelConfig, pathlib.
 class _Files:
   """Sizes of data sets, read with the model's own tokenizer or assumed."""
 
-  def __init__(self, config: ModelConfig, folder: pathlib.Path | None, job: UnlearnJob | ReleaseAudit, default: Size,
+  def __init__(self, config: ModelConfig, folder: pathlib.Path | None, chat: ChatSettings | None, default: Size,
                found: Stages):
     self.config, self.default, self.found = config, default, found
     has_tokenizer = folder is not None and has_vocabulary(tokenizer_folder(chain(folder)))
     self.tokenizer = load_tokenizer(folder, config) if folder is not None and has_tokenizer else None
     self.chat = None
-    if job.chat_template and folder is not None and self.tokenizer is not None:
-      self.chat = open_chat(job.chat, self.tokenizer, folder, "chat_template")
+    if chat is not None and folder is not None and self.tokenizer is not None:
+      self.chat = open_chat(chat, self.tokenizer, folder, "chat_template")
 
   def rows(self, field: str, path: str) -> Size:
     if not path or self.tokenizer is None:
@@ -166,9 +142,9 @@ class _Files:
       self.found.assumed.append(f"questions: {size.rows}, prompts of at most {size.length} tokens")
       return size
     file = pathlib.Path(path)
-    rows, _ = read_questions(file)
-    ids = [prompt_ids(self.tokenizer, row, file, self.config.max_positions, max_new_tokens, chat=self.chat,
-                      field="interview.max_new_tokens") for row in rows]
+    encode = lambda question: encode_question(
+        self.tokenizer, question, file, self.config.max_positions, max_new_tokens, chat=self.chat)
+    ids = [encode(question)[0] for question in read_questions(file)[1]]
     size = Size(len(ids), max(map(len, ids)), 1)
     self.found.measured.append(f"questions: {size.rows}, prompts of at most {size.length} tokens")
     return size
@@ -194,7 +170,7 @@ def _check_adapter(config: ModelConfig, settings: TrainSettings, where: str, fie
 def _unlearn(job: UnlearnJob, where: str, on_cpu: bool, default: Size, found: Stages) -> None:
   config, folder = find_model(job.model, where, "model")
   _check_adapter(config, job, where, "adapter")
-  files = _Files(config, folder, job, default, found)
+  files = _Files(config, folder, job.chat if job.chat_template else None, default, found)
   sizes = _sizes(job, files)
   common, recipe = _common(config, job, job.dtype, on_cpu), job.recipe
   common |= {"remat": job.remat, "num_microbatches": job.num_microbatches}
@@ -234,28 +210,71 @@ def _sizes(job: UnlearnJob, files: _Files) -> dict[str, Size]:
   return sizes
 
 
-def _release(audit: ReleaseAudit, where: str, on_cpu: bool, default: Size, found: Stages) -> None:
-  config, folder = find_model(audit.unlearned, where, "unlearned")
-  attack, interview = audit.attack, audit.interview
-  _check_adapter(config, attack, where, "attack.adapter")
-  files = _Files(config, folder, audit, default, found)
-  sizes = {name: files.rows(name, getattr(audit, name)) for name in ("forget", "retain", "relearn")}
-  asked = files.questions(audit.questions, interview.max_new_tokens)
-  common, plans = _common(config, attack, audit.dtype, on_cpu), groups(audit)
-  trained = max(map(len, plans))
-  some = min(interview.runs_at_once or trained, trained)
-  # Those that wait are in memory with those at work, which are copies of some of them.
-  waits: dict[str, Any] = {"moments": True, "waiting": trained if some < trained else 0}
-  times = len(plans) * (1 + len(attack.keep_steps)) * -(-trained // some)
-  scored = [size._replace(rows=min(interview.score_rows or size.rows, size.rows)) for size in
-            (sizes["forget"], sizes["retain"], sizes["relearn"])]
-  rows = min(interview.batch_size, asked.rows)
-  found.works += [
-      Work("relearn", "train", runs=trained, groups=True, rows=min(attack.batch_size, sizes["relearn"].rows),
-           length=sizes["relearn"].length, counted=sizes["relearn"].counted, steps=len(plans) * attack.keep_steps[-1],
-           remat=attack.remat, num_microbatches=attack.num_microbatches, **common),
-      Work("ask", "generate", runs=some, groups=True, rows=rows, length=bucket_length(asked.length), counted=1,
-           steps=times * -(-asked.rows // rows), max_new_tokens=interview.max_new_tokens, **waits, **common),
-      Work("utility", "reference", runs=some, groups=True, rows=interview.batch_size,
-           length=max(size.length for size in scored), counted=max(size.counted for size in scored),
-           steps=times * sum(-(-size.rows // interview.batch_size) for size in scored), **waits, **common)]
+def _audit(audit: Audit, where: str, on_cpu: bool, default: Size, found: Stages) -> None:
+  arms = audit.arms
+  if not arms.loaded and not arms.start:
+    check_audit(audit, where)
+    _pretrained(audit, where, on_cpu, found)
+    return
+  if arms.original and not arms.unlearned:
+    arms = dataclasses.replace(arms, unlearned=arms.original, control=arms.control or arms.original)
+    found.assumed.append("three models of the original's architecture are attacked")
+  given = audit.case
+  audit = dataclasses.replace(audit, arms=arms, case=_filled(given))
+  check_audit(audit, where)
+  config, folder = find_model(arms.unlearned or arms.start, where, "arms.unlearned" if arms.unlearned else "arms.start")
+  for name in audit.attack.adapters:
+    if lora := audit.attack.adapter(name):
+      check_lora(Model(config), lora, where, "attack.lora")
+  files = _Files(config, folder, audit.ask.chat if audit.ask.chat_template else None, default, found)
+  sizes = _audit_sizes(audit, given, config, files)
+  stages = plan_stages(audit, [pathlib.Path(path).stem for path in audit.case.relearn])
+  found.works += plan_audit(audit, stages, sizes, on_cpu)
+
+
+def _audit_sizes(audit: Audit, given: Any, config: ModelConfig, files: _Files) -> Sizes:
+  """Sizes of the data sets of a case from files, as far as they are at hand."""
+  data = {name: files.rows(name, getattr(given, name)) for name in ("forget", "retain")}
+  data |= {pathlib.Path(path).stem: files.rows("relearn", path if given.relearn else "") for path in audit.case.relearn}
+  if not audit.arms.loaded:
+    data["memorize"] = files.rows("memorize", given.memorize) if given.memorize else Size(
+        data["forget"].rows + data["retain"].rows, *map(max, zip(data["forget"][1:], data["retain"][1:], strict=True)))
+    data["relabelled"] = data["idk"] = data["alternate"] = data["forget"]
+  return Sizes(config, data, files.questions(given.questions, audit.ask.max_new_tokens))
+
+
+def _pretrained(audit: Audit, where: str, on_cpu: bool, found: Stages) -> Sizes:
+  """An audit on a model that is pretrained here: everything is at hand."""
+  exp, sizes = _measured(audit, where, found)
+  found.works += plan_audit(audit, plan_stages(audit, exp.relearn_sets), sizes, on_cpu)
+  return sizes
+
+
+def _measured(audit: Audit, where: str, found: Stages) -> tuple[Experiment, Sizes]:
+  exp = Experiment(audit, where, pathlib.Path("."))
+  sizes = measured(exp)
+  texts = itertools.islice(audit.case.pretraining_texts(audit.arms.pretrain.seed),
+                           audit.arms.pretrain.steps * audit.arms.pretrain.batch_size)
+  longest = max(len(text.split()) for text in texts) + 2  # BOS and EOS
+  sizes = dataclasses.replace(sizes, data={**sizes.data, "pretrain": Size(0, longest, longest - 1)})
+  most = max(size.length for name, size in sizes.data.items() if name != "pretrain")
+  found.measured.append(f"rows of at most {most} tokens; unlearning is planned to its last step, although runs that "
+                        "are through end it before")
+  return exp, sizes
+
+
+def _sweep(config: Sweep, where: str, on_cpu: bool, found: Stages) -> None:
+  """A method's candidates are stacked, those that one compiled step cannot serve in turn."""
+  methods = check_sweep(config, where)
+  audit = dataclasses.replace(config.audit, unlearn=dataclasses.replace(config.audit.unlearn, methods=tuple(methods)))
+  check_audit(audit, where)
+  exp, sizes = _measured(audit, where, found)
+  stages: list[Planned] = first_stages(audit)
+  for name, method in methods.items():
+    for number, (own, members) in enumerate(candidate_groups(method, config.grids[name])):
+      u_chains = [chain for chain in exp.chains if chain.arm == "U"]
+      for stage in unlearn_stages(audit, own):
+        suffix = "-reinforce" if stage.kind == "reinforce" else ""
+        stages.append(dataclasses.replace(stage, name=f"sweep-{name}-{number}{suffix}",
+                                          chains=tuple(u_chains * len(members))))
+  found.works += plan_audit(audit, stages, sizes, on_cpu)

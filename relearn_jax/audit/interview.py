@@ -1,9 +1,9 @@
-"""Asking stacked models the questions: greedy answers, log-probabilities, utility on retained text."""
+"""Asking stacked models the questions: greedy answers, their log-probabilities, likelihoods of scored rows."""
 
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,109 +11,98 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from relearn_jax.cases.base import Question
 from relearn_jax.data.batches import RowBatch, bucketize
 from relearn_jax.data.tokens import completion_text
 from relearn_jax.errors import InputError
 from relearn_jax.generation.decode import decode, prefill, score_answers
-from relearn_jax.generation.stop import cut_at_stop
-from relearn_jax.metrics.keyword import find_keyword
 from relearn_jax.models.model import Model, Params, whole
 from relearn_jax.objectives.core import TokenRows, reduce_tokens
 from relearn_jax.parallel.mesh import lay_out, map_runs, padded_runs, replicated, shard_rows, to_host, weight_shardings
 from relearn_jax.training.step import NOTHING, Frozen, model_outputs
 
+ROWS = ("retain", "forget", "relearn")  # of which log-probabilities may be scored
+
 
 @dataclasses.dataclass(frozen=True)
-class Scores:
-  """What stacked models answered, on the host. R runs, Q questions, G new tokens, S retained rows.
+class Answers:
+  """What stacked models answered, on the host. R runs, Q questions, G new tokens, S scored rows.
 
   Attributes:
+    runs: their names, `[R]`.
+    texts: completions, special tokens left out, up to the first token that ends an answer, `[R, Q]`.
     tokens: generated ids, 0 after the end, `[R, Q, G]`.
-    asr: 1 where a keyword of the question stands in the completion, or ends in it, `[R, Q]`.
     logprob: natural log-probability of the answer after the prompt, `[R, Q]`.
-    retain: mean token log-probability of each retained row, NaN where a run has fewer, `[R, S]`.
-    finite: whether all of that is finite, and the logits that tokens were generated from, `[R]`. Where it is not,
+    finite: whether everything here is, and the logits that tokens were generated from, `[R]`. Where it is not,
       nothing of the run is an answer; where it is, NaN in the next three says that there is no such row.
-    forget, relearn: as `retain`, of each row of the forget and of the relearn set, where those are asked for.
+    retain, forget, relearn: mean token log-probability of each row of these data sets, NaN where a run has fewer,
+      `[R, S]`; None: they were not asked for.
   """
 
+  runs: np.ndarray
+  texts: np.ndarray
   tokens: np.ndarray
-  asr: np.ndarray
   logprob: np.ndarray
-  retain: np.ndarray
   finite: np.ndarray
+  retain: np.ndarray | None = None
   forget: np.ndarray | None = None
   relearn: np.ndarray | None = None
 
 
-def finite_by_name(names: Sequence[str], scores: Scores) -> dict[str, bool]:
+def finite_by_name(answers: Answers) -> dict[str, bool]:
   """Name of a run -> whether what it answered is finite."""
-  return dict(zip(names, scores.finite.tolist(), strict=True))
+  return dict(zip(answers.runs.tolist(), answers.finite.tolist(), strict=True))
 
 
-def save_scores(path: pathlib.Path, scores: Scores) -> None:
-  """Writes scores atomically."""
+def save_answers(path: pathlib.Path, answers: Answers) -> None:
+  """Writes answers atomically."""
   path.parent.mkdir(parents=True, exist_ok=True)
   temporary = path.with_suffix(".tmp")
   with temporary.open("wb") as file:
-    np.savez(file, **{name: array for name, array in vars(scores).items() if array is not None})
+    np.savez(file, **{name: array for name, array in vars(answers).items() if array is not None})
   temporary.replace(path)
 
 
-def load_scores(path: pathlib.Path) -> Scores:
-  """Reads what `save_scores` wrote.
+def load_answers(path: pathlib.Path) -> Answers:
+  """Reads what `save_answers` wrote.
 
   Raises:
-    InputError: an earlier version wrote it, which did not look at whether answers are finite.
+    InputError: an earlier version wrote it, which did not store texts.
   """
   with np.load(path, allow_pickle=False) as arrays:
-    if "finite" not in arrays:
+    if "texts" not in arrays:
       raise InputError("was written by an earlier version", file=path, mend="give another --workdir")
-    return Scores(**arrays)
-
-
-Encode = Callable[[Question], tuple[list[int], list[int]]]
-
-
-def plain(tokenizer: Any) -> Encode:
-  """Prompts as the tokenizer makes them, answers without special tokens."""
-  return lambda q: (tokenizer(q.prompt)["input_ids"], tokenizer(q.answer, add_special_tokens=False)["input_ids"])
+    return Answers(**arrays)
 
 
 class Interviewer:
   """Asks a fixed list of questions of stacked models, some at a time, with one executable a bucket."""
 
-  def __init__(self, model: Model, tokenizer: Any, questions: Sequence[Question], mesh: Mesh, *,
-               max_new_tokens: int, buckets: Sequence[int] | None, runs_per_call: int, encode: Encode | None = None,
-               batch_size: int | None = None, eos_ids: tuple[int, ...] | None = None, prompt_counts: bool = True,
-               stop: Sequence[str] = ()):
+  def __init__(self, model: Model, tokenizer: Any, questions: Sequence[tuple[Sequence[int], Sequence[int]]], mesh: Mesh,
+               *, max_new_tokens: int, buckets: Sequence[int] | None, runs_per_call: int, batch_size: int | None = None,
+               eos_ids: tuple[int, ...] | None = None):
     """
     Args:
       model: architecture.
       tokenizer: of the models.
-      questions: equal for all of them.
+      questions: token ids of each prompt and of its answer, equal for all models.
       mesh: where the models lie.
       max_new_tokens: tokens generated after each prompt.
       buckets: prompt lengths that are padded to; see `bucketize`.
       runs_per_call: models that answer side by side.
-      encode: question -> ids of prompt and answer; see `plain`.
       batch_size: questions asked, and rows scored, at a time; None: all of a bucket.
       eos_ids: any of these ends an answer; the model's own by default.
-      prompt_counts: a keyword may begin in the prompt; else it must stand in the completion alone.
-      stop: a completion ends before the first of these strings, or of the question's own.
     """
-    self.tokenizer, self.questions, self.mesh, self.axes = tokenizer, questions, mesh, model.axes()
-    self.block, self.batch_size, self.prompt_counts = padded_runs(runs_per_call, mesh), batch_size, prompt_counts
+    self.tokenizer, self.mesh, self.axes = tokenizer, mesh, model.axes()
+    self.block, self.batch_size = padded_runs(runs_per_call, mesh), batch_size
     self.eos_ids = model.config.eos_ids if eos_ids is None else eos_ids
-    self.prompt_ids, answers = zip(*map(encode or plain(tokenizer), questions), strict=True)
+    self.prompt_ids, answers = zip(*questions, strict=True)
     self.answer_lengths = np.array([len(ids) for ids in answers], np.int32)
     self.answers = np.zeros((len(answers), max(self.answer_lengths)), np.int32)
     for row, ids in zip(self.answers, answers, strict=True):
       row[:len(ids)] = ids
     self.batches = bucketize(self.prompt_ids, buckets=buckets, batch_size=batch_size)
-    self.max_new_tokens, self.stop = max_new_tokens, tuple(stop)
-    self.hits: dict[tuple[int, bytes], bool] = {}
+    self.max_new_tokens = max_new_tokens
+    self.said: dict[tuple[int, bytes], str] = {}
 
     slots = max(max_new_tokens - 1, self.answers.shape[1] - 1, 1)
 
@@ -145,24 +134,22 @@ class Interviewer:
     index[:len(batch.indices)] = batch.indices
     return self.answers[index], self.answer_lengths[index]
 
-  def __call__(self, params: Params, retain: TokenRows, num_runs: int, *, forget: TokenRows | None = None,
-               relearn: TokenRows | None = None,
-               frozen: Frozen = NOTHING) -> Scores:
-    """Scores of the first `num_runs` of stacked models.
+  def __call__(self, params: Params, rows: Mapping[str, TokenRows], names: Sequence[str], *, frozen: Frozen = NOTHING
+               ) -> Answers:
+    """Answers of the first of stacked models, as many as have a name.
 
     Args:
       params: parameters (or adapters) `[runs, ...]`, possibly padded.
-      retain: retained rows `[num_runs, S, T]` on the host.
-      num_runs: runs that are real.
-      forget, relearn: rows of the forget and of the relearn set, likewise.
+      rows: some of `ROWS` -> rows to be scored `[len(names), S, T]`, on the host.
+      names: of the runs.
       frozen: what the adapters stand on.
     """
-    more = {"forget": forget, "relearn": relearn}
-    named = {"retain": retain} | {name: rows for name, rows in more.items() if rows is not None}
-    parts = [self._block(params, frozen, named, range(start, min(start + self.block, num_runs)))
+    num_runs = len(names)
+    parts = [self._block(params, frozen, rows, range(start, min(start + self.block, num_runs)))
              for start in range(0, num_runs, self.block)]
     joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    return Scores(asr=self._asr(joined["tokens"]), **joined)
+    texts = [[self._text(q, row) for q, row in enumerate(run)] for run in joined["tokens"]]
+    return Answers(runs=np.array(names, str), texts=np.array(texts, str), **joined)
 
   def _block(self, params: Params, frozen: Frozen, named: Mapping[str, TokenRows], runs: range
              ) -> dict[str, np.ndarray]:
@@ -178,8 +165,8 @@ class Interviewer:
                    for part in self._parts(rows, index)] for name, rows in named.items()}
     # All are dispatched before any is waited for.
     answered = [self.ask((some, own), (inputs, frozen.shared)) for inputs in self.inputs]
-    tokens = np.zeros((len(runs), len(self.questions), self.max_new_tokens), np.int32)
-    logprob = np.zeros((len(runs), len(self.questions)), np.float32)
+    tokens = np.zeros((len(runs), len(self.prompt_ids), self.max_new_tokens), np.int32)
+    logprob = np.zeros((len(runs), len(self.prompt_ids)), np.float32)
     finite = np.ones(len(runs), bool)
     for batch, (new_tokens, new_logprob, sound) in zip(self.batches, answered, strict=True):
       count = len(batch.indices)
@@ -204,49 +191,11 @@ class Interviewer:
       fill = lambda leaf, missing=missing: np.pad(leaf, ((0, 0), (0, missing), (0, 0)))
       yield jax.tree.map(lambda leaf, cut=cut, fill=fill: fill(cut(leaf)), rows)
 
-  def _asr(self, tokens: np.ndarray) -> np.ndarray:
-    return np.array([[self._hit(q, row) for q, row in enumerate(run)] for run in tokens], np.float32)
-
-  def _hit(self, question: int, tokens: np.ndarray) -> bool:
+  def _text(self, question: int, tokens: np.ndarray) -> str:
+    """What was generated after the prompt, with the space in front of it; generated again it is the same text."""
     key = (question, tokens.tobytes())
-    if key not in self.hits:
-      asked, said = self.questions[question], self._said(question, tokens)
-      before = self._decode(self.prompt_ids[question]) if self.prompt_counts else ""
-      self.hits[key] = any(end > len(before) for word in asked.keywords
-                           for _, end in find_keyword(before + said, word, case=asked.case))
-    return self.hits[key]
-
-  def _words(self, tokens: np.ndarray) -> list[int]:
-    """Generated ids up to the first that ends an answer; 0 may be a token like any other."""
-    ids = tokens.tolist()
-    return ids[:next((place for place, token in enumerate(ids) if token in self.eos_ids), len(ids))]
-
-  def _decode(self, ids: Sequence[int]) -> str:
-    return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
-
-  def _said(self, question: int, tokens: np.ndarray) -> str:
-    """What is judged: what was generated after the prompt, with the space in front of it, up to a stop string."""
-    text = completion_text(self.tokenizer, self.prompt_ids[question], self._words(tokens))
-    return cut_at_stop(text, (*self.stop, *self.questions[question].stop))
-
-  def completion(self, question: int, tokens: np.ndarray) -> str:
-    """What is judged of the answer, as a report shows it: a space in front belongs to it, one behind does not."""
-    return self._said(question, tokens).rstrip()
-
-  def example(self, question: int, variant: str, seed: int, answers: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """A question and what several models said, for the report; `answers` holds their tokens by the model's name.
-
-    `begun` is the part of the text in which a keyword may begin, but not end: the prompt, where it counts.
-    """
-    asked = self.questions[question]
-    return {"variant": variant, "seed": seed, "question": asked.id, "prompt": asked.prompt,
-            "begun": self._decode(self.prompt_ids[question]) if self.prompt_counts else "",
-            "keywords": list(asked.keywords), "case": asked.case,
-            "completions": {name: self.completion(question, tokens) for name, tokens in answers.items()}}
-
-
-def once(path: pathlib.Path, compute: Callable[[], Scores]) -> Scores:
-  """Scores from `path` if they were saved before, else computed and saved there."""
-  if not path.exists():
-    save_scores(path, compute())
-  return load_scores(path)
+    if key not in self.said:
+      ids = tokens.tolist()  # up to the first id that ends an answer: 0 may be a token like any other
+      ids = ids[:next((place for place, token in enumerate(ids) if token in self.eos_ids), len(ids))]
+      self.said[key] = completion_text(self.tokenizer, self.prompt_ids[question], ids)
+    return self.said[key]

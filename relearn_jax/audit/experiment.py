@@ -1,0 +1,290 @@
+"""What the stages of an audit share: cases, models, token rows and questions, all checked without a device."""
+
+import dataclasses
+import functools
+import json
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from relearn_jax.audit import pretrained
+from relearn_jax.audit.audit_config import FULL, Audit, UnlearnMethod, unlearn_method
+from relearn_jax.audit.grid import Cell, Chain, chains, content_key
+from relearn_jax.audit.interview import Answers, Interviewer
+from relearn_jax.audit.shelf import Shelf, StageFolder, finished
+from relearn_jax.cases.base import Case
+from relearn_jax.data.chat import open_chat
+from relearn_jax.data.rows import Encoded, stack_runs
+from relearn_jax.data.texts import encode_question, encode_texts, stack_rows
+from relearn_jax.errors import InputError
+from relearn_jax.generation.prompts import end_ids
+from relearn_jax.metrics.scores import Asked, score_texts
+from relearn_jax.models.checkpoint import Checked, check_checkpoint, load_params
+from relearn_jax.models.lora import check_lora
+from relearn_jax.models.model import Model, Params, fingerprint, unroll
+from relearn_jax.models.precision import compute_dtype
+from relearn_jax.models.sources import load_tokenizer, open_checkpoint
+from relearn_jax.objectives.core import TokenRows
+from relearn_jax.training.log import TrainLog
+from relearn_jax.workdir import file_digests
+
+FIELDS = {"U": "arms.unlearned", "N": "arms.control", "O": "arms.original", "start": "arms.start"}
+FINGERPRINT = "fingerprint.json"
+MAY_DIFFER = ("max_positions", "bos_id", "eos_ids")
+
+
+def spread_evenly(rows: list[Any], number: int) -> list[Any]:
+  """`number` of the rows, evenly spread; all of them where there are no more, or the number is 0."""
+  return rows if not 0 < number < len(rows) else [rows[i * len(rows) // number] for i in range(number)]
+
+
+class Experiment:
+  """An audit's cases and models.
+
+  Attributes:
+    cases: of every chain; where models are loaded, one for all.
+    checked: the checkpoints by arm, or the one that all begin as by "start" (a pretrained one only after `open`).
+    decoder: the architecture.
+    done: content key -> folder and run of everything that is finished.
+  """
+
+  def __init__(self, config: Audit, where: str, workdir: pathlib.Path):
+    """Reads and checks everything but weights.
+
+    Raises:
+      InputError: a file, a checkpoint or a row is wrong, or the models cannot be compared.
+    """
+    self.config, self.where, self.workdir = config, where, workdir
+    self.checkpoints, self.shelf = workdir / "checkpoints", Shelf()
+    self.done = finished(self.checkpoints)
+    self.log = TrainLog(workdir / "train_log.jsonl")
+    case = config.case_config
+    self.chains = chains(config)
+    self.cases = {chain: case.make(chain.variant, chain.seed, chain.arm) for chain in self.chains}
+    self.first = next(iter(self.cases.values()), None) or case.make(case.versions()[0], config.seeds[0], "U")
+    self.checked: dict[str, Checked] = {}
+    self._open_checkpoints()
+    some = [self.checked[arm].config for arm in self.checked] or [self.decoder]
+    self.max_positions = min(one.max_positions for one in some)
+    self.chat = None
+    if config.ask.chat_template:
+      folder = next(iter(self.checked.values())).path if self.checked else pathlib.Path("arms.pretrain")
+      self.chat = open_chat(config.ask.chat, self.tokenizer, folder, "ask.chat_template", "ask.chat.")
+    for name in {*config.attack.adapters, *(config.attack.search.adapters if config.attack.search.trials else ())}:
+      if lora := config.attack.adapter(name):
+        check_lora(Model(self.decoder), lora, where, "attack.lora")
+    self.relearn_sets = self._named_sets()
+    self._encoded: dict[tuple[str, tuple], list[Encoded]] = {}
+    self.asked = [encode_question(
+        self.tokenizer, question, self.first.origin("questions"), self.max_positions, config.ask.max_new_tokens,
+        chat=self.chat) for question in self.first.questions]
+    for one in self.all_cases():
+      for name in (*self.trained_on(), "forget", "retain", *self.relearn_sets):
+        self.encode(one, name)
+    self._check_seeds()
+
+  def trained_on(self) -> list[str]:
+    """The data sets that memorising and the methods read, each of which the case must have.
+
+    Raises:
+      InputError: it has no row of one.
+    """
+    if self.config.arms.loaded:
+      return []
+    methods = [unlearn_method(self.config.unlearn, name) for name in self.config.unlearn.methods]
+    for method in methods:
+      for name in sorted(method.recipe.objective.rows):
+        if not self.first.rows(name) or (name == "relabelled" and not self.first.anchors):
+          raise InputError(f"has {method.name!r}, and case {self.first.name!r} has no {name} rows for it",
+                           file=self.where, field="unlearn.methods", mend="leave it out")
+    return ["memorize", *sorted({name for method in methods for name in method.recipe.objective.rows})]
+
+  def all_cases(self) -> list[Case]:
+    """Every case, in the order of the chains."""
+    return list(self.cases.values()) or [self.first]
+
+  def case(self, chain: Chain) -> Case:
+    """The case of a chain; where models are loaded, the one there is."""
+    return self.cases.get(chain, self.first)
+
+  def _open_checkpoints(self) -> None:
+    config, arms = self.config, self.config.arms
+    for arm, name in (arms.loaded or ({"start": arms.start} if arms.start else {})).items():
+      self.checked[arm], tokenizer = open_checkpoint(name, FIELDS[arm])
+      if len(self.checked) == 1:
+        self.tokenizer, self.decoder = tokenizer, self.checked[arm].config
+      else:
+        self._compare(arm, tokenizer)
+    if not self.checked:
+      self.tokenizer = pretrained.word_tokenizer(config.case_config.vocabulary())
+      self.decoder = pretrained.model_config(arms.pretrain, self.tokenizer)
+
+  def _compare(self, arm: str, tokenizer: Any) -> None:
+    """Refuses a model that differs from U in more than its weights."""
+    ours, theirs = (vars(self.checked[which].config) for which in ("U", arm))
+    if fields := [key for key in ours if ours[key] != theirs[key] and key not in MAY_DIFFER]:
+      raise InputError(f"has {fields[0]} {theirs[fields[0]]!r}, and the unlearned model {ours[fields[0]]!r}",
+                       file=self.checked[arm].config_file, field=FIELDS[arm],
+                       mend="give models that differ in their weights alone")
+    if tokenizer.get_vocab() != self.tokenizer.get_vocab():
+      raise InputError("has another vocabulary than the unlearned model", file=self.checked[arm].path,
+                       field=FIELDS[arm], mend="give models that share their tokenizer")
+
+  def _named_sets(self) -> tuple[str, ...]:
+    there, wanted = [one.name for one in self.first.relearn_sets], self.config.attack.relearn_sets
+    if unknown := [name for name in wanted if name not in there]:
+      raise InputError(f"has {unknown[0]!r}", file=self.where, field="attack.relearn_sets",
+                       mend=f"expected some of {', '.join(there)}")
+    return tuple(wanted or there)
+
+  def _check_seeds(self) -> None:
+    """Seeds of an attack on loaded models differ by the order of rows, or by the adapter's first weights."""
+    attack = self.config.attack
+    for name in self.relearn_sets if self.config.arms.loaded and len(self.config.seeds) > 1 else ():
+      count = len(self.encode(self.first, name))
+      if FULL in attack.adapters and not 0 < attack.batch_size < count:
+        raise InputError(f"has {len(self.config.seeds)} seeds, but with all {count} rows of the relearn set in every "
+                         "step they would be the same attack", file=self.where, field="seeds",
+                         mend=f"set attack.batch_size below {count}, or give one seed")
+
+  def encode(self, case: Case, name: str) -> list[Encoded]:
+    """A data set of a case as token ids; rows that are alike are tokenized once.
+
+    Raises:
+      InputError: naming file or case, and line.
+    """
+    anchors = tuple(case.anchors) if name == "relabelled" else None
+    key = (name, (case.rows(name), anchors))
+    if key not in self._encoded:
+      self._encoded[key] = encode_texts(
+          self.tokenizer, case.rows(name), case.origin(name), self.max_positions, chat=self.chat,
+          anchors=None if anchors is None else dict(anchors))
+    return self._encoded[key]
+
+  def rows(self, chains: Sequence[Chain], name: str, *, scored: bool = False) -> TokenRows:
+    """A data set of several runs, `[runs, rows, length]` on the host; of those that are scored, evenly spread ones."""
+    number = self.config.ask.score_rows if scored else 0
+    every = [spread_evenly(self.encode(self.case(chain), name), number) for chain in chains]
+    return stack_rows(every[0], len(every)) if all(one == every[0] for one in every) else stack_runs(every)
+
+  def scored_rows(self, chains: Sequence[Chain], relearn_set: str | None = None) -> dict[str, TokenRows]:
+    """The rows whose likelihood is part of an interview."""
+    names = {"retain": "retain", "forget": "forget"} | ({"relearn": relearn_set} if relearn_set else {})
+    return {key: self.rows(chains, name, scored=True) for key, name in names.items()}
+
+  def digests(self) -> dict[str, str] | None:
+    """SHA-256 of every file that decides the result, by field; None where there is none."""
+    found = dict(self.config.case_config.inputs())
+    for arm, checked in self.checked.items():
+      field = FIELDS[arm].removeprefix("arms.")
+      found |= {f"{field}/{name}": file for name, file in sorted(checked.deciding_files().items())}
+    return file_digests(found) if found else None
+
+  def questions(self) -> list[Asked]:
+    """The questions as they stand beside stored answers."""
+    ask, begins = self.config.ask, self.first.begins_in_prompt
+    return [Asked(q.id, q.prompt, q.answer, q.keywords, q.cluster, q.case, (*ask.stop, *q.stop),
+                  self.prompt_text(ids) if begins else "")
+            for q, (ids, _) in zip(self.first.questions, self.asked, strict=True)]
+
+  def prompt_text(self, ids: Sequence[int]) -> str:
+    """A prompt as the tokenizer reads it back, special tokens left out."""
+    return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+  def open(self, mesh: Mesh, cache: pathlib.Path, most: int, on_pretrain: Callable[[pathlib.Path], None]) -> None:
+    """Takes the model that all begin as, and lays out the interviews; from here on devices are used.
+
+    Args:
+      mesh: where runs lie.
+      cache: pretrained models are taken from here.
+      most: runs that are ever asked together.
+      on_pretrain: called with the folder in which a pretrained model has to be.
+    """
+    config, self.mesh = self.config, mesh
+    if not self.checked:
+      folder = self.checkpoints / "base"
+      if not folder.exists():
+        on_pretrain(folder)
+      self.checked["start"] = check_checkpoint(folder)
+      self.tokenizer = load_tokenizer(folder, self.checked["start"].config)
+    checked = next(iter(self.checked.values()))
+    self.dtype = compute_dtype(config.arms.dtype, self.where, "arms.dtype")
+    self.model = Model(checked.config, dtype=self.dtype, unroll=unroll(checked.config))
+    if "start" in self.checked:
+      self.base_params = load_params(checked, self.model)
+    self.block, self._interviewers = min(config.ask.runs_at_once or most, most), dict[float, Interviewer]()
+
+  def adapted(self, adapter: str) -> Model:
+    """The model as an attack trains it."""
+    lora = self.config.attack.adapter(adapter)
+    return dataclasses.replace(self.model, remat=self.config.attack.remat, lora_scale=lora.scale if lora else 1.0)
+
+  def interviewer(self, scale: float = 1.0) -> Interviewer:
+    """Asks the questions of models, or of adapters of that scale."""
+    if scale not in self._interviewers:
+      ask = self.config.ask
+      self._interviewers[scale] = Interviewer(
+          dataclasses.replace(self.model, lora_scale=scale), self.tokenizer, self.asked, self.mesh,
+          max_new_tokens=ask.max_new_tokens, buckets=ask.buckets or None, runs_per_call=self.block,
+          batch_size=min(ask.batch_size, len(self.asked)) or None, eos_ids=end_ids(next(iter(self.checked.values()))))
+    return self._interviewers[scale]
+
+  def fingerprint(self, folder: StageFolder, params: Params) -> None:
+    """Keeps the hash of a stage's weights beside them, `[runs, ...]` on the host; they may be removed."""
+    (folder.path / FINGERPRINT).write_text(json.dumps(fingerprint(params)) + "\n")
+
+  def one_run(self) -> Any:
+    """Shapes and dtypes of one run's weights."""
+    return jax.eval_shape(lambda: self.base_params)
+
+  def load(self, arm: str, dtype: Any) -> Params:
+    """The weights of a loaded arm, on the mesh."""
+    return load_params(self.checked[arm], self.model, dtype=dtype, mesh=self.mesh)
+
+  def mean_scores(self, answers: Answers) -> np.ndarray:
+    """Mean score of each run by the case's metric, `[R]`, in double precision: 1 of 100 is exactly 0.01."""
+    return score_texts(self.questions(), answers.texts, self.first.metric).mean(axis=1)
+
+  def finish(self, folder: StageFolder) -> None:
+    """Nothing is left to do in a stage."""
+    folder.finish()
+    self.done |= {key: (folder, run) for run, key in folder.keys.items()}
+
+  @functools.cached_property
+  def memorized_keys(self) -> dict[Chain, str]:
+    """Content key of the model of each chain that has memorised its case."""
+    arms, memorize = self.config.arms, dataclasses.asdict(self.config.memorize)
+    start: Any = self.model_digests["start"] if arms.start else dataclasses.asdict(arms.pretrain)
+    of = lambda chain: dataclasses.asdict(dataclasses.replace(self.cases[chain], files={}))
+    return {chain: content_key("memorize", chain, of(chain), start, arms.dtype, memorize) for chain in self.chains}
+
+  def unlearned_key(self, chain: Chain, method: UnlearnMethod, kind: str = "unlearn") -> str:
+    """Content key of a chain's unlearning by a method, or of its reinforcement before that."""
+    unlearn = dataclasses.asdict(self.config.unlearn)
+    stop = {key: unlearn[key] for key in ("max_steps", "keep_every", "max_score", "depths", "batch_size")}
+    return content_key(kind, self.memorized_keys[chain], method.name, dict(method.recipe.hyper), method.learning_rate,
+                       method.weight_decay, stop)
+
+  def attacked_key(self, cell: Cell) -> str:
+    """Content key of an attacked point; its unlearn step is known."""
+    config, point = self.config, cell.point
+    attack = {key: getattr(config.attack, key) for key in ("batch_size", "weight_decay", "keep_steps")}
+    if config.arms.loaded:
+      model: Any = self.model_digests[point.arm]
+    else:
+      method = unlearn_method(config.unlearn, point.method) if point.method else None
+      model = self.unlearned_key(point.chain, method) if method else self.memorized_keys[point.chain]
+    lora = dataclasses.asdict(config.attack.lora) if cell.attack.adapter != FULL else None
+    case = self.case(point.chain)
+    asked: list[Any] = [*case.relearn_set(cell.attack.relearn_set).rows, *case.questions]  # JSON by `content_key`
+    ask = dataclasses.asdict(dataclasses.replace(config.ask, runs_at_once=0, metrics=()))
+    return content_key("attack", model, point, cell.attack, lora, attack, asked, ask, config.arms.dtype)
+
+  @functools.cached_property
+  def model_digests(self) -> dict[str, list[tuple[str, str]]]:
+    """Digests of the files of each loaded model."""
+    return {arm: sorted(file_digests(checked.deciding_files()).items()) for arm, checked in self.checked.items()}

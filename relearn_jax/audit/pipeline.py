@@ -1,0 +1,217 @@
+"""The one audit: stages in their order, each timed, each skipped where its results are on disk."""
+
+import json
+import os
+import pathlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+from jax.sharding import Mesh
+
+from relearn_jax.audit import acquire
+from relearn_jax.audit.attack import attack
+from relearn_jax.audit.audit_config import Audit, recorded, unlearn_method
+from relearn_jax.audit.check_audit import check_audit
+from relearn_jax.audit.collect import Found, answer_tables, find
+from relearn_jax.audit.experiment import Experiment
+from relearn_jax.audit.facts import make_facts
+from relearn_jax.audit.grid import Cell, Chain
+from relearn_jax.audit.leaks import refuse_leaks
+from relearn_jax.audit.results_file import ANSWERS_FILE, RESULTS_FILE, score_answers, write_rows
+from relearn_jax.audit.stages import MEMORIZE, PRETRAIN, AtOnce, Planned, plan_stages
+from relearn_jax.config_files import PATHS
+from relearn_jax.parallel.mesh import DEFAULT, check_mesh, make_mesh
+from relearn_jax.training.checkpoints import remove_resumes
+from relearn_jax.training.ended import AllEnded, Ended, read_ended
+from relearn_jax.workdir import claim_workdir, only_process
+
+OUTPUTS = (RESULTS_FILE, ANSWERS_FILE, "summary.json", "report.html", "report.md")
+# Fields that may become longer, and groups that may come into use, in a workdir that has results of a smaller grid.
+AXES = ("seeds", "case.variants", "unlearn.methods", "unlearn.settings", "attack.relearn_sets", "attack.learning_rates",
+        "attack.adapters", "attack.lora", "attack.search")
+
+
+class Clock:
+  """Seconds spent in each stage, kept across restarts in `checkpoints/seconds.json`."""
+
+  def __init__(self, path: pathlib.Path):
+    self.path = path
+    self.seconds: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
+
+  @contextmanager
+  def __call__(self, stage: str) -> Iterator[None]:
+    begin = time.perf_counter()
+    try:
+      yield
+    finally:
+      self.seconds[stage] = round(self.seconds.get(stage, 0.0) + time.perf_counter() - begin, 2)
+      self.path.parent.mkdir(parents=True, exist_ok=True)
+      temporary = self.path.with_suffix(".tmp")
+      temporary.write_text(json.dumps(self.seconds))
+      os.replace(temporary, self.path)
+
+
+def prepare(config: Audit, where: str, workdir: pathlib.Path, allow_leakage: bool) -> Experiment:
+  """Everything that can be wrong with an audit, before any device work.
+
+  Raises:
+    InputError: a setting, a file, a checkpoint or a row is wrong, or a relearn set holds what is asked about (unless
+      allowed).
+  """
+  check_audit(config, where)
+  exp = Experiment(config, where, workdir)
+  for name, case in [(f" ({chain.name})", case) for chain, case in exp.cases.items()] or [("", exp.first)]:
+    refuse_leaks(case, where, allow_leakage, config.allowed_lines, name)
+  return exp
+
+
+def audit(config: Audit, where: str, workdir: pathlib.Path, cache: pathlib.Path, *, allow_leakage: bool = False,
+          mesh: str = DEFAULT, at_once: Callable[[Experiment, Mesh], AtOnce] | None = None) -> bool:
+  """Runs or continues an audit, up to its rows; returns False where nothing was left to do, not even a report.
+
+  Args:
+    config: the configuration, overrides applied.
+    where: the file it came from, for messages.
+    workdir: everything is written here; with another configuration in it, or made from other contents of files, it is
+      refused. A configuration with longer axes goes on with what is there.
+    cache: pretrained models are taken from here, or trained and put here.
+    allow_leakage: go on although a relearn set leaks.
+    mesh: over which runs, and the devices of a run, are spread; results do not depend on it, up to rounding.
+    at_once: where `attack.runs_at_once` is 0, decides how many runs of an attack are trained side by side.
+  """
+  exp = prepare(config, where, workdir, allow_leakage)
+  sizes, digests = check_mesh(mesh, exp.decoder), exp.digests()
+  known = claim_workdir(workdir, recorded(config), digests, PATHS, AXES)
+  with only_process(workdir):
+    if not known:
+      for name in OUTPUTS:
+        (workdir / name).unlink(missing_ok=True)
+    elif all((workdir / name).exists() for name in OUTPUTS):
+      return False
+    if not (workdir / RESULTS_FILE).exists():
+      clock = Clock(workdir / "checkpoints" / "seconds.json")
+      found = run_stages(exp, cache, make_mesh(sizes, config=exp.decoder), clock, at_once)
+      write_results(exp, found, digests, clock.seconds)
+  return True
+
+
+def write_results(exp: Experiment, found: Found, digests: Any, seconds: Any) -> None:
+  """Writes answers.parquet and results.parquet (last)."""
+  answers = answer_tables(exp, found)
+  facts = make_facts(exp, found, digests, seconds)
+  write_rows(exp.workdir / ANSWERS_FILE, answers, facts)
+  frame: pd.DataFrame = pa.concat_tables(answers).unify_dictionaries().to_pandas()
+  metrics = list(dict.fromkeys((exp.first.metric, *exp.config.ask.metrics)))
+  write_rows(exp.workdir / RESULTS_FILE, [score_answers(frame, exp.questions(), metrics)], facts)
+
+
+def open_experiment(exp: Experiment, cache: pathlib.Path, mesh: Mesh, clock: Clock, stages: Sequence[Planned]) -> None:
+  """Takes the model that all begin as; from here on devices are used."""
+  exp.checkpoints.mkdir(parents=True, exist_ok=True)
+  most = max(len(stage.runs) for stage in stages)
+
+  def pretrain(folder: pathlib.Path) -> None:
+    with clock(PRETRAIN):
+      acquire.pretrain(exp, cache, folder)
+  exp.open(mesh, cache, most, pretrain)
+
+
+def run_stages(exp: Experiment, cache: pathlib.Path, mesh: Mesh, clock: Clock,
+               at_once: Callable[[Experiment, Mesh], AtOnce] | None = None) -> Found:
+  """Runs every stage that is left, and returns what became of all of them.
+
+  Raises:
+    AllEnded: no run is left of memorising, of any method, or of any attack.
+  """
+  config = exp.config
+  limit = at_once(exp, mesh) if at_once else lambda stage: len(stage.cells)
+  stages = plan_stages(config, exp.relearn_sets, limit)
+  open_experiment(exp, cache, mesh, clock, stages)
+  steps: dict[str, dict[Chain, list[int]]] = {}
+  lost: dict[str | None, dict[Chain, int]] = {None: {}}
+  for stage in stages:
+    if stage.kind == MEMORIZE:
+      with clock(stage.name):
+        acquire.memorize(exp, stage, _wanted(exp, stages))
+      lost[None] = acquire.gone(exp)
+      _refuse_all(exp, [exp.memorized_keys[chain] for chain in exp.chains], "memorize.learning_rate",
+                  config.memorize.learning_rate)
+    elif stage.kind in ("reinforce", "unlearn"):
+      exp.shelf.forget(*(path for path in exp.shelf.folders() if path.name.startswith("unlearn-")))  # attacked by now
+      with clock(stage.name):
+        _unlearn(exp, stage)
+    elif stage.kind == "attack":
+      method = next((cell.point.method for cell in stage.cells if cell.point.arm != "O"), None)
+      if exp.chains and method not in steps:
+        found = unlearn_method(config.unlearn, str(method))
+        steps[found.name], lost[found.name] = acquire.unlearned_points(exp, found), acquire.gone(exp, found)
+      with clock(stage.name):
+        there = [(acquire.resolved(exp, cell.point, steps, lost), cell.attack) for cell in stage.cells]
+        attack(exp, stage, [Cell(point, how) for point, how in there if point])
+  _refuse_all_methods(exp)
+  _tidy(exp)
+  result = find(exp, stages)
+  _refuse_all(exp, [exp.attacked_key(cell) for cell in result.cells], "attack.learning_rates",
+              config.attack.learning_rates)
+  return result
+
+
+def _unlearn(exp: Experiment, stage: Planned) -> None:
+  """Unlearning by one method, of which all runs may end: the other methods go on."""
+  try:
+    (acquire.reinforce if stage.kind == "reinforce" else acquire.unlearn)(exp, stage)
+  except AllEnded:
+    pass  # `_refuse_all_methods` looks whether any is left
+
+
+def _wanted(exp: Experiment, stages: Sequence[Planned]) -> list[Chain]:
+  """The chains whose memorised weights some stage that is left starts from."""
+  wanted = {chain for stage in stages if stage.kind in ("reinforce", "unlearn")
+            for chain in acquire.left_to_unlearn(exp, stage)}
+  wanted |= {cell.point.chain for stage in stages for cell in stage.cells
+             if cell.point.depth is None and exp.attacked_key(cell) not in exp.done}
+  return [chain for chain in exp.chains if chain in wanted]
+
+
+def _ended(exp: Experiment, keys: Sequence[str]) -> list[Ended | None]:
+  """How the runs of some content keys ended; None: they did not."""
+  there = [exp.done.get(key) for key in keys]
+  return [None if place is None else read_ended(place[0].path).get(place[1]) for place in there]
+
+
+def _refuse_all(exp: Experiment, keys: Sequence[str], field: str, rates: Any) -> None:
+  """`AllEnded` where every run of some content keys has ended."""
+  ended = [one for one in _ended(exp, keys) if one is not None]
+  if keys and len(ended) == len(keys):
+    raise AllEnded(ended, field, rates)
+
+
+def _refuse_all_methods(exp: Experiment) -> None:
+  """`AllEnded` where no chain is left of any method."""
+  methods = [unlearn_method(exp.config.unlearn, name) for name in exp.config.unlearn.methods] if exp.chains else []
+  every: list[Ended] = []
+  for method in methods:
+    keys = lambda chain, method=method: [exp.unlearned_key(chain, method, kind) for kind in ("reinforce", "unlearn")]
+    of = [next(filter(None, _ended(exp, keys(chain))), None) for chain in exp.chains if chain not in acquire.gone(exp)]
+    if not of or any(one is None for one in of):
+      return
+    every += [one for one in of if one]
+  if every:
+    raise AllEnded(every, f"unlearn.settings.{methods[0].recipe.method}.learning_rate",
+                   [method.learning_rate for method in methods])
+
+
+def _tidy(exp: Experiment) -> None:
+  """Removes what nothing goes on from; unless all weights are wanted, those of models that are not attacked too."""
+  remove_resumes(exp.checkpoints)
+  if exp.config.keep_weights or not exp.chains:
+    return
+  for chain in exp.chains:
+    folder, step, _ = acquire.memorized_place(exp, chain)
+    exp.shelf.narrow(folder, step, [one.name for one in exp.chains if one.arm == "U"], exp.model, folder.name,
+                     exp.one_run())
+  acquire.remove_reinforced(exp)

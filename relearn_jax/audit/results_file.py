@@ -1,0 +1,119 @@
+"""answers.parquet, what models said, and results.parquet, the scores of that: a row a question, with facts beside.
+
+Rows of both are keyed alike. Scores are a function of the answers and of the questions among the facts, so that a
+metric can be added when no model is at hand any more.
+"""
+
+import json
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from relearn_jax.errors import InputError
+from relearn_jax.metrics.scores import Asked, get_metric, judged
+
+_WORD = pa.dictionary(pa.int32(), pa.string())
+KEY = [("case", _WORD), ("variant", _WORD), ("method", _WORD), ("arm", _WORD), ("point", _WORD), ("depth", pa.int32()),
+       ("unlearn_step", pa.int32()), ("relearn_set", _WORD), ("adapter", _WORD), ("learning_rate", pa.float64()),
+       ("seed", pa.int32()), ("relearn_step", pa.int32())]
+ANSWERS = pa.schema([*KEY, ("kind", _WORD), ("item", _WORD), ("text", pa.string()), ("logprob", pa.float64())])
+RESULTS = pa.schema([*KEY, ("question", _WORD), ("metric", _WORD), ("value", pa.float64())])
+QUESTION = "question"  # the kind of an answer; the other kinds are rows whose mean log-probability was scored
+ANSWERS_FILE, RESULTS_FILE = "answers.parquet", "results.parquet"
+_FACTS = b"relearn_jax.facts"
+
+
+def answer_rows(kind: str, items: Sequence[str], logprob: np.ndarray, texts: Sequence[str] | None = None,
+                there: np.ndarray | None = None, **labels: Any) -> pa.Table:
+  """Answers of one model.
+
+  Args:
+    kind: "question", or which rows were scored: "retain", "forget" or "relearn".
+    items: ids of the questions or rows.
+    logprob: of the answer, or of a token of the row, `[len(items)]`.
+    texts: completions; None for rows.
+    there: whether the model has such a row; the others are left out. None: it has all.
+    **labels: the columns of the key, equal for all rows.
+
+  Raises:
+    ValueError: a value is not finite. A model that gives such values has ended, and has no rows.
+  """
+  real = np.ones(len(logprob), bool) if there is None else there
+  if not np.isfinite(logprob[real]).all():
+    raise ValueError(f"a log-probability of {kind} rows is not finite ({labels})")
+  places = np.flatnonzero(real).tolist()
+  own = {"item": [items[i] for i in places], "logprob": logprob[real].astype(np.float64),
+         "text": None if texts is None else [texts[i] for i in places]}
+  arrays = []
+  for field in ANSWERS:
+    plain = pa.string() if field.type == _WORD else field.type
+    if field.name in own and own[field.name] is not None:
+      array = pa.array(own[field.name], plain)
+    else:
+      value = kind if field.name == "kind" else None if field.name in own else labels[field.name]
+      array = pa.repeat(pa.scalar(value, plain), len(places))
+    arrays.append(array.dictionary_encode().cast(_WORD) if field.type == _WORD else array)
+  return pa.Table.from_arrays(arrays, schema=ANSWERS)
+
+
+def score_answers(answers: pd.DataFrame, questions: Sequence[Asked], metrics: Sequence[str]) -> pa.Table:
+  """Rows of results: a score a question and metric, its log-probability, and that of the rows that were scored.
+
+  Args:
+    answers: as `ANSWERS` has them.
+    questions: that were asked.
+    metrics: keys of `metrics.scores.METRICS`.
+  """
+  by_id = {question.id: question for question in questions}
+  plain = answers.astype({name: object for name in answers.columns
+                          if isinstance(answers[name].dtype, pd.CategoricalDtype)})
+  asked, rows = plain[plain["kind"] == QUESTION], plain[plain["kind"] != QUESTION]
+  keys = [name for name, _ in KEY]
+  pairs = asked[["item", "text"]].drop_duplicates()
+  parts = [asked[[*keys, "item"]].assign(metric="logprob", value=asked["logprob"]),
+           rows[[*keys, "item"]].assign(metric=rows["kind"] + "_logprob", value=rows["logprob"])]
+  for metric in metrics:
+    score = get_metric(metric).score
+    values = [score(by_id[item], judged(by_id[item], text)) for item, text in
+              zip(pairs["item"], pairs["text"], strict=True)]
+    known = dict(zip(zip(pairs["item"], pairs["text"], strict=True), values, strict=True))
+    found = [known[pair] for pair in zip(asked["item"], asked["text"], strict=True)]
+    parts.append(asked[[*keys, "item"]].assign(metric=metric, value=found))
+  frame = pd.concat([part for part in parts if len(part)]).rename(columns={"item": "question"})
+  loose = pa.schema([(field.name, pa.string() if field.type == _WORD else field.type) for field in RESULTS])
+  return pa.Table.from_pandas(frame[RESULTS.names], schema=loose, preserve_index=False).cast(RESULTS)
+
+
+def write_rows(path: pathlib.Path, tables: Sequence[pa.Table], facts: Mapping[str, Any]) -> None:
+  """Writes rows, and `facts` (JSON) beside them in the file's metadata; atomic."""
+  table = pa.concat_tables(tables).unify_dictionaries().replace_schema_metadata({_FACTS: json.dumps(facts).encode()})
+  temporary = path.with_suffix(".tmp")
+  pq.write_table(table, temporary)
+  os.replace(temporary, path)
+
+
+def read_rows(path: pathlib.Path, schema: pa.Schema = RESULTS) -> tuple[pd.DataFrame, dict[str, Any]]:
+  """Rows as a data frame, and the facts.
+
+  Raises:
+    InputError: the file is missing, damaged, or not one of ours.
+  """
+  mend = "run `relearn audit` with this workdir first (it continues where it stopped)"
+  try:
+    table = pq.read_table(path)
+  except FileNotFoundError:
+    raise InputError("does not exist", file=path, mend=mend) from None
+  except (pa.ArrowInvalid, OSError) as error:
+    raise InputError(f"cannot be read ({error})", file=path, mend=f"remove it, then {mend}") from None
+  metadata = table.schema.metadata or {}
+  if missing := [field.name for field in schema if field.name not in table.column_names]:
+    raise InputError("is missing", file=path, field=missing[0], mend=f"remove the file, then {mend}")
+  if _FACTS not in metadata:
+    raise InputError("has no facts in its metadata", file=path, mend=f"remove it, then {mend}")
+  return table.to_pandas(), json.loads(metadata[_FACTS])

@@ -1,0 +1,175 @@
+"""Folders of stages, and the weights that later stages start from: on the device while there is room, and on disk."""
+
+import dataclasses
+import json
+import pathlib
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from relearn_jax.models.model import Model, Params
+from relearn_jax.training import checkpoints
+
+HELD_BYTES = 2**31  # of weights that stay on the device between stages; what does not fit is read back from disk
+RUNS, DONE, ANSWERS = "runs.json", "done", "answers"
+
+
+@dataclasses.dataclass(frozen=True)
+class StageFolder:
+  """A stage's folder: weights by step, a resume state, answers by step, which runs ended, and of what it is.
+
+  Attributes:
+    path: `checkpoints/<name of the stage>`, numbered where a larger grid has the same stage for other runs.
+    keys: name of a run -> content key: what its results depend on.
+  """
+
+  path: pathlib.Path
+  keys: Mapping[str, str]
+
+  @property
+  def name(self) -> str:
+    """Of the stage, as it stands in the log."""
+    return self.path.name
+
+  @property
+  def is_done(self) -> bool:
+    """Whether nothing is left to do in it."""
+    return (self.path / DONE).exists()
+
+  def finish(self) -> None:
+    """Marks it so."""
+    (self.path / DONE).touch()
+
+  def answers(self, step: int) -> pathlib.Path:
+    """Where the answers after a number of steps are."""
+    return self.path / ANSWERS / f"{step:06d}.npz"
+
+  def asked(self) -> list[int]:
+    """The steps with answers, ascending."""
+    return sorted(int(path.stem) for path in (self.path / ANSWERS).glob("*.npz"))
+
+
+def open_folder(root: pathlib.Path, name: str, keys: Mapping[str, str]) -> StageFolder:
+  """The folder of a stage with these runs, begun before or now."""
+  number = 1
+  while True:
+    path = root / (name if number == 1 else f"{name}-{number}")
+    if not (path / RUNS).exists():
+      path.mkdir(parents=True, exist_ok=True)
+      temporary = path / (RUNS + ".tmp")
+      temporary.write_text(json.dumps(dict(keys), indent=1) + "\n")
+      temporary.replace(path / RUNS)
+    if json.loads((path / RUNS).read_text()) == dict(keys):
+      return StageFolder(path, keys)
+    number += 1
+
+
+def finished(root: pathlib.Path) -> dict[str, tuple[StageFolder, str]]:
+  """Content key -> folder and name of every run of every stage that is done."""
+  found: dict[str, tuple[StageFolder, str]] = {}
+  for file in sorted(root.glob(f"*/{RUNS}")):
+    folder = StageFolder(file.parent, json.loads(file.read_text()))
+    if folder.is_done:
+      found |= {key: (folder, run) for run, key in folder.keys.items()}
+  return found
+
+
+Place = tuple[pathlib.Path, int, str]  # a stage's folder, a step, a run
+
+
+class Shelf:
+  """Weights of stacked runs by stage and step."""
+
+  def __init__(self) -> None:
+    self.held: dict[pathlib.Path, tuple[list[str], Params]] = {}
+
+  def keep(self, folder: pathlib.Path, step: int, params: Params, names: Sequence[str], some: Iterable[str],
+           model: Model, stage: str) -> None:
+    """Keeps some of stacked runs, on disk and, while there is room, where they are.
+
+    Args:
+      folder, step: where.
+      params: `[runs, ...]`, possibly padded.
+      names: of the runs.
+      some: those to keep.
+      model: for the checkpoint's description.
+      stage: likewise.
+    """
+    kept = [name for name in names if name in set(some)]
+    path = checkpoints.step_path(folder, step)
+    if not kept:
+      return
+    index = np.array([names.index(name) for name in kept])
+    tree = params if kept == list(names) else jax.tree.map(lambda leaf: leaf[index], params)
+    if not checkpoints.is_saved(path) or checkpoints.describe(path)["runs"] != kept:
+      checkpoints.save_tree(path, tree, len(kept), checkpoints.description(model, kept, stage, step))
+    if self._held_bytes() + sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) <= HELD_BYTES:
+      # A copy: what is trained is donated to the next step.
+      self.held[path] = kept, jax.tree.map(jnp.copy, tree) if tree is params else tree
+
+  def _held_bytes(self) -> int:
+    return sum(leaf.nbytes for _, tree in self.held.values() for leaf in jax.tree.leaves(tree))
+
+  def has(self, place: Place) -> bool:
+    """Whether the weights of a run are there."""
+    path = checkpoints.step_path(*place[:2])
+    return path in self.held and place[2] in self.held[path][0] or (
+        checkpoints.is_saved(path) and place[2] in checkpoints.describe(path)["runs"])
+
+  def take(self, places: Sequence[Place], one_run: Params) -> Params:
+    """Weights as `[len(places), ...]`, forked on the device where all of them are held, else on the host.
+
+    Args:
+      places: of the runs.
+      one_run: a tree whose leaves have the shape and dtype of one run's.
+    """
+    steps = list(dict.fromkeys(place[:2] for place in places))
+    sources = [self._source(folder, step, one_run) for folder, step in steps]
+    order, start = np.empty(len(places), np.int64), 0
+    picked: list[np.ndarray] = []
+    for step, (names, _) in zip(steps, sources, strict=True):
+      here = [i for i, place in enumerate(places) if place[:2] == step]
+      order[here] = start + np.arange(len(here))
+      start += len(here)
+      picked.append(np.array([names.index(places[i][2]) for i in here]))
+    on_device = all(isinstance(leaf, jax.Array) for _, tree in sources for leaf in jax.tree.leaves(tree))
+    join = jnp.concatenate if on_device else np.concatenate
+    fork = lambda *leaves: join([leaf[i] for leaf, i in zip(leaves, picked, strict=True)])[order]
+    if not on_device:
+      sources = [(names, jax.tree.map(np.asarray, tree)) for names, tree in sources]
+    return jax.tree.map(fork, *(tree for _, tree in sources))
+
+  def _source(self, folder: pathlib.Path, step: int, one_run: Params) -> tuple[list[str], Params]:
+    path = checkpoints.step_path(folder, step)
+    if path in self.held:
+      return self.held[path]
+    names = checkpoints.describe(path)["runs"]
+    return names, checkpoints.load_tree(path, one_run, len(names))
+
+  def folders(self) -> list[pathlib.Path]:
+    """The stages of which something is held."""
+    return list({path.parent for path in self.held})
+
+  def forget(self, *folders: pathlib.Path) -> None:
+    """Lets go of what is held of some stages; what is on disk stays there."""
+    for path in [path for path in self.held if path.parent in folders]:
+      del self.held[path]
+
+  def narrow(self, folder: pathlib.Path, step: int, some: Iterable[str], model: Model, stage: str, one_run: Any
+             ) -> None:
+    """Removes other runs than some from a checkpoint."""
+    path = checkpoints.step_path(folder, step)
+    if not checkpoints.is_saved(path):
+      return
+    names = checkpoints.describe(path)["runs"]
+    kept = [name for name in names if name in set(some)]
+    if not kept:
+      shutil.rmtree(path)
+    elif kept != names:
+      index = np.array([names.index(name) for name in kept])
+      tree = jax.tree.map(lambda leaf: jnp.asarray(leaf[index]), checkpoints.load_tree(path, one_run, len(names)))
+      checkpoints.save_tree(path, tree, len(kept), checkpoints.description(model, kept, stage, step))

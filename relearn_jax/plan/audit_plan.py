@@ -1,0 +1,155 @@
+"""The stages of an audit as work to be estimated: the list that the pipeline runs, with the sizes of its data sets."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from relearn_jax.audit.acquire import every
+from relearn_jax.audit.audit_config import Audit
+from relearn_jax.audit.experiment import Experiment
+from relearn_jax.audit.stages import Planned
+from relearn_jax.data.batches import bucket_length
+from relearn_jax.data.rows import Encoded
+from relearn_jax.models.config import ModelConfig
+from relearn_jax.plan.recipes import step_fields
+from relearn_jax.plan.work import Work
+
+
+class Size(NamedTuple):
+  """Rows of a data set: how many, their longest in tokens, and the most tokens of a row that count."""
+
+  rows: int
+  length: int
+  counted: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+  """What an audit's stages work on.
+
+  Attributes:
+    config: the model.
+    data: data set or relearn set -> its size.
+    questions: their number, and the tokens of the longest prompt.
+  """
+
+  config: ModelConfig
+  data: Mapping[str, Size]
+  questions: Size
+
+
+def measured(exp: Experiment) -> Sizes:
+  """Of an audit whose files are at hand, all of its cases together."""
+  names = {*exp.trained_on(), "forget", "retain", *exp.relearn_sets}
+  prompts = [ids for ids, _ in exp.asked]
+  return Sizes(exp.decoder, {name: _largest([exp.encode(case, name) for case in exp.all_cases()]) for name in names},
+               Size(len(prompts), max(map(len, prompts)), 1))
+
+
+def _largest(sets: Sequence[Sequence[Encoded]]) -> Size:
+  return Size(max(map(len, sets)), max(len(row.ids) for rows in sets for row in rows),
+              max(len(row.ids) - row.start for rows in sets for row in rows))
+
+
+def _common(config: Audit, sizes: Sizes, on_cpu: bool) -> dict[str, Any]:
+  dtype = config.arms.dtype
+  return {"config": sizes.config, "compute_bytes": 4 if dtype == "float32" or (dtype == "auto" and on_cpu) else 2}
+
+
+def _seen(batch_size: int, size: Size) -> int:
+  return min(batch_size or size.rows, size.rows)
+
+
+def attack_work(config: Audit, stage: Planned, sizes: Sizes, on_cpu: bool) -> Work:
+  """An attack of all cells of a stage side by side."""
+  attack, size = config.attack, sizes.data[stage.attack.relearn_set]
+  lora, common = attack.adapter(stage.attack.adapter), _common(config, sizes, on_cpu)
+  loaded = bool(config.arms.loaded)
+  adapter: dict[str, Any] = {} if lora is None else {
+      "adapter": "lora", "lora_rank": lora.rank, "lora_targets": lora.targets, "shared": loaded,
+      "param_dtype": common["compute_bytes"] if loaded else 4}
+  return Work(stage.name, "train", runs=len(stage.cells), groups=True, rows=_seen(stage.batch_size, size),
+              length=size.length, counted=size.counted, steps=stage.steps, remat=attack.remat,
+              num_microbatches=attack.num_microbatches, **adapter, **common)
+
+
+def train_work(config: Audit, stage: Planned, sizes: Sizes, on_cpu: bool) -> Work:
+  """A stage of training, of whatever kind."""
+  common = _common(config, sizes, on_cpu)
+  if stage.kind == "attack":
+    return attack_work(config, stage, sizes, on_cpu)
+  if stage.kind == "pretrain":
+    base, size = config.arms.pretrain, sizes.data["pretrain"]
+    return Work(stage.name, "train", rows=base.batch_size, length=size.length, counted=size.counted, steps=stage.steps,
+                **common)
+  held = config.memorize if stage.kind == "memorize" else config.unlearn
+  more: dict[str, Any] = {"runs": len(stage.chains), "steps": stage.steps, "remat": held.remat,
+                          "num_microbatches": held.num_microbatches, **common}
+  if stage.kind != "unlearn":
+    size = sizes.data["memorize" if stage.kind == "memorize" else "forget"]
+    # The models before it wait for those that are reinforced.
+    return Work(stage.name, "train", rows=_seen(stage.batch_size, size), length=size.length, counted=size.counted,
+                copies=int(stage.kind == "reinforce"), **more)
+  assert stage.method
+  recipe = stage.method.recipe
+  read = {name: sizes.data[name] for name in sorted(recipe.objective.rows)}
+  seen = {name: _seen(stage.batch_size, size) for name, size in read.items()}
+  work = Work(stage.name, "train", rows=sum(seen.values()), length=max(size.length for size in read.values()),
+              counted=max(size.counted for size in read.values()), **more)
+  return dataclasses.replace(work, **step_fields(
+      recipe, seen, {name: size.rows for name, size in read.items()}, work))
+
+
+def interviews(config: Audit, stage: Planned) -> list[int]:
+  """Runs that are asked in a stage, once for each interview."""
+  if stage.kind == "memorize":
+    return [len(stage.chains)]
+  if stage.kind == "unlearn":
+    return [sum(chain.arm == "U" for chain in stage.chains)] * len(every(stage.steps, config.unlearn.keep_every))
+  if stage.kind == "attack":
+    return [len(stage.points), *[len(stage.cells)] * len(config.attack.keep_steps)]
+  return []
+
+
+def ask_works(config: Audit, stages: Sequence[Planned], sizes: Sizes, on_cpu: bool) -> list[Work]:
+  """All interviews: answers, and the likelihood of scored rows."""
+  ask = config.ask
+  asked = [runs for stage in stages for runs in interviews(config, stage)]
+  most = max(len(stage.runs) for stage in stages)
+  block = min(ask.runs_at_once or most, most)
+  calls = sum(-(-runs // block) for runs in asked)
+  # Those that wait are in memory with those at work, which are copies of some of them.
+  common: dict[str, Any] = {"runs": block, "groups": True, "moments": True, "waiting": most if block < most else 0,
+                            **_common(config, sizes, on_cpu)}
+  if loras := [config.attack.adapter(stage.attack.adapter) for stage in stages if stage.kind == "attack"]:
+    if config.arms.loaded and all(loras) and loras[0]:
+      common |= {"adapter": "lora", "lora_rank": loras[0].rank, "lora_targets": loras[0].targets, "shared": True,
+                 "param_dtype": common["compute_bytes"]}
+  number = min(ask.batch_size or sizes.questions.rows, sizes.questions.rows)
+  scored = [size._replace(rows=min(ask.score_rows or size.rows, size.rows)) for name, size in sizes.data.items()
+            if name in ("forget", "retain") or any(
+                stage.kind == "attack" and stage.attack.relearn_set == name for stage in stages)]
+  together = ask.batch_size or max(size.rows for size in scored)
+  return [
+      Work("ask", "generate", rows=number, length=bucket_length(sizes.questions.length, ask.buckets or None), counted=1,
+           steps=calls * -(-sizes.questions.rows // number), max_new_tokens=ask.max_new_tokens, **common),
+      Work("utility", "reference", rows=together, length=max(size.length for size in scored),
+           counted=max(size.counted for size in scored),
+           steps=calls * sum(-(-size.rows // together) for size in scored), **common)]
+
+
+def plan_audit(config: Audit, stages: Sequence[Planned], sizes: Sizes, on_cpu: bool) -> list[Work]:
+  """All works of an audit, in the order of its stages; interviews last."""
+  return [*(train_work(config, stage, sizes, on_cpu) for stage in stages), *ask_works(config, stages, sizes, on_cpu)]
+
+
+def merged(works: Sequence[Work]) -> list[Work]:
+  """Works that follow each other and differ in their name alone as one, with all their steps."""
+  found: list[tuple[Work, int]] = []
+  for work in works:
+    if found and dataclasses.replace(found[-1][0], name=work.name) == work:
+      found[-1] = found[-1][0], found[-1][1] + 1
+    else:
+      found.append((work, 1))
+  return [work if times == 1 else dataclasses.replace(work, name=f"{work.name} and {times - 1} more",
+                                                      steps=work.steps * times) for work, times in found]
