@@ -187,13 +187,16 @@ def _define_export(values: flags.FlagValues) -> None:
                     flag_values=values)
   flags.DEFINE_string("run", None, 'Which of the stacked runs, such as "U-7-0" (arm, variant, seed).',
                       flag_values=values)
+  flags.DEFINE_string("save_dtype", "float32", "Of the weights that are written: float32, as they were trained, or "
+                      "bfloat16, which may round away what was unlearned.", flag_values=values)
 
 
 def _export(values: flags.FlagValues) -> str:
   _required(values, "checkpoint", "output")
   from relearn_jax.training.export import export_run
-  run = export_run(pathlib.Path(values.checkpoint), pathlib.Path(values.output), values.run, merge=values.merge)
-  return f"{run}: {values.output}"
+  run, rounded = export_run(pathlib.Path(values.checkpoint), pathlib.Path(values.output), values.run,
+                            merge=values.merge, save_dtype=values.save_dtype)
+  return f"{rounded}\n{run}: {values.output}".lstrip()
 
 
 def _define_unlearn(values: flags.FlagValues) -> None:
