@@ -21,15 +21,8 @@ from relearn_jax.config_files import (
   load_config_file,
 )
 from relearn_jax.errors import InputError
-from relearn_jax.process import (
-  CLOSED_PIPE,
-  INTERRUPTED,
-  accept_any_terminal,
-  disk_trouble,
-  drop_output,
-  flush_output,
-  leave,
-)
+from relearn_jax.interrupts import INTERRUPTED, handle_interrupts
+from relearn_jax.process import CLOSED_PIPE, accept_any_terminal, disk_trouble, drop_output, flush_output, leave
 from relearn_jax.workdir import nothing_left
 
 
@@ -353,6 +346,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
   accept_any_terminal()
   name, *arguments = (sys.argv[1:] if argv is None else argv) or [""]
+  if argv is None:
+    handle_interrupts(_interrupted(name))
   try:
     status, text, stream = _result(name, arguments)
     try:
@@ -385,8 +380,12 @@ def _result(name: str, arguments: Sequence[str]) -> tuple[int, str, TextIO]:
   except (InputError, flags.Error) as error:
     return 2, f"relearn {name}: {error}", sys.stderr
   except KeyboardInterrupt:
-    go_on = "; run the same command again to continue" if COMMANDS[name].continues else ""
-    return INTERRUPTED, f"\nrelearn {name}: interrupted{go_on}", sys.stderr
+    return INTERRUPTED, f"\n{_interrupted(name)}", sys.stderr
+
+
+def _interrupted(name: str) -> str:
+  go_on = "; run the same command again to continue" if name in COMMANDS and COMMANDS[name].continues else ""
+  return f"relearn {name}: interrupted{go_on}"
 
 
 if __name__ == "__main__":
