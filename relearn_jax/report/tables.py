@@ -153,7 +153,8 @@ def methods_table(summary: Mapping[str, Any], variant: str) -> TextTable:
   first, kept = (_first(pick(summary["cells"], variant=variant, arm="O", point="original", metric=what))
                  for what in (metric, "retain_logprob"))
   return TextTable(
-      f"Variant {variant}; {_title(summary).lower()} of the original {percent(first)}, its retained text {number(kept)}",
+      f"Variant {variant}; {_title(summary).lower()} of the original {percent(first)}, its retained text "
+      f"{number(kept)}",
       ("method", "verdict", "unlearned", f"relearned, step {step}", "control", "worst attack", "half back after",
        "unlearn steps", "retained text", "seconds"), tuple(rows))
 
