@@ -61,6 +61,7 @@ class Experiment:
     self.config, self.where, self.workdir = config, where, workdir
     self.checkpoints, self.shelf = workdir / "checkpoints", Shelf()
     self.done = finished(self.checkpoints)
+    self._attacked_keys: dict[Cell, str] = {}
     self.log = TrainLog(workdir / "train_log.jsonl")
     case = config.case_config
     self.chains = chains(config)
@@ -184,6 +185,7 @@ class Experiment:
       found |= {f"{field}/{name}": file for name, file in sorted(checked.deciding_files().items())}
     return file_digests(found) if found else None
 
+  @functools.cached_property
   def questions(self) -> list[Asked]:
     """The questions as they stand beside stored answers."""
     ask, begins = self.config.ask, self.first.begins_in_prompt
@@ -247,7 +249,7 @@ class Experiment:
 
   def mean_scores(self, answers: Answers) -> np.ndarray:
     """Mean score of each run by the case's metric, `[R]`, in double precision: 1 of 100 is exactly 0.01."""
-    return score_texts(self.questions(), answers.texts, self.first.metric).mean(axis=1)
+    return score_texts(self.questions, answers.texts, self.first.metric).mean(axis=1)
 
   def finish(self, folder: StageFolder) -> None:
     """Nothing is left to do in a stage."""
@@ -271,6 +273,11 @@ class Experiment:
 
   def attacked_key(self, cell: Cell) -> str:
     """Content key of an attacked point; its unlearn step is known."""
+    if cell not in self._attacked_keys:
+      self._attacked_keys[cell] = self._make_attacked_key(cell)
+    return self._attacked_keys[cell]
+
+  def _make_attacked_key(self, cell: Cell) -> str:
     config, point = self.config, cell.point
     attack = {key: getattr(config.attack, key) for key in ("batch_size", "weight_decay", "keep_steps")}
     if config.arms.loaded:
