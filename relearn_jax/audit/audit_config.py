@@ -231,7 +231,7 @@ class Audit:
     allowed_lines: lines of relearn sets in which the leakage check finds parts of keywords that, once read, give
       nothing away. What it is certain of cannot be allowed so.
     keep_weights: keep all checkpoints that are made on the way, not only those of models that are attacked.
-    checkpoint_seconds: a stage that is killed loses at most about so much work.
+    checkpoint_seconds: seconds of work that a killed stage loses at most, about.
   """
 
   case: Any
