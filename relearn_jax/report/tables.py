@@ -142,8 +142,7 @@ def methods_table(summary: Mapping[str, Any], variant: str) -> TextTable:
     back = half(original, unlearned, curve(cells, variant, "U", 0, metric)[1:])
     steps = [at[0] if at else None for at in summary["selection"][method][variant].values()]
     seconds = sum(value for stage, value in summary["seconds"].items()
-                  if stage.startswith((f"unlearn-{method}", f"reinforce-{method}", f"attack-{method}-"))
-                  and not stage.startswith((f"unlearn-{method}_", f"unlearn-{method}+")))
+                  if stage in (f"unlearn-{method}", f"reinforce-{method}") or stage.startswith(f"attack-{method}-"))
     rows.append((
         method, verdict["verdict"], percent(unlearned), percent(get("U", "relearned", 0, step)), percent(control),
         "–" if attack[2] is None else f"{attack[1]}, {attack[2]:g}",
