@@ -13,16 +13,15 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from relearn_jax.audit.base import make_tokenizer
 from relearn_jax.cases.base import Text
-from relearn_jax.cases.files import is_complete, read_case, read_texts, whole_text
+from relearn_jax.cases.files import FilesConfig, is_complete, read_texts, whole_text
 from relearn_jax.cases.names import COMMON, NamesConfig, make_case
 from relearn_jax.data.chat import Chat, ChatSettings, open_chat
 from relearn_jax.data.rows import Encoded
 from relearn_jax.data.texts import encode_row, encode_texts, stack_rows
 from relearn_jax.errors import InputError
 
-from ..small import MODEL, params, write_lines
+from ..small import MODEL, make_tokenizer, params, write_lines
 
 CHAT = ("{% for m in messages %}<u> {{ m['content'] }} {% endfor %}"
         "{% if add_generation_prompt %}<a> {% endif %}")
@@ -66,9 +65,9 @@ def test_an_answer_that_was_cut_has_no_end() -> None:
 def test_a_case_from_files_says_which_texts_are_cut(tmp_path: pathlib.Path) -> None:
   path, _ = rows(tmp_path, {"text": "w0"}, {"text": "w1", "complete": True}, {"prompt": "w2", "answer": " w3"})
   asked = write_lines(tmp_path / "asked.jsonl", [{"id": 1, "prompt": "w4", "answer": "w5", "keywords": ["w5"]}])
-  case, _ = read_case("mine", path, path, path, asked)
-  assert case.relearn_sets[0].rows == (Text("w0", False), Text("w1"), Text("w2 w3"))
-  assert case.forget == (Text("w0", False), Text("w1"), Text(" w3", prompt="w2"))
+  case = FilesConfig("mine", str(path), str(path), (str(path),), str(asked)).make("given", 0, "U")
+  texts = (Text("w0", False, line=1), Text("w1", line=2), Text(" w3", prompt="w2", line=3))
+  assert case.relearn_sets[0].rows == case.forget == case.retain == texts
 
 
 def test_the_names_case_as_tokens() -> None:
