@@ -21,15 +21,8 @@ from relearn_jax.config_files import (
   load_config_file,
 )
 from relearn_jax.errors import InputError
-from relearn_jax.process import (
-  CLOSED_PIPE,
-  INTERRUPTED,
-  accept_any_terminal,
-  disk_trouble,
-  drop_output,
-  flush_output,
-  leave,
-)
+from relearn_jax.interrupts import INTERRUPTED, handle_interrupts
+from relearn_jax.process import CLOSED_PIPE, accept_any_terminal, disk_trouble, drop_output, flush_output, leave
 from relearn_jax.workdir import nothing_left
 
 
@@ -197,13 +190,16 @@ def _define_export(values: flags.FlagValues) -> None:
                     flag_values=values)
   flags.DEFINE_string("run", None, 'Which of the stacked runs, such as "U-7-0" (arm, variant, seed).',
                       flag_values=values)
+  flags.DEFINE_string("save_dtype", "float32", "Of the weights that are written: float32, as they were trained, or "
+                      "bfloat16, which may round away what was unlearned.", flag_values=values)
 
 
 def _export(values: flags.FlagValues) -> str:
   _required(values, "checkpoint", "output")
   from relearn_jax.training.export import export_run
-  run = export_run(pathlib.Path(values.checkpoint), pathlib.Path(values.output), values.run, merge=values.merge)
-  return f"{run}: {values.output}"
+  run, rounded = export_run(pathlib.Path(values.checkpoint), pathlib.Path(values.output), values.run,
+                            merge=values.merge, save_dtype=values.save_dtype)
+  return f"{rounded}\n{run}: {values.output}".lstrip()
 
 
 def _define_unlearn(values: flags.FlagValues) -> None:
@@ -360,6 +356,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
   accept_any_terminal()
   name, *arguments = (sys.argv[1:] if argv is None else argv) or [""]
+  if argv is None:
+    handle_interrupts(_interrupted(name))
   try:
     status, text, stream = _result(name, arguments)
     try:
@@ -392,8 +390,12 @@ def _result(name: str, arguments: Sequence[str]) -> tuple[int, str, TextIO]:
   except (InputError, flags.Error) as error:
     return 2, f"relearn {name}: {error}", sys.stderr
   except KeyboardInterrupt:
-    go_on = "; run the same command again to continue" if COMMANDS[name].continues else ""
-    return INTERRUPTED, f"\nrelearn {name}: interrupted{go_on}", sys.stderr
+    return INTERRUPTED, f"\n{_interrupted(name)}", sys.stderr
+
+
+def _interrupted(name: str) -> str:
+  go_on = "; run the same command again to continue" if name in COMMANDS and COMMANDS[name].continues else ""
+  return f"relearn {name}: interrupted{go_on}"
 
 
 if __name__ == "__main__":

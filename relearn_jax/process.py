@@ -1,4 +1,4 @@
-"""What the operating system does to a command: full disks, refused paths, closed pipes, plain terminals, interrupts."""
+"""What the operating system does to a command: full disks, refused paths, closed pipes, plain terminals."""
 
 import contextlib
 import errno
@@ -12,7 +12,6 @@ from typing import NoReturn
 
 from relearn_jax.errors import InputError
 
-INTERRUPTED = 130  # 128 and the number of SIGINT
 CLOSED_PIPE = 141  # 128 and the number of SIGPIPE
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

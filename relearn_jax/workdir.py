@@ -1,13 +1,14 @@
 """A folder that belongs to one configuration and its files: claimed, locked, refused to others; a lock to wait for."""
 
 import dataclasses
-import fcntl
 import hashlib
 import json
 import pathlib
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
+
+import filelock
 
 from relearn_jax.errors import InputError
 
@@ -153,13 +154,16 @@ def nothing_left(workdir: pathlib.Path, done: bool) -> str:
 @contextmanager
 def only_process(workdir: pathlib.Path) -> Iterator[None]:
   """Holds the workdir's lock, which the system releases when the process dies, however it dies."""
-  with (workdir / ".lock").open("w") as file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      raise InputError("is in use by another process that is still running", file=workdir, field="--workdir",
-                       mend="wait for it, or give another folder") from None
+  lock = filelock.FileLock(workdir / ".lock")
+  try:
+    lock.acquire(timeout=0)
+  except filelock.Timeout:
+    raise InputError("is in use by another process that is still running", file=workdir, field="--workdir",
+                     mend="wait for it, or give another folder") from None
+  try:
     yield
+  finally:
+    lock.release()
 
 
 @contextmanager
@@ -169,12 +173,14 @@ def one_at_a_time(path: pathlib.Path, field: str) -> Iterator[None]:
   Raises:
     InputError: the folder that `field` names cannot be written.
   """
+  lock = filelock.FileLock(path)
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = path.open("w")
+    lock.acquire()
   except OSError as error:
     raise InputError(f"cannot be written ({error.strerror})", file=path.parent, field=field,
                      mend="give a folder that you may write to") from None
-  with file:
-    fcntl.flock(file, fcntl.LOCK_EX)
+  try:
     yield
+  finally:
+    lock.release()

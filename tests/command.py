@@ -76,7 +76,7 @@ def environment(cache: pathlib.Path, **more: str) -> dict[str, str]:
 
 def argv(*arguments: Any) -> list[str]:
   """The command line of a process."""
-  return [sys.executable, "-m", "relearn_jax.cli", *map(str, arguments)]
+  return [sys.executable, "-m", "relearn_jax", *map(str, arguments)]
 
 
 def summary(workdir: pathlib.Path) -> dict[str, Any]:

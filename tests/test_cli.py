@@ -96,6 +96,10 @@ def test_unlearn_and_export(cache: pathlib.Path, model: pathlib.Path, tmp_path: 
   relearn_process(cache, "export", f"--checkpoint={tmp_path / 'job' / 'checkpoints' / 'unlearn' / '000001'}",
                   f"--output={tmp_path / 'model'}")
   assert (tmp_path / "model" / "model.safetensors").exists()
+  done = relearn(cache, "export", f"--checkpoint={tmp_path / 'job' / 'checkpoints' / 'unlearn' / '000001'}",
+                 f"--output={tmp_path / 'rounded'}", "--save_dtype=bfloat16")
+  rounded, said = done.stdout.splitlines()
+  assert rounded.startswith("Rounded to bfloat16, ") and said == f"U: {tmp_path / 'rounded'}"
 
 
 def test_generate_and_score(cache: pathlib.Path, model: pathlib.Path, tmp_path: pathlib.Path) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import gc
 import io
 import os
 import pathlib
@@ -103,14 +104,41 @@ def test_a_full_disk_under_the_output_is_a_message(cache: pathlib.Path) -> None:
 def test_an_interrupted_process_leaves_at_once(cache: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
   """Nothing of the interpreter is taken down; and nothing is promised that a command cannot keep."""
   left: list[int] = []
+  said: list[str] = []
   fails(monkeypatch, KeyboardInterrupt())
+  monkeypatch.setattr(cli, "handle_interrupts", said.append)
   monkeypatch.setattr(os, "_exit", left.append)
   monkeypatch.setattr(sys, "argv", ["relearn", "report", "--workdir=w"])
   out = io.StringIO()
   monkeypatch.setattr(sys, "stderr", out)
   main()
   assert left == [130] and out.getvalue() == "\nrelearn report: interrupted\n"
+  assert said == ["relearn report: interrupted"]
   assert {name for name, command in COMMANDS.items() if command.continues} == {"unlearn", "sweep", "audit"}
+
+
+@pytest.mark.parametrize("body", [
+    "os.kill(os.getpid(), signal.SIGINT)",
+    # What libraries in C++ make of it: the interrupt is lost.
+    "try:\n  os.kill(os.getpid(), signal.SIGINT)\nexcept BaseException:\n  pass"])
+def test_an_interrupt_of_the_first_imports(cache: pathlib.Path, tmp_path: pathlib.Path, body: str) -> None:
+  (tmp_path / "absl").mkdir()
+  (tmp_path / "absl" / "__init__.py").write_text(f"import os, signal\n{body}\nraise ImportError('was imported')\n")
+  done = subprocess.run(argv("audit"), env=environment(cache, PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}"), cwd=tmp_path,
+                        capture_output=True, text=True, timeout=60, check=False)
+  assert (done.returncode, done.stdout, done.stderr) == (130, "", "\nrelearn audit: interrupted\n")
+
+
+def test_an_interrupt_is_not_lost_in_the_collection_of_garbage(cache: pathlib.Path) -> None:
+  code = ("import gc, signal\nfrom relearn_jax.interrupts import handle_interrupts\n"
+          "handle_interrupts('relearn x: interrupted')\nprint('before')\n"
+          "try:\n  signal.raise_signal(signal.SIGINT)\nexcept KeyboardInterrupt:\n  print('raised')\n"
+          "def _xla_gc_callback(*args):\n  signal.raise_signal(signal.SIGINT)\n"
+          "gc.callbacks.append(_xla_gc_callback)\ngc.collect()\nprint('after')\n")
+  done = subprocess.run([sys.executable, "-c", code], env=environment(cache), cwd=ROOT, capture_output=True, text=True,
+                        timeout=60, check=False)
+  assert (done.returncode, done.stdout, done.stderr) == (130, "before\nraised\n", "\nrelearn x: interrupted\n")
+  assert any(callback.__name__ == "_xla_gc_callback" for callback in gc.callbacks)  # it is JAX's own name
 
 
 def test_a_tilde_is_the_home_folder(cache: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch

@@ -17,7 +17,7 @@ import hashlib
 from collections.abc import Collection, Iterable
 
 from relearn_jax.cases.base import Case, RelearnSet
-from relearn_jax.cases.spelling import AS_IT_IS, OVER_TWO, Phrases, parts, read, singulars, words
+from relearn_jax.cases.spelling import AS_IT_IS, OVER_TWO, Phrases, attributes, bare, parts, read, singulars, words
 from relearn_jax.metrics.keyword import contains_keyword, keyword_key
 
 
@@ -79,7 +79,7 @@ def find_leaks(relearn_set: RelearnSet, forbidden: Iterable[str], *, as_written:
   cased = {keyword_key(read(string)): string for string in as_written}
   cased = {key: string for key, string in cased.items() if key not in certain}
   phrases = Phrases([*certain, *cased])
-  told = {form for text in common for word in words(read(text)) for form in (word, *singulars(word))}
+  told = {form for text in common for word in words(bare(read(text))) for form in (word, *singulars(word))}
   of = {part: whole for part, whole in parts(keywords, told).items() if part not in phrases.keys}
   some = Phrases(of)
   lines = relearn_set.lines or range(1, len(relearn_set.rows) + 1)
@@ -88,8 +88,8 @@ def find_leaks(relearn_set: RelearnSet, forbidden: Iterable[str], *, as_written:
   for line, text, after in zip(lines, texts, [*texts[1:], ""], strict=True):
     found = phrases.find_over_two(text, after) | phrases.find(text)
     for key, how in sorted(found.items()):
-      whole = text + " " + after if how == OVER_TWO else text
-      sure = key in certain or contains_keyword(read(whole), cased[key], case=True)
+      seen = read(text + " " + after if how == OVER_TWO else text)
+      sure = key in certain or any(contains_keyword(part, cased[key], case=True) for part in (seen, *attributes(seen)))
       hits.append(Hit(line, text, key, sure, how if sure or key in certain else f"{how}, in other letters"))
     hits += [Hit(line, text, part, False, f"part of “{of[part]}”" + ("" if how == AS_IT_IS else f", {how}"))
              for part, how in sorted(some.find(text).items()) if of[part] not in found]

@@ -13,16 +13,17 @@ from collections.abc import Iterator
 
 # Elements that stand in running text. Not whatever looks like a tag: "vector<int>" has none.
 TAG = re.compile(
-    r"<!--.*?-->|</?(?:a|abbr|b|big|blockquote|br|cite|code|dd|del|div|dl|dt|em|font|h[1-6]|hr|i|img|ins|kbd|li|mark|ol|p"
-    r"|pre|q|s|samp|small|span|strike|strong|sub|sup|table|tbody|td|th|thead|tr|tt|u|ul|var)(?:\s[^<>]*)?/?>",
+    r"<!--.*?-->|</?(?:a|abbr|b|big|cite|code|del|em|font|i|img|ins|kbd|mark|q|s|samp|small|span|strike|strong|sub|sup|tt"
+    r"|u|var|(?P<block>blockquote|br|dd|div|dl|dt|h[1-6]|hr|li|ol|p|pre|table|tbody|td|th|thead|tr|ul))(?:\s[^<>]*)?/?>",
     re.IGNORECASE | re.DOTALL)
 
 # Before compatibility decomposition, which would make a space and an accent of some of these.
 ALIKE = str.maketrans({
     **dict.fromkeys("‘’‚‛‹›′‵´ʹʻʼʽˈ՚׳＇", "'"), **dict.fromkeys("“”„‟«»″‶〝〞〟״＂", '"'),
     **dict.fromkeys("−⁃﹣－", "-"), **dict.fromkeys("*_＊＿", " ")})
-# NFKC makes ordinary letters and digits of these, though none of the word that they follow: a footnote, a trade mark.
-RAISED = frozenset("¹²³⁰⁴⁵⁶⁷⁸⁹™℠")
+EMPHASIS = frozenset("*_＊＿™℠®")  # besides backticks and tags; and what is raised beside a name, but no part of it
+# NFKC makes ordinary digits of these, though none of the word that they follow: a footnote.
+RAISED = frozenset("¹²³⁰⁴⁵⁶⁷⁸⁹")
 UNSEEN = frozenset(map(chr, (0x34F, *range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0))))  # besides format characters
 
 # Writing without spaces between words: Thai, Lao, Burmese, Khmer, Chinese and Japanese.
@@ -34,6 +35,10 @@ HANGUL = ((0x1100, 0x11FF), (0x3130, 0x318F), (0xA960, 0xA97F), (0xAC00, 0xD7FF)
 # Korean, half-width voicing marks of Japanese.
 COMPOSING = ((0x1160, 0x11FF), (0xD7B0, 0xD7FF), (0xFF9E, 0xFFDC))
 IN_NUMBERS = frozenset(".,٫٬⁄")  # between two digits they part no numbers
+# But the year of a date, 12.05.2020 or 2020.05.12, is a number.
+YEAR = re.compile(r"(?<!\d)\d{4}(?!\d)")
+DAY_BEFORE = re.compile(r"(?<!\d)(?<!\d[.,])\d{1,2}\.\d{1,2}\.$")
+DAY_AFTER = re.compile(r"\.\d{1,2}\.\d{1,2}(?![.,]?\d)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,16 +58,26 @@ def normalize(text: str, *, case: bool = False) -> Normal:
   """The form in which texts and keywords are compared.
 
   NFKC; case folded unless `case`; characters that are not seen (format characters, soft hyphens) left out; one kind of
-  single and of double quotation mark (apostrophes are single ones), one dash and one space; runs of spaces,
-  emphasis (`*`, `_`, backticks) and HTML tags are one space. A raised character is parted from the word before it.
+  single and of double quotation mark (apostrophes are single ones), one dash and one space; runs of spaces, and
+  of HTML tags that break a line, are one space. Emphasis (`*`, `_`, backticks, other tags) and trade marks are a space
+  between words and nothing elsewhere. A raised character is parted from the word before it.
 
-  >>> normalize("*José*\\u2019s  Al\\u2011Kuwaiti").text
-  " josé 's al-kuwaiti"
+  >>> normalize("*José*\\u2019s  Al\\u2011Kuwaiti, **Jr**.").text
+  "josé's al-kuwaiti, jr."
   """
   characters: list[str] = []
   spans: list[tuple[int, int]] = []
+  marks: tuple[int, int] | None = None  # where emphasis begins and ends that has not been taken for anything yet
   for segment, start, end in _segments(text):
-    for character in _fold(segment, case):
+    if segment in EMPHASIS:
+      marks = (marks[0] if marks else start), end
+      continue
+    folded = _fold(segment, case)
+    if marks and _parted("".join(characters[-2:]), folded):
+      characters.append(" ")
+      spans.append(marks)
+    marks = None
+    for character in folded:
       if character == " " and characters and characters[-1] == " ":
         spans[-1] = (spans[-1][0], end)
       else:
@@ -71,17 +86,28 @@ def normalize(text: str, *, case: bool = False) -> Normal:
   return Normal("".join(characters), tuple(spans))
 
 
+def _parted(before: str, after: str) -> bool:
+  """Whether emphasis parts what stands before it from what stands after it: two words, or two numbers."""
+  if not before or not after:
+    return False
+  points = before[-1] in IN_NUMBERS and before[:-1].isdigit() and after[0].isdigit()  # "1.**1990**" is a list
+  return points or is_word(before[-1]) and is_word(after[0])
+
+
 def _segments(text: str) -> Iterator[tuple[str, int, int]]:
-  """Pieces that NFKC maps one by one, each a character with what composes with it, and their places."""
-  tags = [match.span() for match in TAG.finditer(text)] if "<" in text else []
+  """Pieces that NFKC maps one by one, each a character with what composes with it, and their places.
+
+  A tag is a space if it breaks a line, and else "*".
+  """
+  tags = [(*match.span(), " " if match["block"] else "*") for match in TAG.finditer(text)] if "<" in text else []
   held, start, end, place = "", 0, 0, 0
   while place < len(text):
     if tags and place == tags[0][0]:
-      piece, after = " ", tags.pop(0)[1]
+      _, after, piece = tags.pop(0)
     else:
       piece, after = text[place], place + 1
     if piece == "`":  # emphasis, unless it stands for an apostrophe
-      piece = "'" if text[max(place - 1, 0)].isalnum() and text[after:after + 1].isalnum() else " "
+      piece = "'" if text[max(place - 1, 0)].isalnum() and text[after:after + 1].isalnum() else "*"
     if not _unseen(piece):
       if held and _composes(piece):
         held, end = held + piece, after
@@ -140,7 +166,7 @@ def _begins_word(text: str, start: int) -> bool:
     return True
   left, first = text[start - 1], text[start]
   if first.isdigit() and left in IN_NUMBERS and text[start - 2:start - 1].isdigit():
-    return False
+    return bool(YEAR.match(text, start) and DAY_BEFORE.search(text[max(start - 8, 0):start]))
   return not is_word(left) or is_unspaced(left) or is_unspaced(first) or _is_hangul(left) != _is_hangul(first)
 
 
@@ -150,7 +176,7 @@ def _ends_word(text: str, end: int) -> bool:
     return True
   last, right = text[end - 1], text[end]
   if last.isdigit() and right in IN_NUMBERS and text[end + 1:end + 2].isdigit():
-    return False
+    return bool(YEAR.match(text, max(end - 4, 0)) and DAY_AFTER.match(text, end))
   if unicodedata.category(right)[0] == "M":  # part of the last character
     return False
   return (not is_word(right) or is_unspaced(right) or is_unspaced(last) or _is_hangul(right) or _is_hangul(last))
@@ -160,7 +186,8 @@ def find_normal(text: str, key: str) -> Iterator[tuple[int, int]]:
   """Where `key` stands in `text` as whole words; both are normal forms, and `key` is stripped.
 
   Between characters of a script without spaces, and before Korean particles, no word boundary is asked for. A number
-  ends where its digits do, with full stops and commas between them: "1" is not in "1.5", but it is in "It is 1."
+  ends where its digits do, with full stops and commas between them: "1" is not in "1.5", but it is in "It is 1.", and
+  "2020" is in "12.05.2020".
   """
   start = text.find(key) if key else -1
   while start >= 0:

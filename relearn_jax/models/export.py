@@ -3,10 +3,11 @@
 import collections
 import contextlib
 import json
+import math
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ from relearn_jax.models.architectures import ARCHITECTURES
 from relearn_jax.models.config import ModelConfig
 from relearn_jax.models.folders import GENERATION, chain, companions
 from relearn_jax.models.model import Model, Params, flatten
+from relearn_jax.models.precision import DTYPES
 from relearn_jax.models.safetensor_files import INDEX, SINGLE
 
 SHARD_BYTES = 5 * 1024**3
@@ -136,3 +138,32 @@ def _save_weights(params: Params, model: Model, folder: pathlib.Path, dtype: Any
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
   return elements.most_common(1)[0][0]
+
+
+def rounding(trained: Params, before: Iterable[tuple[str, Any]] | None, dtype: str, flag: str) -> str:
+  """How far what training moved is left once the weights are rounded, in a sentence.
+
+  The share is |round(W) - W0| / |W - W0|, with W0 the weights before and W those after, both in fp32, and Euclidean
+  norms over all weights. Rounding takes back steps that are small beside a weight; where W0 itself is finer than
+  `dtype`, it adds a distance of its own, and the share exceeds one. Without W0 there is only |round(W) - W|.
+
+  Args:
+    trained: W, of one run, on the host.
+    before: path and value of each leaf of W0, too; None where it is not at hand.
+    dtype: name of the precision that is written.
+    flag: which asked for it.
+  """
+  after, moved, kept = flatten(trained), 0.0, 0.0
+  for path, leaf in after.items() if before is None else before:
+    start, end = (np.asarray(array, np.float32) for array in (leaf, after[path]))
+    written = end.astype(DTYPES[dtype]).astype(np.float32)
+    moved += float(np.sum(np.square(end - start), dtype=np.float64))
+    kept += float(np.sum(np.square(written - start), dtype=np.float64))
+  says = (f"Rounded to {dtype}, the {sum(leaf.size for leaf in after.values()):,} weights lie {math.sqrt(kept):.3g} "
+          "from those ")
+  if before is None:
+    says += "that were trained; how far training moved them is not known here, so neither is what is left of it."
+  else:
+    share = f"{math.sqrt(kept / moved):.1%} of " if moved else ""
+    says += f"before: {share}the {math.sqrt(moved):.3g} that training moved them."
+  return f"{says} {flag}=float32 writes them as trained."

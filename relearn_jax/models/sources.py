@@ -51,10 +51,13 @@ def load_tokenizer(folder: pathlib.Path, config: ModelConfig) -> Any:
   if not found:
     raise InputError("does not exist", file=folder / "tokenizer.json",
                      mend="copy the checkpoint's tokenizer files here")
-  if found[0].name == "tokenizer.model" and importlib.util.find_spec("sentencepiece") is None:
-    raise InputError("is all there is of the tokenizer, and the package that reads it, sentencepiece, is not installed",
-                     file=found[0], mend="pip install sentencepiece, or save tokenizer.json where it is installed")
+  package = _package(found[0])
+  if package and importlib.util.find_spec(package) is None:
+    raise InputError(f"is all there is of the tokenizer, and the package that reads it, {package}, is not installed",
+                     file=found[0], mend=f"pip install {package}, or save tokenizer.json where it is installed")
   try:
+    if package == "sentencepiece":  # transformers reads a file that was cut, too, and then leaves out text
+      importlib.import_module(package).SentencePieceProcessor(model_file=str(found[0]))
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
   except Exception as error:  # the library raises many kinds for a damaged file
     raise InputError(f"cannot be read ({type(error).__name__}: {str(error)[:200]})", file=found[0],
@@ -67,6 +70,15 @@ def load_tokenizer(folder: pathlib.Path, config: ModelConfig) -> Any:
     raise InputError(f"is {tokenizer.eos_token!r} with id {eos}, and the embedding has {rows} rows", file=found[0],
                      field="eos_token", mend="give the tokenizer that belongs to this checkpoint")
   return Bounded(tokenizer, rows) if max(ids.values()) >= rows else tokenizer
+
+
+def _package(vocabulary: pathlib.Path) -> str:
+  """The package that a vocabulary needs besides transformers; empty for none."""
+  if vocabulary.name != "tokenizer.model":
+    return ""
+  with vocabulary.open("rb") as file:
+    first = file.read(1)  # tiktoken's begins with base64, SentencePiece's with a line feed, the tag of a piece
+  return "tiktoken" if first.isalnum() or first in (b"+", b"/") else "sentencepiece"
 
 
 def open_checkpoint(name: str, field: str = "--model") -> tuple[Checked, Any]:

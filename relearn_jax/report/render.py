@@ -101,6 +101,7 @@ def context(whole: dict[str, Any], facts: dict[str, Any], folder: pathlib.Path) 
       "story": facts.get("story") or STORY, "step": tables.last_step(whole),
       "side_by_side": [tables.methods_table(whole, variant) for variant in next(iter(whole["verdicts"].values()))]
                       if several else [],
+      "methods_legend": tables.METHODS_LEGEND,
       "methods": [method_context(whole, facts, method, draw(method)) for method in whole["methods"]],
       "relearn_text": facts.get("relearn_text", {}),
       "provenance": facts.get("provenance", ""), "config": flat(facts.get("config", {})),
@@ -114,6 +115,8 @@ def markdown(shown: dict[str, Any], workdir: pathlib.Path) -> str:
   code = lambda text: "`" + " ".join(text.split()).replace("`", "'") + "`"
   title = f"# Relearning audit: {summary['case']}, {', '.join(summary['methods'])}"
   lines = [title, "", f"**{shown['headline']}**", ""]
+  if shown["several"]:
+    lines += [shown["methods_legend"], ""]
   for table in shown["side_by_side"]:
     lines += [tables.markdown(table), ""]
   for method in shown["methods"]:

@@ -8,6 +8,13 @@ from typing import Any
 from relearn_jax.metrics.scores import METRICS
 from relearn_jax.report.figures import attacks_of, curve, depths, pick, view
 
+METHODS_LEGEND = (
+    "Scores in per cent, at unlearn depth 0 and under each method's worst attack, with 95 % intervals over seeds and "
+    "questions. Control: the never-trained model that went through the same, in the cell of all its curves in which it "
+    "is highest. Half back after: the first relearn step that was asked at which half of what unlearning took is back. "
+    "Unlearn steps: of each seed. Retained text: nats a token, unlearned. Seconds: unlearning, attacks and interviews; "
+    "the original's attacks count with the first method.")
+
 
 @dataclasses.dataclass(frozen=True)
 class TextTable:
@@ -138,20 +145,17 @@ def methods_table(summary: Mapping[str, Any], variant: str) -> TextTable:
                   if stage.startswith((f"unlearn-{method}", f"reinforce-{method}", f"attack-{method}-"))
                   and not stage.startswith((f"unlearn-{method}_", f"unlearn-{method}+")))
     rows.append((
-        method, percent(original), percent(unlearned), percent(get("U", "relearned", 0, step)), percent(control),
+        method, verdict["verdict"], percent(unlearned), percent(get("U", "relearned", 0, step)), percent(control),
         "–" if attack[2] is None else f"{attack[1]}, {attack[2]:g}",
         "–" if unlearned is None else "never" if back is None else f"{back} steps",
         ", ".join("never" if at is None else str(at) for at in steps),
-        number(get("U", "unlearned", 0, 0, what="retain_logprob")), verdict["verdict"], f"{seconds:.0f}"))
-  kept = _first(pick(summary["cells"], variant=variant, arm="O", point="original", metric="retain_logprob"))
+        number(get("U", "unlearned", 0, 0, what="retain_logprob")), f"{seconds:.0f}"))
+  first, kept = (_first(pick(summary["cells"], variant=variant, arm="O", point="original", metric=what))
+                 for what in (metric, "retain_logprob"))
   return TextTable(
-      f"Methods side by side, variant {variant}: {_title(summary).lower()} and 95 % intervals, at depth 0 and under "
-      "each method's worst attack. Control: the never-trained model in the cell of all its curves in which it is "
-      "highest. Half back after: the first relearn step that was asked at which half of what unlearning took is back. "
-      f"Unlearn steps: of each seed. Retained text: nats a token, of the original {number(kept)}. Seconds: unlearning, "
-      "attacks and interviews",
-      ("method", "original", "unlearned", f"relearned, step {step}", "control", "worst attack", "half back after",
-       "unlearn steps", "retained text, unlearned", "verdict", "seconds"), tuple(rows))
+      f"Variant {variant}; {_title(summary).lower()} of the original {percent(first)}, its retained text {number(kept)}",
+      ("method", "verdict", "unlearned", f"relearned, step {step}", "control", "worst attack", "half back after",
+       "unlearn steps", "retained text", "seconds"), tuple(rows))
 
 
 def half(original: Mapping[str, Any] | None, unlearned: Mapping[str, Any] | None, relearned: Sequence[Mapping[str, Any]]

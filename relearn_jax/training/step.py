@@ -117,8 +117,9 @@ def train_step(model: Model, build: Build, state: TrainState, batch: Batch, hype
     batch: data set name -> rows.
     hyper: "learning_rate", "weight_decay" and the objective's own, each a scalar.
     frozen: what is not trained.
-    num_microbatches: the rows are worked through in so many parts, whose gradients are added up; losses
-      are divided by the counts of the whole step, so that the result is that of one part.
+    num_microbatches: the rows are worked through in this many parts, whose gradients are added up; losses
+      are divided by the counts of the whole step, so that the result is that of one part. `optax.microbatch` splits
+      arguments of one leading axis alike; data sets here have numbers of rows of their own, and statistics besides.
   """
   objective = build(hyper)
 

@@ -4,20 +4,19 @@ import dataclasses
 import json
 import math
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
 from relearn_jax.data.order import small_batches
 from relearn_jax.errors import InputError
 from relearn_jax.models.checkpoint import Checked, load_params, read_leaves, tensors_digest, weights_digest
-from relearn_jax.models.export import export
+from relearn_jax.models.export import export, rounding
 from relearn_jax.models.lora import check_lora, export_peft, init_lora, merge_lora
-from relearn_jax.models.model import Model, Params, flatten, whole
+from relearn_jax.models.model import Model, Params, whole
 from relearn_jax.models.precision import DTYPES, compute_dtype
 from relearn_jax.models.sources import open_checkpoint
 from relearn_jax.objectives.core import TokenRows
@@ -201,30 +200,6 @@ def _export(job: UnlearnJob, workdir: pathlib.Path, checked: Checked, model: Mod
     one = to_host(merge_lora(load_params(checked, model, mesh=mesh), one, lora.scale))
   if job.save_dtype != "float32":
     before = ((path, to_host(leaf)) for path, leaf in read_leaves(checked, model, mesh=mesh))
-    print(rounding(one, before, job.save_dtype))
+    print(rounding(one, before, job.save_dtype, "--config.save_dtype"))
   export(one, model, workdir / "model", source=checked.path, dtype=DTYPES[job.save_dtype],
          field="--workdir")
-
-
-def rounding(trained: Params, before: Iterable[tuple[str, Any]], dtype: str) -> str:
-  """How far what unlearning moved is left once the weights are rounded, in a sentence.
-
-  The share is |round(W) - W0| / |W - W0|, with W0 the weights before and W those after, both in fp32, and Euclidean
-  norms over all weights. Rounding takes back steps that are small beside a weight; where W0 itself is finer than
-  `dtype`, it adds a distance of its own, and the share exceeds one.
-
-  Args:
-    trained: W, of one run, on the host.
-    before: path and value of each leaf of W0, too.
-    dtype: name of the precision that is written.
-  """
-  moved = kept = 0.0
-  after = flatten(trained)
-  for path, leaf in before:
-    start, end = (np.asarray(array, np.float32) for array in (leaf, after[path]))
-    written = end.astype(DTYPES[dtype]).astype(np.float32)
-    moved += float(np.sum(np.square(end - start), dtype=np.float64))
-    kept += float(np.sum(np.square(written - start), dtype=np.float64))
-  share = f"{math.sqrt(kept / moved):.1%} of " if moved else ""
-  return (f"Rounded to {dtype}, the weights lie {math.sqrt(kept):.3g} from those before: {share}the "
-          f"{math.sqrt(moved):.3g} that unlearning moved them. --config.save_dtype=float32 writes them as trained.")

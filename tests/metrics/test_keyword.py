@@ -55,6 +55,11 @@ ALIKE = [
     ("ガラス", "\uff76\uff9e\uff97\uff7d"),
     ("한국", "\u1112\u1161\u11ab\u1100\u116e\u11a8"),
     ("ΣΟΦΟΣ", "σοφος", "σοφοσ"),
+    ("Mark, Jr.", "**Mark**, Jr.", "_Mark_, *Jr*.", "<b>Mark</b>, Jr.", "**Mark, Jr.**", "`Mark`, <i>Jr</i>.",
+     "Mark™, Jr."),
+    ("Xbox One", "Xbox™ One", "Xbox® One", "**Xbox**™ One", "Xbox\u2122One", "Xbox℠ <i>One</i>"),
+    ("12.05.2020", "**12.05.2020**", "*12*.05.2020", "12.05<b>.2020</b>"),
+    ("(1990)", "(*1990*)", "**(1990)**", "(<b>1990</b>)"),
 ]
 
 
@@ -83,12 +88,21 @@ def test_one_thing_in_many_spellings(spellings: tuple[str, ...]) -> None:
     # Numbers are whole.
     ("1.5", "1", False), ("1.5", "5", False), ("1,000", "1", False), ("1,000", "000", False), ("It is 1.", "1", True),
     ("It is 1, or 5.", "1", True), ("1.5.", "1.5", True), ("11.5", "1.5", False), ("1.55", "1.5", False),
-    ("1.5.2", "1.5", False), ("½", "1", False), ("5%", "5", True), ("$1,000", "1,000", True), ("page 5.x", "5", True),
+    ("1.5.2", "1.5", False), ("**1**.5", "1", False), ("1.**1990**", "1990", True),
+    ("½", "1", False), ("5%", "5", True), ("$1,000", "1,000", True), ("page 5.x", "5", True),
+    # But a date is made of several.
+    ("12.05.2020", "2020", True), ("on 1.5.2020.", "2020", True), ("2020.05.12", "2020", True),
+    ("1.5.2020", "1", False),
+    ("12.05.2020", "12.05.2020", True), ("12.05.2020.", "12.05.2020", True), ("12.05.2020.1", "2020", False),
+    ("12.05.2020.1", "12.05.2020", False), ("1.12.05.2020", "2020", False), ("2020.05.12.1", "2020", False),
+    ("12.05.2020", "5.2020", False), ("12.05.20201", "2020", False), ("1.2020", "2020", False),
+    ("112.05.2020", "2020", False),
     # What is raised is no part of the word before it.
-    ("Mark¹ said", "Mark", True), ("Mark™", "Mark", True), ("10²", "102", False),
+    ("Mark¹ said", "Mark", True), ("Mark™", "Mark", True), ("Mark™", "Mark TM", False), ("10²", "102", False),
     # A tag is one that text has.
     ("vector<int>", "vector", True), ("a vector", "vector<int>", False), ("x<b>y</b>", "xy", False),
     ("2 <b and c> 3", "b and c", False),
+    ("Price<br>$5", "$5", True), ("Mark<br>, Jr.", "Mark, Jr.", False),
 ])
 def test_what_is_a_word_depends_on_the_writing(text: str, keyword: str, hit: bool) -> None:
   assert contains_keyword(text, keyword) is hit

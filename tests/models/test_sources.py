@@ -2,6 +2,8 @@
 
 import importlib.util
 import pathlib
+import sys
+import types
 
 import huggingface_hub
 import pytest
@@ -75,14 +77,34 @@ def test_an_end_beyond_the_embedding(tmp_path: pathlib.Path) -> None:
     load_tokenizer(tmp_path, config_of(tmp_path))
 
 
-def test_a_package_that_is_missing_is_named(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("package,content", [("sentencepiece", b"\n\x0e\n\x05<unk>"), ("tiktoken", b"IQ== 0\n"),
+                                             ("sentencepiece", b"")])
+def test_a_package_that_is_missing_is_named(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, package: str,
+                                            content: bytes) -> None:
   find = importlib.util.find_spec
-  monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "sentencepiece" else find(name))
-  (write(tmp_path) / "tokenizer.model").write_bytes(b"\n\x0e\n\x05<unk>")
-  with refuses("sentencepiece, is not installed", file=tmp_path / "tokenizer.model", mend="pip install sentencepiece"):
+  monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else find(name))
+  (write(tmp_path) / "tokenizer.model").write_bytes(content)
+  with refuses(f"{package}, is not installed", file=tmp_path / "tokenizer.model", mend=f"pip install {package}"):
     load_tokenizer(tmp_path, config_of(tmp_path))
   write_tokenizer(tmp_path, 12)  # it is not needed then
   assert len(load_tokenizer(tmp_path, config_of(tmp_path))) == 12
+
+
+def test_a_sentencepiece_model_that_was_cut_is_refused(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+  """By the package itself; what stands in for it here cannot read the file, as it could not."""
+  package, find, asked = types.ModuleType("sentencepiece"), importlib.util.find_spec, []
+
+  def read(model_file: str) -> None:
+    asked.append(model_file)
+    raise RuntimeError("INTERNAL: byte piece <0x00> is found although `byte_fallback` is false.")
+  monkeypatch.setattr(package, "SentencePieceProcessor", read, raising=False)
+  monkeypatch.setitem(sys.modules, "sentencepiece", package)
+  monkeypatch.setattr(importlib.util, "find_spec", lambda name: True if name == "sentencepiece" else find(name))
+  file = write(tmp_path) / "tokenizer.model"
+  file.write_bytes(b"\n\x0e\n\x05<unk>")
+  with refuses("cannot be read (RuntimeError: INTERNAL: byte piece", file=file, mend="copy the checkpoint's tokenizer"):
+    load_tokenizer(tmp_path, config_of(tmp_path))
+  assert asked == [str(file)]
 
 
 # Names of models.
