@@ -1,5 +1,6 @@
 """Training rows: which tokens count, worked out by hand, and what is refused."""
 
+import dataclasses
 import pathlib
 from typing import Any
 
@@ -68,6 +69,15 @@ def test_a_case_from_files_says_which_texts_are_cut(tmp_path: pathlib.Path) -> N
   case = FilesConfig("mine", str(path), str(path), (str(path),), str(asked)).make("given", 0, "U")
   texts = (Text("w0", False, line=1), Text("w1", line=2), Text(" w3", prompt="w2", line=3))
   assert case.relearn_sets[0].rows == case.forget == case.retain == texts
+
+
+def test_a_relearn_set_is_not_called_as_another_data_set_is() -> None:
+  """It is found by its name; the very file of that data set may be relearned."""
+  case = FilesConfig("mine", "a/forget.jsonl", "a/retain.jsonl", ("a/retain.jsonl", "b/other.jsonl"), "a/asked.jsonl")
+  case.check("here")
+  for path in ("b/retain.jsonl", "b/forget.jsonl", "b/memorize.jsonl", "b/questions.jsonl"):
+    with pytest.raises(InputError, match=f"`case.relearn` has '{path}', and .* is the name of another data set"):
+      dataclasses.replace(case, relearn=("b/other.jsonl", path)).check("here")
 
 
 def test_the_names_case_as_tokens() -> None:
