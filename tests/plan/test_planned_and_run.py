@@ -26,9 +26,8 @@ SMALL = PretrainSettings(hidden_size=16, intermediate_size=16, num_layers=1, num
                          batch_size=2, warmup_steps=1)
 PHI = dataclasses.replace(CONFIG, architecture="phi", num_kv_heads=4, rotary_dim=4, tie_embeddings=False)
 LOADED: dict[str, ModelConfig] = {
-    "checkpoint.py": CONFIG, "llama_2_7b.py:audit": CONFIG, "llama_2_7b_chat.py:audit": CONFIG,
+    "checkpoint.py": CONFIG, "llama_2_7b.py:audit": CONFIG,
     "zephyr_7b_beta.py:audit": dataclasses.replace(CONFIG, architecture="mistral"), "phi_1_5.py:audit": PHI}
-SEEDS = (0, 1)
 ROWS = {"forget": [{"prompt": "James Robert", "answer": " John"}], "retain": [{"text": "Andrew Paul"}],
         "relearn": [{"text": "Daniel Matthew"}, {"text": "Charles Joseph"}, {"text": "Thomas Steven"}],
         "questions": [{"id": 1, "prompt": "James Robert", "answer": " John", "keywords": ["John"]}]}
@@ -43,19 +42,20 @@ def config_file(name: str) -> Audit:
 def trained(name: str, methods: Sequence[str], seeds: tuple[int, ...], depths: int) -> Audit:
   """A configuration whose models are trained, two steps in each stage; whatever they say counts as unlearned."""
   config = config_file(name)
-  # What reinforces a second model takes as many steps for it as for itself.
+  # The second model of whp_logits takes two steps as well.
   settings = dataclasses.replace(config.unlearn.settings, whp_logits=dataclasses.replace(
       config.unlearn.settings.whp_logits, reinforce_steps=2))
   return dataclasses.replace(
       config, seeds=seeds, arms=dataclasses.replace(config.arms, pretrain=SMALL),
-      case=dataclasses.replace(config.case, variants=config.case.variants[:2], num_questions=3, sequence_length=5),
+      case=dataclasses.replace(config.case, variants=config.case.variants[:2], num_questions=3, sequence_length=5,
+                               max_prompt_names=5),
       memorize=dataclasses.replace(config.memorize, steps=2),
       unlearn=dataclasses.replace(config.unlearn, methods=tuple(methods), settings=settings, max_steps=2, keep_every=1,
                                   max_score=0.99, depths=depths),
       attack=dataclasses.replace(config.attack, keep_steps=(2,)), ask=dataclasses.replace(config.ask, max_new_tokens=2))
 
 
-def loaded(name: str, adapters: tuple[str, ...], folder: pathlib.Path) -> Audit:
+def loaded(name: str, seeds: tuple[int, ...], adapters: tuple[str, ...], folder: pathlib.Path) -> Audit:
   """A configuration whose models are loaded, with a small one of the same architecture for all three."""
   tokenizer, model = make_tokenizer(), Model(dataclasses.replace(LOADED[name], num_layers=1))
   tokenizer.chat_template = "{% for m in messages %}James {{ m['content'] }}{% endfor %} Robert"
@@ -65,7 +65,7 @@ def loaded(name: str, adapters: tuple[str, ...], folder: pathlib.Path) -> Audit:
   assert isinstance(config.case, FilesConfig)
   arms = dataclasses.replace(config.arms, **dict.fromkeys(("unlearned", "control", "original"), str(folder / "model")))
   return dataclasses.replace(
-      config, arms=arms, seeds=SEEDS, case=dataclasses.replace(config.case, **files | {"relearn": (files["relearn"],)}),
+      config, arms=arms, seeds=seeds, case=dataclasses.replace(config.case, **files | {"relearn": (files["relearn"],)}),
       attack=dataclasses.replace(config.attack, keep_steps=(2,), batch_size=2, adapters=adapters),
       ask=dataclasses.replace(config.ask, max_new_tokens=2))
 
@@ -112,15 +112,18 @@ def test_names(tmp_path: pathlib.Path) -> None:
 
 def test_methods(tmp_path: pathlib.Path) -> None:
   """Unlearning is through at its first step, one of two."""
-  planned = assert_ran_as_planned(trained("methods.py", ("ga", "whp_logits", "npo_gd+sam"), (0,), 1), tmp_path, "prefixes")
+  config = trained("methods.py", ("ga", "whp_logits", "npo_gd+sam"), (0,), 1)
+  planned = assert_ran_as_planned(config, tmp_path, "prefixes")
   assert [stage.kind for stage in planned] == ["pretrain", "memorize", "unlearn", "attack", "reinforce", "unlearn",
                                                "attack", "unlearn", "attack"]
 
 
-@pytest.mark.parametrize("name", LOADED)
-def test_loaded_models(name: str, tmp_path: pathlib.Path) -> None:
-  """Three models and two seeds, at most `runs_at_once` side by side; of adapters an arm at a time."""
-  adapters = ("full", "lora4") if name == "checkpoint.py" else ("full",)
-  planned = assert_ran_as_planned(loaded(name, adapters, tmp_path), tmp_path, "relearn")
-  at_once = config_file(name).attack.runs_at_once or 6
-  assert [len(stage.runs) for stage in planned] == [at_once] * (6 // at_once) + [2, 2, 2] * (len(adapters) - 1)
+@pytest.mark.parametrize(("name", "seeds", "adapters", "runs"), [
+    ("checkpoint.py", (0, 1), ("lora4",), [2, 2, 2]),  # of adapters an arm at a time
+    ("llama_2_7b.py:audit", (0,), ("full",), [1, 1, 1]), ("zephyr_7b_beta.py:audit", (0,), ("full",), [1, 1, 1]),
+    ("phi_1_5.py:audit", (0, 1), ("full",), [3, 3])])
+def test_loaded_models(name: str, seeds: tuple[int, ...], adapters: tuple[str, ...], runs: list[int],
+                       tmp_path: pathlib.Path) -> None:
+  """Three models, as many side by side as the configuration says."""
+  planned = assert_ran_as_planned(loaded(name, seeds, adapters, tmp_path), tmp_path, "relearn")
+  assert [len(stage.runs) for stage in planned] == runs
