@@ -85,7 +85,8 @@ def audit(config: Audit, where: str, workdir: pathlib.Path, cache: pathlib.Path,
   """
   exp = prepare(config, where, workdir, allow_leakage)
   sizes, digests = check_mesh(mesh, exp.decoder), exp.digests()
-  known = claim_workdir(workdir, recorded(config), digests, PATHS, AXES)
+  named = [one.name for one in exp.first.relearn_sets]  # another relearn set makes the grid larger, another model not
+  known = claim_workdir(workdir, recorded(config), digests, PATHS, AXES, named)
   with only_process(workdir):
     if not known:
       for name in OUTPUTS:

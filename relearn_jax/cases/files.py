@@ -94,6 +94,8 @@ def texts_of(rows: Sequence[Row]) -> tuple[Text, ...]:
 
 
 VARIANT = "given"  # files make one version of their case
+# Names of data sets and files, which a relearn set of another file cannot have.
+TAKEN = ("memorize", "control", "forget", "retain", "relabelled", "idk", "alternate", "questions")
 
 
 @dataclasses.dataclass
@@ -142,6 +144,10 @@ class FilesConfig:
         raise InputError(f"is {getattr(self, field)!r}", file=where, field=f"case.{field}",
                          mend="give a file of JSON lines")
     names = [pathlib.Path(path).stem for path in self.relearn]
+    for name, path in zip(names, self.relearn, strict=True):
+      if name in TAKEN and not (name in ("forget", "retain") and getattr(self, name) == path):
+        raise InputError(f"has {path!r}, and {name!r} is the name of another data set", file=where,
+                         field="case.relearn", mend="rename the file: a relearn set is called after it")
     if twice := next((name for name in names if names.count(name) > 1), None):
       raise InputError(f"has two files named {twice!r}", file=where, field="case.relearn",
                        mend="rename one: a relearn set is called after its file")
