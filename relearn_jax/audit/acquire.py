@@ -25,6 +25,7 @@ from relearn_jax.models.model import Params
 from relearn_jax.objectives.losses import nll
 from relearn_jax.parallel.mesh import repeat_runs, shard_runs, to_host
 from relearn_jax.progress import progress
+from relearn_jax.training.checkpoints import saved_steps
 from relearn_jax.training.ended import AllEnded, Ledger, read_ended
 from relearn_jax.training.stage import OnKeep, Stage, run_stage
 from relearn_jax.training.step import NOTHING, Build, Frozen, StepLog
@@ -247,10 +248,8 @@ def unlearn(exp: Experiment, stage: Planned) -> None:
                   method.learning_rate, before)
   curves: dict[Chain, dict[int, float]] = {chain: {} for chain in u_chains}
 
-  def on_keep(step: int, params: Params) -> bool:
-    some = lambda tree: jax.tree.map(lambda leaf: leaf[:len(u_chains)], tree)  # U chains come first
-    answers = ask_once(exp, folder, step, lambda: exp.interviewer()(
-        some(params), exp.scored_rows(u_chains), u_names))
+  def watch(step: int, answers: Answers) -> tuple[dict[Chain, list[int]], bool]:
+    """The points as far as they are known at a step, and whether nothing is left to do."""
     ledger.look(step, "answers", finite_by_name(answers))
     for chain, value, finite in zip(u_chains, exp.mean_scores(answers), answers.finite, strict=True):
       if finite and not ledger.has_ended(chain.name, step):
@@ -259,12 +258,18 @@ def unlearn(exp: Experiment, stage: Planned) -> None:
     lost = [chain for chain in u_chains if ledger.has_ended(chain.name, step)]
     points = select_points({c: {s: v for s, v in curves[c].items() if s <= step} for c in u_chains}, config.max_score,
                            config.depths, lost)
+    there = [chain for chain in u_chains if len(points[chain]) == config.depths]
+    ledger.finish(name for chain in there for name in (chain.name, partner(chain).name))
+    return points, len(there) + len(lost) == len(u_chains)
+
+  def on_keep(step: int, params: Params) -> bool:
+    some = lambda tree: jax.tree.map(lambda leaf: leaf[:len(u_chains)], tree)  # U chains come first
+    points, is_over = watch(step, ask_once(exp, folder, step, lambda: exp.interviewer()(
+        some(params), exp.scored_rows(u_chains), u_names)))
     here = [name for chain in u_chains if step in points[chain] for name in (chain.name, partner(chain).name)]
     kept = runs if exp.config.keep_weights else here
     exp.shelf.keep(folder.path, step, params, runs, kept, exp.model, folder.name)
-    there = [chain for chain in u_chains if len(points[chain]) == config.depths]
-    ledger.finish(name for chain in there for name in (chain.name, partner(chain).name))
-    return len(there) + len(lost) == len(u_chains)
+    return is_over
 
   second = exp.done.get(exp.unlearned_key(mine[0], method, "reinforce"))
   reinforced = (lambda: start_reinforced(exp, second[0], method, runs)) if second else None
@@ -272,7 +277,11 @@ def unlearn(exp: Experiment, stage: Planned) -> None:
                 {"learning_rate": method.learning_rate, "weight_decay": method.weight_decay, **method.recipe.traced},
                 every(config.max_steps, config.keep_every), config.batch_size, config.num_microbatches,
                 [chain.seed for chain in mine], config.remat)
+  begun = max(saved_steps(folder.path / "resume"), default=0)
   with finishing(exp, folder):
+    for step in folder.asked():
+      if step <= begun:  # before a kill; the stage does not come by it again
+        watch(step, load_answers(folder.answers(step)))
     train(exp, folder, runs, how, lambda: start_memorized(exp, mine), on_keep, ledger, reinforced=reinforced)
 
 
