@@ -23,7 +23,7 @@ from relearn_jax.training.settings import StepSettings
 AuditMethods = group_class("AuditMethods", {
     name: config_class(name, method.settings, ("learning_rate", float, 1e-5), ("weight_decay", float, 0.0))
     for name, method in METHODS.items()})
-FULL, LORA = "full", re.compile(r"lora(\d*)")
+FULL, LORA = "full", re.compile(r"lora([1-9]\d*)?")
 
 
 @dataclasses.dataclass

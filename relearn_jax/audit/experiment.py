@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import pathlib
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -69,8 +70,8 @@ class Experiment:
     self.first = next(iter(self.cases.values()), None) or case.make(case.versions()[0], config.seeds[0], "U")
     self.checked: dict[str, Checked] = {}
     self._open_checkpoints()
-    some = [self.checked[arm].config for arm in self.checked] or [self.decoder]
-    self.max_positions = min(one.max_positions for one in some)
+    # One that is pretrained is to have as many as the case needs; see `_check_positions`.
+    self.max_positions = min((one.config.max_positions for one in self.checked.values()), default=sys.maxsize)
     self.chat = None
     if config.ask.chat_template:
       folder = next(iter(self.checked.values())).path if self.checked else pathlib.Path("arms.pretrain")
@@ -86,6 +87,7 @@ class Experiment:
     for one in self.all_cases():
       for name in (*self.trained_on(), "forget", "retain", *self.relearn_sets):
         self.encode(one, name)
+    self._check_positions()
     self._check_seeds()
 
   def trained_on(self) -> list[str]:
@@ -141,6 +143,14 @@ class Experiment:
       raise InputError(f"has {unknown[0]!r}", file=self.where, field="attack.relearn_sets",
                        mend=f"expected some of {', '.join(there)}")
     return tuple(wanted or there)
+
+  def _check_positions(self) -> None:
+    """Refuses a model that is pretrained with fewer positions than the case needs: no row of it is at fault."""
+    longest = max(*(len(one.ids) for rows in self._encoded.values() for one in rows),
+                  *(len(prompt) + self.config.ask.max_new_tokens for prompt, _ in self.asked))
+    if not self.checked and longest > self.decoder.max_positions:
+      raise InputError(f"is {self.decoder.max_positions}", file=self.where, field="arms.pretrain.max_positions",
+                       mend=f"expected at least {longest}: the longest row, or prompt with its new tokens")
 
   def _check_seeds(self) -> None:
     """Seeds of an attack on loaded models differ by the order of rows, or by the adapter's first weights."""
