@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from relearn_jax.audit.audit_config import ArmsSettings, AttackSettings, Audit, unlearn_method
+from relearn_jax.audit.search import MIN_SEEDS
 from relearn_jax.audit.thresholds import VerdictSettings
 from relearn_jax.data.chat import check_chat
 from relearn_jax.errors import InputError, checker
@@ -35,7 +36,11 @@ def check_audit(config: Audit, where: str) -> None:
     _check_trained(config, where, need)
   need(bool(config.arms.unlearned) or not config.arms.loaded, "arms.unlearned", config.arms.unlearned,
        "give the model in question: a Hugging Face folder or a hub id")
+  need(not config.arms.loaded or len(config.case_config.versions()) == 1, "case", config.case_config.versions(),
+       "expected a single variant where models are loaded")
   _named(where, lambda: check_attack(config.attack, where))
+  need(not config.attack.search.trials or len(seeds) >= MIN_SEEDS, "seeds", seeds,
+       f"expected at least {MIN_SEEDS}: attacks are chosen on one half of them and reported on the other")
   _check_ask(config, where, need)
   need(all(type(line) is int and line > 0 for line in config.allowed_lines), "allowed_lines", config.allowed_lines,
        "expected numbers of lines, from 1")

@@ -1,4 +1,4 @@
-"""The leakage check: what is found in which spelling, what is certain, what does not count, and what may be allowed."""
+"""The leakage check: what is found in which spelling, what is certain, does not count, or may be allowed."""
 
 import dataclasses
 import json
