@@ -120,7 +120,7 @@ def test_the_default_is_fine_and_differences_are_listed(tmp_path: pathlib.Path) 
       names_audit(), names_audit(attack__learning_rates=(1.0,), seeds=(4,))))
   del theirs["unlearn"]["methods"]
   assert differences(ours, theirs) == [
-      "attack.learning_rates: [0.0001] here, [1.0] there", "seeds: [0, 1, 2] here, [4] there",
+      "attack.learning_rates: [0.0001, 0.001, 0.003] here, [1.0] there", "seeds: [0, 1, 2] here, [4] there",
       "unlearn.methods: ['ga'] here, '(absent)' there"]
 
 
@@ -274,12 +274,12 @@ def test_what_is_judged_ends_at_a_stop_string_and_in_the_completion() -> None:
 
 
 def test_a_question_has_its_own_stop_strings_and_those_of_the_audit(tmp_path: pathlib.Path) -> None:
-  exp = Experiment(names_audit(ask__stop=("Kevin",)), "here", tmp_path)
+  exp, alone = (Experiment(names_audit(ask__stop=("Kevin",)), "here", tmp_path) for _ in range(2))
   first = exp.first.questions[0]
   exp.first = dataclasses.replace(exp.first, questions=(
       dataclasses.replace(first, stop=("Brian",)), *exp.first.questions[1:]))
-  own, other, *_ = exp.questions()
+  own, other, *_ = exp.questions
   assert own.stop == ("Kevin", "Brian") and other.stop == ("Kevin",)
   assert own.begun == first.prompt and judged(own, " Mark Kevin") == " Mark "
-  exp.first = dataclasses.replace(exp.first, begins_in_prompt=False)
-  assert {question.begun for question in exp.questions()} == {""}
+  alone.first = dataclasses.replace(alone.first, begins_in_prompt=False)
+  assert {question.begun for question in alone.questions} == {""}

@@ -46,7 +46,8 @@ def tiny_names(**changes: Any) -> Audit:
   return names_audit(**{
       **shape, "case__variants": (7,), "case__num_questions": 6, "seeds": (0, 1), "memorize__steps": 10,
       "memorize__learning_rate": 3e-3, "unlearn__max_steps": 10, "unlearn__depths": 1,
-      "unlearn__settings__ga__learning_rate": 1e-3, "attack__keep_steps": (1, 3), "verdict__draws": 100,
+      "unlearn__settings__ga__learning_rate": 1e-3, "attack__keep_steps": (1, 3),
+      "attack__learning_rates": (1e-4,), "verdict__draws": 100,
       "checkpoint_seconds": 0.0, **changes})
 
 
