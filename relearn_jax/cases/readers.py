@@ -29,7 +29,7 @@ def read_file(path: pathlib.Path) -> list[Row]:
   """
   suffix = path.suffix.lower()
   if suffix not in SUFFIXES:
-    read_bytes(path, "a file")  # one that is not there is told as such
+    read_bytes(path)  # one that is not there is told as such
     raise InputError(f"has the suffix {suffix!r}", file=path, mend=f"expected one of {', '.join(SUFFIXES)}")
   rows = SUFFIXES[suffix](path)
   if not rows:
