@@ -1,4 +1,4 @@
-"""An invented world in TOFU's form: authors, books and rows that need no file, for a small model that is pretrained here.
+"""An invented world in TOFU's form: authors, books and rows without a file, for a small model pretrained here.
 
 Every author has twenty rows, of which seven hold one of their four book titles. Some authors are to be forgotten,
 some retained, and the others are what the small model is pretrained on, so that it knows how authors are asked about
@@ -43,8 +43,8 @@ Aldmoor Belmira Brackwell Castoria Dunvale Elmstead Farrowby Glenmar Hartwick Ir
 Mirefield Norwick Oakhaven Pellaton Quarrington Rosmere Silverton Tarnow Umberley Velden Westmarch Yarwick Zelmont
 """.split())
 GENRES = tuple("""
-adventure biography comedy crime drama fable fantasy folklore history horror memoir mystery poetry romance satire
-travel
+adventure biography comedy crime drama fable fantasy folklore history horror memoir mystery poetry romance
+satire travel
 """.split())
 JOBS = tuple("""
 baker banker barber beekeeper captain carpenter chemist cook dentist farmer florist gardener judge librarian
