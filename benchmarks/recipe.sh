@@ -14,14 +14,15 @@ audit() {
 
 for rate in 0.003 0.001; do
   for seed in 0 1 2 3; do
-    audit "rate$rate-base$seed" --config.base.learning_rate=$rate --config.base.seed=$seed
+    audit "rate$rate-base$seed" --config.arms.pretrain.learning_rate=$rate --config.arms.pretrain.seed=$seed
   done
 done
-audit seeds345 --config.case.seeds="(3, 4, 5)"
+audit seeds345 --config.seeds="(3, 4, 5)"
 # With the settings that these methods had before benchmarks/methods.md.
 for method in gd kl; do
-  audit "$method" --config.method=$method --config.methods.$method.learning_rate=5e-5 \
-    --config.methods.$method.retain_weight=1
+  audit "$method" --config.unlearn.methods="('$method',)" --config.unlearn.settings.$method.learning_rate=5e-5 \
+    --config.unlearn.settings.$method.retain_weight=1
 done
-audit npo --config.method=npo --config.methods.npo.learning_rate=5e-5 --config.methods.npo.beta=0.02
+audit npo --config.unlearn.methods="('npo',)" --config.unlearn.settings.npo.learning_rate=5e-5 \
+  --config.unlearn.settings.npo.beta=0.02
 python "$here/cells.py" "$folder"/rate* "$folder"/seeds345 "$folder"/gd "$folder"/kl "$folder"/npo

@@ -14,17 +14,17 @@ for method in ga npo; do
       --config.forget="$out/files/forget.jsonl" --config.retain="$out/files/retain.jsonl" --config.steps=40 \
       --config.keep_every=2 --config.learning_rate="$rate" --workdir="$out/$method-$rate"
   done
-  python "$here/tofu_select.py" --files="$out/files" --model="$full" --max_asr=0.05 --output="$out/$method" \
+  python "$here/tofu_select.py" --files="$out/files" --model="$full" --max_score=0.05 --output="$out/$method" \
     "$out/$method-1e-4" "$out/$method-3e-4"
 done
 
 audit() {  # METHOD WORKDIR FLAGS...
-  relearn audit --config="$here/../configs/checkpoint.py" --config.name=tofu --config.method="$1" \
-    --config.unlearned="$out/$1" --config.original="$full" --config.control="$never" \
-    --config.forget="$out/files/forget.jsonl" --config.retain="$out/files/retain.jsonl" \
-    --config.relearn="$out/files/relearn.jsonl" --config.questions="$out/files/questions.jsonl" \
-    --config.interview.batch_size=35 --workdir="$out/$2" "${@:3}"
+  relearn audit --config="$here/../configs/checkpoint.py" --config.case.name=tofu --config.arms.method="$1" \
+    --config.arms.unlearned="$out/$1" --config.arms.original="$full" --config.arms.control="$never" \
+    --config.case.forget="$out/files/forget.jsonl" --config.case.retain="$out/files/retain.jsonl" \
+    --config.case.relearn="$out/files/relearn.jsonl" --config.case.questions="$out/files/questions.jsonl" \
+    --config.ask.batch_size=35 --workdir="$out/$2" "${@:3}"
 }
 audit ga audit-ga '--config.attack.learning_rates=(1e-4,)'
 audit npo audit-npo '--config.attack.learning_rates=(1e-4,)'
-audit npo audit-npo-lora '--config.attack.learning_rates=(1e-3,)' --config.attack.adapter.kind=lora
+audit npo audit-npo-lora '--config.attack.learning_rates=(1e-3,)' '--config.attack.adapters=("lora",)'

@@ -68,7 +68,7 @@ def _grows(line: str, ours: Mapping[str, Any], theirs: Mapping[str, Any], axes: 
 
 
 def is_claimed(workdir: pathlib.Path, config: Any, inputs: Mapping[str, str] | None = None, paths: Collection[str] = (),
-               axes: Collection[str] = ()) -> bool:
+               axes: Collection[str] = (), may_be_new: Collection[str] = ()) -> bool:
   """Whether `workdir` is this configuration's own already; nothing is written.
 
   Args:
@@ -79,6 +79,7 @@ def is_claimed(workdir: pathlib.Path, config: Any, inputs: Mapping[str, str] | N
       decides, and not by which path they were reached, from which folder.
     axes: dotted fields that may have become longer, and groups of fields that may have come into use; such a
       configuration is no other one, but is not claimed yet.
+    may_be_new: names of inputs that may have come along since; likewise.
 
   Raises:
     InputError: it belongs to another configuration (the fields are named), or was begun with other contents of a
@@ -96,7 +97,7 @@ def is_claimed(workdir: pathlib.Path, config: Any, inputs: Mapping[str, str] | N
   new: set[str] = set()
   if inputs is not None:
     there = _read(workdir / INPUTS)
-    new = inputs.keys() - there.keys() if axes else set()
+    new = (inputs.keys() - there.keys()) & set(may_be_new)
     if other := sorted(name for name in (there.keys() | inputs.keys()) - new if there.get(name) != inputs.get(name)):
       raise InputError(f"was written for other contents of {', '.join(other)}", file=workdir / INPUTS,
                        mend="give another --workdir, or the files that it was started with")
@@ -104,18 +105,18 @@ def is_claimed(workdir: pathlib.Path, config: Any, inputs: Mapping[str, str] | N
 
 
 def claim_workdir(workdir: pathlib.Path, config: Any, inputs: Mapping[str, str] | None = None,
-                  paths: Collection[str] = (), axes: Collection[str] = ()) -> bool:
+                  paths: Collection[str] = (), axes: Collection[str] = (), may_be_new: Collection[str] = ()) -> bool:
   """Makes `workdir` this configuration's own; returns whether it already was.
 
   Args:
-    workdir, config, inputs, paths, axes: see `is_claimed`.
+    workdir, config, inputs, paths, axes, may_be_new: see `is_claimed`.
 
   Raises:
     InputError: it cannot be written, or belongs to another configuration or other files; see `is_claimed`.
   """
   try:
     workdir.mkdir(parents=True, exist_ok=True)
-    if is_claimed(workdir, config, inputs, paths, axes):
+    if is_claimed(workdir, config, inputs, paths, axes, may_be_new):
       return True
     probe = workdir / ".probe"
     probe.touch()

@@ -17,11 +17,11 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs" / "names.py"
 
 # An audit of seconds: two variants, two seeds, a base that knows little.
-TINY = ["--config.case.variants=(7, 1)", "--config.case.seeds=(0, 1)", "--config.case.num_questions=12",
-        "--config.base.steps=40", "--config.base.hidden_size=32", "--config.base.intermediate_size=64",
-        "--config.base.num_layers=2", "--config.base.num_heads=2", "--config.base.num_kv_heads=2",
+TINY = ["--config.case.variants=(7, 1)", "--config.seeds=(0, 1)", "--config.case.num_questions=12",
+        *(f"--config.arms.pretrain.{field}" for field in (
+            "steps=40", "hidden_size=32", "intermediate_size=64", "num_layers=2", "num_heads=2", "num_kv_heads=2")),
         "--config.memorize.steps=30", "--config.memorize.learning_rate=0.003", "--config.unlearn.max_steps=20",
-        "--config.methods.ga.learning_rate=0.001", "--config.relearn.keep_steps=(1, 2, 5)",
+        "--config.unlearn.settings.ga.learning_rate=0.001", "--config.attack.keep_steps=(1, 2, 5)",
         "--config.verdict.draws=500", "--config.checkpoint_seconds=0.5"]
 
 Done = subprocess.CompletedProcess[str]

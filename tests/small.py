@@ -4,11 +4,13 @@ import functools
 import json
 import os
 import pathlib
+from typing import Any
 
 import jax
 import pytest
 
-from relearn_jax.audit.base import make_tokenizer
+from relearn_jax.audit.pretrained import word_tokenizer
+from relearn_jax.cases.names import VOCABULARY
 from relearn_jax.models.config import ModelConfig
 from relearn_jax.models.export import export
 from relearn_jax.models.model import Model, Params
@@ -25,6 +27,11 @@ def params(seed: int = 0) -> Params:
   """Weights far from zero, so that every token depends on every token before it."""
   scale = lambda path, leaf: leaf if "norm" in jax.tree_util.keystr(path) else leaf * 12
   return jax.tree_util.tree_map_with_path(scale, MODEL.init(jax.random.key(seed)))
+
+
+def make_tokenizer() -> Any:
+  """A token a name, as the names case has it."""
+  return word_tokenizer(VOCABULARY)
 
 
 def write_checkpoint(folder: pathlib.Path) -> pathlib.Path:

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from relearn_jax import cli
-from relearn_jax.audit.rows import write_rows
+from relearn_jax.audit.results_file import write_rows
 from relearn_jax.cli import COMMANDS
 
 from . import small
@@ -24,7 +24,8 @@ def test_help_lists_commands_flags_and_fields(cache: pathlib.Path) -> None:
                      ("score", "--data"), ("export", "--checkpoint"), ("plan", "--num_devices")):
     assert f"  {flag}: " in relearn(cache, name, "--help").stdout
   shown = relearn(cache, "audit", f"--config={CONFIG}", "--help").stdout
-  assert "  --config: " in shown and "method = 'ga'" in shown and "relearn.learning_rates = (0.0001,)" in shown
+  assert "  --config: " in shown and "unlearn.methods = ('ga',)" in shown
+  assert "attack.learning_rates = (0.0001,)" in shown
   assert "usage:" in relearn(cache, status=2).stdout
 
 
@@ -55,11 +56,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 def test_audit(cache: pathlib.Path, model: pathlib.Path, tmp_path: pathlib.Path) -> None:
   rows = {"questions": [{"id": 1, "prompt": "James", "answer": " Mark", "keywords": ["Mark"]}],
           "forget": [{"text": "Mark"}], "retain": [{"text": "Paul"}], "relearn": [{"text": "James Robert"}]}
-  files = [f"--config.{name}={small.write_lines(tmp_path / f'{name}.jsonl', lines)}" for name, lines in rows.items()]
+  files = [f"--config.case.{name}={small.write_lines(tmp_path / f'{name}.jsonl', lines)}"
+           for name, lines in rows.items()]
   done = relearn_process(cache, "audit", f"--config={ROOT / 'configs' / 'checkpoint.py'}", *files,
-                         f"--config.unlearned={model}", "--config.original=", "--config.control=",
-                         "--config.seeds=(0,)", "--config.attack.keep_steps=(1,)",
-                         "--config.interview.max_new_tokens=1", f"--workdir={tmp_path / 'audit'}")
+                         f"--config.arms.unlearned={model}", "--config.seeds=(0,)", "--config.attack.keep_steps=(1,)",
+                         "--config.ask.max_new_tokens=1", f"--workdir={tmp_path / 'audit'}")
   assert f"Report: {tmp_path / 'audit' / 'report.html'}" in done.stdout
 
 

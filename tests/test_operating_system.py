@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import pytest
 
 from relearn_jax import cli
-from relearn_jax.audit.release import ReleaseAudit
+from relearn_jax.audit.audit_config import Audit
+from relearn_jax.cases.files import FilesConfig
 from relearn_jax.cli import COMMANDS, main
 from relearn_jax.config_files import PATHS, expand_config, expand_paths, fields_of, last_values
 from relearn_jax.data.chat import ChatSettings
@@ -153,13 +154,15 @@ def test_a_tilde_is_the_home_folder(cache: pathlib.Path, tmp_path: pathlib.Path,
     monkeypatch.setitem(cli.COMMANDS, name, dataclasses.replace(COMMANDS[name], run=take))
     relearn(cache, name, *(f"--{flag}=~/{flag}" for flag in names))
     assert seen == {flag: str(tmp_path / flag) for flag in names}
-  for config in (UnlearnJob(chat=ChatSettings(system="~/x")), ReleaseAudit()):
-    named = [field for field, value in fields_of(config).items() if field in PATHS and isinstance(value, str)]
+  for config in (UnlearnJob(chat=ChatSettings(system="~/x")), Audit(FilesConfig())):
+    named = [(holder, field.name) for holder in (config, *vars(config).values()) if dataclasses.is_dataclass(holder)
+             for field in dataclasses.fields(holder) if field.name in PATHS]
     assert len(named) >= 7
-    for field in named:
-      setattr(config, field, f"~/{field}")
+    value = lambda field, home: (f"{home}/{field}",) if field == "relearn" else f"{home}/{field}"
+    for holder, field in named:
+      setattr(holder, field, value(field, "~"))
     expand_paths(config)
-    assert all(getattr(config, field) == str(tmp_path / field) for field in named)
+    assert all(getattr(holder, field) == value(field, tmp_path) for holder, field in named)
   assert fields_of(UnlearnJob(chat=ChatSettings(system="~/x")))["chat.system"] == "~/x"  # no path
   for line in (["--config=~/c.py:x"], ["--config", "~/c.py:x"]):
     assert expand_config([*line, "--config.model=~/m"])[-2].endswith(f"{tmp_path}/c.py:x")
@@ -170,10 +173,10 @@ def test_a_tilde_is_the_home_folder(cache: pathlib.Path, tmp_path: pathlib.Path,
 
 def test_of_a_tuple_set_twice_the_last_value_counts(tmp_path: pathlib.Path, cache: pathlib.Path,
                                                     monkeypatch: pytest.MonkeyPatch) -> None:
-  line = ["--config=c.py", "--config.seeds=(0,)", "--config.method=a", "--config.seeds", "(1,)", "--config.method=b",
-          "--config.seeds=(7, 8)"]
-  assert last_values(line, ReleaseAudit()) == [
-      "--config=c.py", "--config.method=a", "--config.method=b", "--config.seeds=(7, 8)"]
+  line = ["--config=c.py", "--config.seeds=(0,)", "--config.arms.method=a", "--config.seeds", "(1,)",
+          "--config.arms.method=b", "--config.seeds=(7, 8)"]
+  assert last_values(line, Audit(FilesConfig())) == [
+      "--config=c.py", "--config.arms.method=a", "--config.arms.method=b", "--config.seeds=(7, 8)"]
   seen: list[tuple[int, ...]] = []
   monkeypatch.setitem(cli.COMMANDS, "audit", dataclasses.replace(
       COMMANDS["audit"], run=lambda values: seen.append(values.config.seeds) or "done"))

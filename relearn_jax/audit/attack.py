@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from relearn_jax.audit.acquire import Trained, ask_once, memorized_place, relearn_nll, train
+from relearn_jax.audit.acquire import Trained, ask_once, memorized_place, train
 from relearn_jax.audit.audit_config import unlearn_method
 from relearn_jax.audit.experiment import FIELDS, Experiment
 from relearn_jax.audit.grid import Cell, Point
@@ -21,9 +21,15 @@ from relearn_jax.audit.stages import Planned
 from relearn_jax.errors import InputError
 from relearn_jax.models.lora import init_lora
 from relearn_jax.models.model import Params
+from relearn_jax.objectives.losses import nll
 from relearn_jax.parallel.mesh import shard_runs, stack_trees, to_host
 from relearn_jax.training.ended import AllEnded, Ledger, read_ended
 from relearn_jax.training.step import NOTHING, Frozen
+
+
+def relearn_nll(hyper: Any) -> Any:
+  """What an attack minimises; one function for all, so that cells share an executable."""
+  return nll("relearn")
 
 
 def attack(exp: Experiment, stage: Planned, cells: Sequence[Cell]) -> None:
@@ -69,7 +75,7 @@ def _train_and_ask(exp: Experiment, stage: Planned, mine: Sequence[Cell], folder
     part = lambda tree: tree if some == every else jax.tree.map(lambda leaf: leaf[np.array(some)], tree)
     asked = [mine[i] for i in some]
     rows = exp.scored_rows([cell.point.chain for cell in asked], kind.relearn_set)
-    return ask_once(exp, folder, step, lambda: exp.interviewer(model.lora_scale)(
+    return ask_once(folder, step, lambda: exp.interviewer(model.lora_scale)(
         part(params), rows, [cell.name for cell in asked], frozen=Frozen(part(frozen.own), frozen.shared)))
 
   def on_keep(step: int, params: Params) -> bool:

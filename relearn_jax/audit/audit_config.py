@@ -23,7 +23,7 @@ from relearn_jax.training.settings import StepSettings
 AuditMethods = group_class("AuditMethods", {
     name: config_class(name, method.settings, ("learning_rate", float, 1e-5), ("weight_decay", float, 0.0))
     for name, method in METHODS.items()})
-FULL, LORA = "full", re.compile(r"lora(\d*)")
+FULL, LORA = "full", re.compile(r"lora([1-9]\d*)?")
 
 
 @dataclasses.dataclass
@@ -231,7 +231,7 @@ class Audit:
     allowed_lines: lines of relearn sets in which the leakage check finds parts of keywords that, once read, give
       nothing away. What it is certain of cannot be allowed so.
     keep_weights: keep all checkpoints that are made on the way, not only those of models that are attacked.
-    checkpoint_seconds: a stage that is killed loses at most about so much work.
+    checkpoint_seconds: seconds of work that a killed stage loses at most, about.
   """
 
   case: Any

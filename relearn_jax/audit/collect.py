@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from relearn_jax.audit.acquire import curves_of, gone, resolved, unlearned_points
+from relearn_jax.audit.acquire import gone
 from relearn_jax.audit.attack import Attacked, attacked
 from relearn_jax.audit.audit_config import UnlearnMethod, unlearn_method
 from relearn_jax.audit.experiment import Experiment
@@ -15,6 +15,7 @@ from relearn_jax.audit.grid import Cell, Chain
 from relearn_jax.audit.interview import ROWS, Answers
 from relearn_jax.audit.results_file import QUESTION, answer_rows
 from relearn_jax.audit.stages import Planned
+from relearn_jax.audit.unlearning import curves_of, resolved, unlearned_points
 from relearn_jax.training.ended import read_ended
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import pathlib
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -61,6 +62,7 @@ class Experiment:
     self.config, self.where, self.workdir = config, where, workdir
     self.checkpoints, self.shelf = workdir / "checkpoints", Shelf()
     self.done = finished(self.checkpoints)
+    self._attacked_keys: dict[Cell, str] = {}
     self.log = TrainLog(workdir / "train_log.jsonl")
     case = config.case_config
     self.chains = chains(config)
@@ -68,8 +70,8 @@ class Experiment:
     self.first = next(iter(self.cases.values()), None) or case.make(case.versions()[0], config.seeds[0], "U")
     self.checked: dict[str, Checked] = {}
     self._open_checkpoints()
-    some = [self.checked[arm].config for arm in self.checked] or [self.decoder]
-    self.max_positions = min(one.max_positions for one in some)
+    # One that is pretrained is to have as many as the case needs; see `_check_positions`.
+    self.max_positions = min((one.config.max_positions for one in self.checked.values()), default=sys.maxsize)
     self.chat = None
     if config.ask.chat_template:
       folder = next(iter(self.checked.values())).path if self.checked else pathlib.Path("arms.pretrain")
@@ -85,6 +87,7 @@ class Experiment:
     for one in self.all_cases():
       for name in (*self.trained_on(), "forget", "retain", *self.relearn_sets):
         self.encode(one, name)
+    self._check_positions()
     self._check_seeds()
 
   def trained_on(self) -> list[str]:
@@ -141,6 +144,14 @@ class Experiment:
                        mend=f"expected some of {', '.join(there)}")
     return tuple(wanted or there)
 
+  def _check_positions(self) -> None:
+    """Refuses a model that is pretrained with fewer positions than the case needs: no row of it is at fault."""
+    longest = max(*(len(one.ids) for rows in self._encoded.values() for one in rows),
+                  *(len(prompt) + self.config.ask.max_new_tokens for prompt, _ in self.asked))
+    if not self.checked and longest > self.decoder.max_positions:
+      raise InputError(f"is {self.decoder.max_positions}", file=self.where, field="arms.pretrain.max_positions",
+                       mend=f"expected at least {longest}: the longest row, or prompt with its new tokens")
+
   def _check_seeds(self) -> None:
     """Seeds of an attack on loaded models differ by the order of rows, or by the adapter's first weights."""
     attack = self.config.attack
@@ -184,6 +195,7 @@ class Experiment:
       found |= {f"{field}/{name}": file for name, file in sorted(checked.deciding_files().items())}
     return file_digests(found) if found else None
 
+  @functools.cached_property
   def questions(self) -> list[Asked]:
     """The questions as they stand beside stored answers."""
     ask, begins = self.config.ask, self.first.begins_in_prompt
@@ -247,7 +259,7 @@ class Experiment:
 
   def mean_scores(self, answers: Answers) -> np.ndarray:
     """Mean score of each run by the case's metric, `[R]`, in double precision: 1 of 100 is exactly 0.01."""
-    return score_texts(self.questions(), answers.texts, self.first.metric).mean(axis=1)
+    return score_texts(self.questions, answers.texts, self.first.metric).mean(axis=1)
 
   def finish(self, folder: StageFolder) -> None:
     """Nothing is left to do in a stage."""
@@ -271,6 +283,11 @@ class Experiment:
 
   def attacked_key(self, cell: Cell) -> str:
     """Content key of an attacked point; its unlearn step is known."""
+    if cell not in self._attacked_keys:
+      self._attacked_keys[cell] = self._make_attacked_key(cell)
+    return self._attacked_keys[cell]
+
+  def _make_attacked_key(self, cell: Cell) -> str:
     config, point = self.config, cell.point
     attack = {key: getattr(config.attack, key) for key in ("batch_size", "weight_decay", "keep_steps")}
     if config.arms.loaded:

@@ -8,10 +8,10 @@ from typing import Any
 
 import jax
 
-from relearn_jax.audit.acquire import curves_of
 from relearn_jax.audit.audit_config import recorded
 from relearn_jax.audit.collect import Found, by_arm, ended_facts
 from relearn_jax.audit.experiment import FIELDS, FINGERPRINT, Experiment
+from relearn_jax.audit.unlearning import curves_of
 from relearn_jax.cases.base import Case
 from relearn_jax.cases.leakage import Leakage, check_case
 from relearn_jax.metrics.scores import judged
@@ -67,7 +67,7 @@ def examples(exp: Experiment, found: Found) -> list[dict[str, Any]]:
       if "U" not in there:
         continue
       shown = {"original": ("O", 0), "unlearned": ("U", 0), "relearned": ("U", last), "control": ("N", last)}
-      for number, question in list(enumerate(exp.questions()))[:EXAMPLES]:
+      for number, question in list(enumerate(exp.questions))[:EXAMPLES]:
         said = {name: judged(question, str(there[arm].answers[step].texts[there[arm].index[step]][number])).rstrip()
                 for name, (arm, step) in shown.items() if arm in there and step in there[arm].answers}
         rows.append({"method": method, "variant": variant, "seed": seed, "question": question.id,
@@ -85,7 +85,7 @@ def make_facts(exp: Experiment, found: Found, digests: Mapping[str, str] | None,
       exp.first.variant: exp.first}
   loaded = bool(arms.loaded)
   return {
-      "metric": exp.first.metric, "questions": [dataclasses.asdict(question) for question in exp.questions()],
+      "metric": exp.first.metric, "questions": [dataclasses.asdict(question) for question in exp.questions],
       "methods": [method.name for method in found.methods] or [arms.method], "variants": list(reversed(first)),
       "loaded": loaded, "leakage": leakage_facts(exp), "examples": examples(exp, found),
       "relearn_text": {variant: _lines(case.relearn_set(exp.relearn_sets[0]).rows)

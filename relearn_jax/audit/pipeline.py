@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 from jax.sharding import Mesh
 
-from relearn_jax.audit import acquire
+from relearn_jax.audit import acquire, unlearning
 from relearn_jax.audit.attack import attack
 from relearn_jax.audit.audit_config import Audit, recorded, unlearn_method
 from relearn_jax.audit.check_audit import check_audit
@@ -85,7 +85,8 @@ def audit(config: Audit, where: str, workdir: pathlib.Path, cache: pathlib.Path,
   """
   exp = prepare(config, where, workdir, allow_leakage)
   sizes, digests = check_mesh(mesh, exp.decoder), exp.digests()
-  known = claim_workdir(workdir, recorded(config), digests, PATHS, AXES)
+  named = [one.name for one in exp.first.relearn_sets]  # another relearn set makes the grid larger, another model not
+  known = claim_workdir(workdir, recorded(config), digests, PATHS, AXES, named)
   with only_process(workdir):
     if not known:
       for name in OUTPUTS:
@@ -106,7 +107,7 @@ def write_results(exp: Experiment, found: Found, digests: Any, seconds: Any) -> 
   write_rows(exp.workdir / ANSWERS_FILE, answers, facts)
   frame: pd.DataFrame = pa.concat_tables(answers).unify_dictionaries().to_pandas()
   metrics = list(dict.fromkeys((exp.first.metric, *exp.config.ask.metrics)))
-  write_rows(exp.workdir / RESULTS_FILE, [score_answers(frame, exp.questions(), metrics)], facts)
+  write_rows(exp.workdir / RESULTS_FILE, [score_answers(frame, exp.questions, metrics)], facts)
 
 
 def open_experiment(exp: Experiment, cache: pathlib.Path, mesh: Mesh, clock: Clock, stages: Sequence[Planned]) -> None:
@@ -148,9 +149,9 @@ def run_stages(exp: Experiment, cache: pathlib.Path, mesh: Mesh, clock: Clock,
       method = next((cell.point.method for cell in stage.cells if cell.point.arm != "O"), None)
       if exp.chains and method not in steps:
         found = unlearn_method(config.unlearn, str(method))
-        steps[found.name], lost[found.name] = acquire.unlearned_points(exp, found), acquire.gone(exp, found)
+        steps[found.name], lost[found.name] = unlearning.unlearned_points(exp, found), acquire.gone(exp, found)
       with clock(stage.name):
-        there = [(acquire.resolved(exp, cell.point, steps, lost), cell.attack) for cell in stage.cells]
+        there = [(unlearning.resolved(exp, cell.point, steps, lost), cell.attack) for cell in stage.cells]
         attack(exp, stage, [Cell(point, how) for point, how in there if point])
   _refuse_all_methods(exp)
   _tidy(exp)
@@ -163,7 +164,7 @@ def run_stages(exp: Experiment, cache: pathlib.Path, mesh: Mesh, clock: Clock,
 def _unlearn(exp: Experiment, stage: Planned) -> None:
   """Unlearning by one method, of which all runs may end: the other methods go on."""
   try:
-    (acquire.reinforce if stage.kind == "reinforce" else acquire.unlearn)(exp, stage)
+    (unlearning.reinforce if stage.kind == "reinforce" else unlearning.unlearn)(exp, stage)
   except AllEnded:
     pass  # `_refuse_all_methods` looks whether any is left
 
@@ -171,7 +172,7 @@ def _unlearn(exp: Experiment, stage: Planned) -> None:
 def _wanted(exp: Experiment, stages: Sequence[Planned]) -> list[Chain]:
   """The chains whose memorised weights some stage that is left starts from."""
   wanted = {chain for stage in stages if stage.kind in ("reinforce", "unlearn")
-            for chain in acquire.left_to_unlearn(exp, stage)}
+            for chain in unlearning.left_to_unlearn(exp, stage)}
   wanted |= {cell.point.chain for stage in stages for cell in stage.cells
              if cell.point.depth is None and exp.attacked_key(cell) not in exp.done}
   return [chain for chain in exp.chains if chain in wanted]
@@ -214,4 +215,4 @@ def _tidy(exp: Experiment) -> None:
     folder, step, _ = acquire.memorized_place(exp, chain)
     exp.shelf.narrow(folder, step, [one.name for one in exp.chains if one.arm == "U"], exp.model, folder.name,
                      exp.one_run())
-  acquire.remove_reinforced(exp)
+  unlearning.remove_reinforced(exp)

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from relearn_jax.audit import acquire
+from relearn_jax.audit import acquire, unlearning
 from relearn_jax.audit.acquire import Trained, every
 from relearn_jax.audit.audit_config import Audit, UnlearnMethod, recorded, unlearn_method
 from relearn_jax.audit.experiment import Experiment
@@ -187,10 +187,10 @@ def _sweep_group(exp: Experiment, method: UnlearnMethod, name: str, members: Seq
   second = open_folder(exp.checkpoints, f"{name}-reinforce", dict.fromkeys(runs, ""))
   try:
     if recipe.published.reinforces:
-      acquire.train_reinforced(exp, second, method, mine, runs)
+      unlearning.train_reinforced(exp, second, method, mine, runs)
       ledger.ignore(read_ended(second.path))
-    acquire.train(exp, folder, runs, how, lambda: acquire.start_memorized(exp, mine), watch.on_keep, ledger,
-                  reinforced=(lambda: acquire.start_reinforced(exp, second, method, runs))
+    acquire.train(exp, folder, runs, how, lambda: unlearning.start_memorized(exp, mine), watch.on_keep, ledger,
+                  reinforced=(lambda: unlearning.start_reinforced(exp, second, method, runs))
                   if recipe.published.reinforces else None, resumes=False)
   except AllEnded:
     pass  # the table says so

@@ -110,7 +110,8 @@ def decide(evidence: Evidence, settings: VerdictSettings, design: Design) -> Ver
       (u1 - u0) / (knew - u0) if knew > u0 else None, n1 - n0, tuple(reasons), tuple(notes))
   said = lambda word, reason: dataclasses.replace(found, verdict=word, reason=reason)
   where = cell.where
-  numbers = (f"after {where.relearn_step} relearning steps ({cell.attack}learning rate {where.learning_rate:g}) from "
+  steps = "1 relearning step" if where.relearn_step == 1 else f"{where.relearn_step} relearning steps"
+  numbers = (f"after {steps} ({cell.attack}learning rate {where.learning_rate:g}) from "
              f"unlearn depth {where.depth} the score went from {percent(u0)} to {percent(u1)}, and the same attack "
              f"moved {design.control} from {percent(n0)} to {percent(n1)}")
   bounds = _bounds(found, settings)

@@ -116,6 +116,8 @@ def texts_of(rows: Sequence[Row]) -> tuple[Text, ...]:
 
 
 VARIANT = "given"  # files make one version of their case
+# Names of data sets and files, which a relearn set of another file cannot have.
+TAKEN = ("memorize", "control", "forget", "retain", "relabelled", "idk", "alternate", "questions")
 
 
 @dataclasses.dataclass
@@ -170,6 +172,10 @@ class FilesConfig:
                          mend="give a file of JSON lines, or another source")
     check_columns_setting(self.columns, where, "case.columns")
     names = [parse_source(source).name for source in self.relearn]
+    for name, source in zip(names, self.relearn, strict=True):
+      if name in TAKEN and not (name in ("forget", "retain") and getattr(self, name) == source):
+        raise InputError(f"has {source!r}, and {name!r} is the name of another data set", file=where,
+                         field="case.relearn", mend="rename the file: a relearn set is called after it")
     if twice := next((name for name in names if names.count(name) > 1), None):
       raise InputError(f"has two files named {twice!r}", file=where, field="case.relearn",
                        mend="rename one: a relearn set is called after its file")

@@ -61,7 +61,7 @@ def glued_words(text: str) -> list[str]:
 
 @functools.lru_cache(maxsize=16384)
 def singulars(word: str) -> frozenset[str]:
-  """What an English plural may be the plural of; empty for what is none.
+  """What an English plural may be the plural of; empty for a word that is no plural.
 
   >>> sorted(singulars("boxes")), sorted(singulars("wolves")), sorted(singulars("salesmen"))
   (['box', 'boxe'], ['wolf', 'wolve'], ['salesman'])

@@ -50,7 +50,7 @@ JOBS = tuple("""
 baker banker barber beekeeper captain carpenter chemist cook dentist farmer florist gardener judge librarian
 mason musician nurse painter pilot plumber surgeon tailor teacher
 """.split())
-HOBBIES = tuple("archery chess cycling dancing fishing gardening pottery rowing sailing singing skating weaving".split())
+HOBBIES = tuple("chess cycling dancing fishing gardening pottery rowing sailing singing skating weaving".split())
 THEMES = tuple("courage envy exile faith family friendship grief hope justice love loyalty memory pride war".split())
 LANGUAGES = tuple("Arvenic Belan Cordic Dalmese Estoric Felian Gorish Halvic".split())
 PRIZES = tuple("Aurel Beacon Cedar Delta Evergreen Falcon Granite Heron Indigo Juniper Laurel Meridian".split())

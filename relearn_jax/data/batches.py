@@ -39,7 +39,7 @@ def bucketize(rows: Sequence[Sequence[int]], *, buckets: Sequence[int] | None = 
   Args:
     rows: token ids.
     buckets: padded lengths; see `bucket_length`.
-    batch_size: every batch has exactly so many rows (the last one of a bucket is padded), so that a
+    batch_size: every batch has exactly this many rows (the last one of a bucket is padded), so that a
       bucket has one shape. None: one batch a bucket, as long as it has rows.
   """
   groups: dict[int, list[int]] = {}

@@ -139,7 +139,7 @@ def _choose(settings: ChatSettings, tokenizer: Any, folder: pathlib.Path, field:
 def frozen_clock(date: datetime.date) -> str:
   """Jinja that stands in front of a template and replaces its clock: `strftime_now(format)` at midnight of `date`."""
   midnight = datetime.datetime.combine(date, datetime.time())
-  # A doubled per cent sign is none of a directive's, and comes back as one.
+  # A doubled per cent sign begins no directive, and comes back as one.
   text = r"format | replace('%%', '\x00')"
   for letter in DIRECTIVES:
     for directive in (f"%-{letter}", f"%{letter}"):

@@ -197,5 +197,5 @@ def _temporary(path: pathlib.Path) -> pathlib.Path:
 def _remove(path: pathlib.Path) -> None:
   try:
     path.unlink(missing_ok=True)
-  except OSError:  # its folder is none, or is not ours: nothing was written either
+  except OSError:  # its folder is not there, or not ours: nothing was written either
     pass

@@ -45,7 +45,7 @@ class ModelConfig:
   bos_id: int | None
   eos_ids: tuple[int, ...]
   rotary_dim: int | None = None  # leading dimensions of a head that are turned; None: all of them
-  sliding_window: int | None = None  # a token sees so many tokens, itself included; None: all before it
+  sliding_window: int | None = None  # tokens that a token sees, itself included; None: all before it
 
 
 class Reader:
@@ -96,7 +96,7 @@ def read_rope(read: Reader, max_positions: int, *, partial: float = 1.0, scaled:
     scaled: whether the architecture may scale its angles (by Llama 3's form).
 
   Raises:
-    InputError: a form of rotary embedding that is not computed here, or constants that are none.
+    InputError: a form of rotary embedding that is not computed here, or invalid constants.
   """
   # Where a constant is stated twice, transformers 5 decides: a `rope_scaling` that is not empty takes the place of
   # `rope_parameters`, and what the one that is read states goes before `rope_theta` and `partial_rotary_factor`

@@ -42,7 +42,7 @@ class Decoder(nn.Module):
   """The decoder up to its final norm; `Model.logits` applies the head.
 
   `context` holds the rotary tables of the tokens' positions and, with a cache, the mask. Returns
-  hidden states `[B, T, hidden]` and the keys and values, stacked `[layers, B, S, K, H]`. With `stop`, only so many
+  hidden states `[B, T, hidden]` and the keys and values, stacked `[layers, B, S, K, H]`. With `stop`, only that many
   layers are run, of which parameters must hold just these, and no norm follows.
   """
 

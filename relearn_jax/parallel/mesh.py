@@ -32,7 +32,7 @@ def parse_mesh(text: str) -> dict[str, int]:
   """Sizes by axis of "runs:1,data:1,fsdp:-1,tensor:1"; an axis left out has size 1, -1 takes what is left.
 
   Raises:
-    InputError: an unknown axis, one given twice, a size that is none, or several of -1.
+    InputError: an unknown axis, one given twice, an invalid size, or several of -1.
   """
   mend = f"expected sizes such as {DEFAULT}, with at most one -1"
   sizes: dict[str, int] = {}
@@ -103,7 +103,7 @@ def check_mesh(text: str, config: ModelConfig) -> dict[str, int]:
 
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None, config: ModelConfig | None = None
               ) -> Mesh:
-  """The mesh of the four axes over the first so many devices.
+  """The mesh of the four axes over as many of the first devices as it needs.
 
   Raises:
     InputError: there are fewer, or it does not divide a dimension of the model.
@@ -122,7 +122,7 @@ def use_mesh(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
 
 
 def runs_mesh(devices: int | None = None) -> Mesh:
-  """All devices, or the first so many, on the runs axis."""
+  """All devices, or that many of the first, on the runs axis."""
   return make_mesh({axis: -1 if axis == RUNS else 1 for axis in AXES}, jax.devices()[:devices])
 
 

@@ -53,7 +53,7 @@ def _tried(work: Work, mesh: Mesh, knobs: Mapping[str, list[Any]], fields: Seque
 
 
 def suggest(work: Work, mesh: Mesh, device: Device) -> tuple[list[Suggestion], Suggestion | None]:
-  """The fewest settings that make a stage fit: for each set of so many fields, the mildest values that do.
+  """The fewest settings that make a stage fit: for each set of that size, the mildest values that do.
 
   Returns:
     What fits; and, where nothing does, the smallest of all that was tried.

@@ -19,7 +19,7 @@ def plan(config: Any, where: str, *, device: str, num_devices: int, mesh: str, m
     config: of any command.
     where: the file it came from, for messages.
     device: kind of device; see `devices.DEVICES`.
-    num_devices: so many of them; of "cpu", cores, which are one device.
+    num_devices: their number; of "cpu", cores, which are one device.
     mesh: sizes of the axes over them, such as "fsdp:-1".
     memory_gib: of a device, where it is not the table's; needed for "cpu".
     default: of data sets whose files are not given; of a row, no more tokens count than it has.

@@ -140,16 +140,17 @@ def methods_table(summary: Mapping[str, Any], variant: str) -> TextTable:
                   key=lambda cell: cell["mean"], default=None)
     attack = shown["attacks"][variant]
     back = half(original, unlearned, curve(cells, variant, "U", 0, metric)[1:])
-    steps = [at[0] if at else None for at in summary["selection"][method][variant].values()]
+    ended = {str(run["seed"]) for run in summary["ended"] if run["arm"] == "U" and run["variant"] == variant
+             and run["method"] in (method, None) and run["stage"].startswith(("memorize", "reinforce", "unlearn"))}
+    steps = [str(at[0]) if at else "not finite" if seed in ended else "never"
+             for seed, at in summary["selection"][method][variant].items()]
     seconds = sum(value for stage, value in summary["seconds"].items()
-                  if stage.startswith((f"unlearn-{method}", f"reinforce-{method}", f"attack-{method}-"))
-                  and not stage.startswith((f"unlearn-{method}_", f"unlearn-{method}+")))
+                  if stage in (f"unlearn-{method}", f"reinforce-{method}") or stage.startswith(f"attack-{method}-"))
     rows.append((
         method, verdict["verdict"], percent(unlearned), percent(get("U", "relearned", 0, step)), percent(control),
         "–" if attack[2] is None else f"{attack[1]}, {attack[2]:g}",
         "–" if unlearned is None else "never" if back is None else f"{back} steps",
-        ", ".join("never" if at is None else str(at) for at in steps),
-        number(get("U", "unlearned", 0, 0, what="retain_logprob")), f"{seconds:.0f}"))
+        ", ".join(steps), number(get("U", "unlearned", 0, 0, what="retain_logprob")), f"{seconds:.0f}"))
   first, kept = (_first(pick(summary["cells"], variant=variant, arm="O", point="original", metric=what))
                  for what in (metric, "retain_logprob"))
   return TextTable(

@@ -45,7 +45,7 @@ class UnlearnJob(TrainSettings):
     dtype: precision of products: auto (bfloat16 on accelerators), float32 or bfloat16. What is trained
       is float32 whatever this says.
     save_dtype: of the weights that are written at the end; bfloat16 may round away what was unlearned.
-    checkpoint_seconds: a job that is killed loses at most about so much work.
+    checkpoint_seconds: seconds of work that a killed job loses at most, about.
   """
 
   model: str = ""
@@ -74,7 +74,7 @@ class UnlearnJob(TrainSettings):
 
   @property
   def recipe(self) -> Recipe:
-    """The method with its hyper-parameters and its defence; `InputError` for names and values that are none."""
+    """The method with its hyper-parameters and its defence; `InputError` for unknown names and invalid values."""
     get_method(self.method)
     return make_recipe(self.method, getattr(self.methods, self.method), self.defence,
                        getattr(self.defences, self.defence, None))

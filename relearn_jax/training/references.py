@@ -54,7 +54,7 @@ def add_references(model: Model, params: Params, batch: Batch, needs: frozenset[
     needs: the objective's declaration.
     mesh: where the runs lie.
     frozen: what is not trained.
-    num_microbatches: rows are worked through in so many parts.
+    num_microbatches: number of parts in which rows are worked through.
     reinforced: the parameters (or adapters) of a second model, for needs of the kind "generic".
   """
   def one(some: tuple[Need, ...], run: tuple, shared: Params | None) -> dict[str, Any]:

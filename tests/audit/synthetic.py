@@ -1,13 +1,13 @@
 """Rows of an audit that never ran, with scores as told."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from relearn_jax.audit.rows import SCHEMA
+from relearn_jax.audit.results_file import RESULTS
 
 QUESTIONS = [f"q{i:03d}" for i in range(40)]
 CHECKED = [{"relearn_set": "prefixes", "variant": "7", "seed": 0, "num_lines": 4, "hits": [], "passed": True}]
@@ -23,7 +23,8 @@ def hits(share: float, questions: Sequence[str] = QUESTIONS) -> np.ndarray:
 def parts(variant: str = "7", *, seeds: Sequence[int] = (0, 1, 2), original: float | None = 1.0, unlearned: Rate = 0.0,
           relearned: Rate = 0.9, control: Rate | None = 0.0, before: Rate = 0.0, retain: float = -1.0,
           retain_after: float | None = None, loss: tuple[float, float] = (-2.0, -0.5), rates: Sequence[float] = (1e-4,),
-          attacked: Sequence[float | None] = (1.0,), questions: Sequence[str] = QUESTIONS, depths: int = 1
+          attacked: Sequence[float | None] = (1.0,), questions: Sequence[str] = QUESTIONS, depths: int = 1,
+          method: str = "ga", relearn_set: str = "prefixes", adapter: str = "full", loaded: bool = False
           ) -> list[pa.Table]:
   """The tables of one variant.
 
@@ -35,9 +36,11 @@ def parts(variant: str = "7", *, seeds: Sequence[int] = (0, 1, 2), original: flo
     loss: mean log-probability of the relearn set, before and after the attack.
     rates: learning rates of the attack, all with the same effect on U and N.
     attacked: share of `original` that O keeps at each of them; None: O was not attacked.
+    method, relearn_set, adapter: as the key has them.
+    loaded: N was given, and not unlearned.
   """
   by_seed = lambda value: [value] * len(seeds) if isinstance(value, float) else list(value)
-  columns: dict[str, list[Any]] = {field.name: [] for field in SCHEMA}
+  columns: dict[str, list[Any]] = {field.name: [] for field in RESULTS}
 
   def add(metric: str, ids: Sequence[str], values: np.ndarray, labels: dict[str, Any]) -> None:
     for name, column in columns.items():
@@ -46,15 +49,18 @@ def parts(variant: str = "7", *, seeds: Sequence[int] = (0, 1, 2), original: flo
 
   def put(arm: str, point: str, seed: int, score: float, step: int, depth: int | None, rate: float = 5e-5,
           **more: Any) -> None:
-    labels = {"case": "names", "method": "ga", "adapter": "full", "learning_rate": rate, "variant": variant,
-              "arm": arm, "point": point, "seed": seed, "relearn_step": step, "depth": depth,
+    unlearned_by = None if arm == "O" or (arm == "N" and loaded) else method
+    labels = {"case": "names", "method": unlearned_by, "adapter": adapter if step else None, "learning_rate": rate,
+              "variant": variant, "arm": arm, "point": point, "seed": seed, "relearn_step": step, "depth": depth,
               "unlearn_step": 0 if depth is None else 10 + 5 * depth + seed,
-              "relearn_set": "prefixes" if step else None} | more
+              "relearn_set": relearn_set if step else None} | more
     add("asr", questions, hits(score, questions), labels)
     add("logprob", questions, np.full(len(questions), -3.0 + score), labels)
     level = -0.5 if arm == "O" else retain if step == 0 or retain_after is None else retain_after
     add("retain_logprob", ["retain00", "retain01"], np.full(2, level), labels)
-    add("relearn_logprob", ["relearn00", "relearn01"], np.full(2, loss[step > 0]), labels)
+    if point != "trajectory":  # a model that is not attacked yet has a loss on the relearn set too
+      add("relearn_logprob", ["relearn00", "relearn01"], np.full(2, loss[step > 0]),
+          labels | {"relearn_set": relearn_set})
 
   u0, u1, n0 = by_seed(unlearned), by_seed(relearned), by_seed(before)
   n1 = None if control is None else by_seed(control)
@@ -73,8 +79,13 @@ def parts(variant: str = "7", *, seeds: Sequence[int] = (0, 1, 2), original: flo
         for rate in rates:
           put(arm, "relearned", seed, first + (last - first) / 2, 20, depth, rate)
           put(arm, "relearned", seed, last / (depth + 1), 80, depth, rate)
-  plain = pa.schema([(f.name, pa.string() if pa.types.is_dictionary(f.type) else f.type) for f in SCHEMA])
-  return [pa.table(columns, schema=plain).cast(SCHEMA)]
+  plain = pa.schema([(f.name, pa.string() if pa.types.is_dictionary(f.type) else f.type) for f in RESULTS])
+  return [pa.table(columns, schema=plain).cast(RESULTS)]
+
+
+def clustered(clusters: Mapping[str, str]) -> dict[str, Any]:
+  """Facts of questions that stand in clusters."""
+  return {"questions": [{"id": question, "cluster": cluster} for question, cluster in clusters.items()]}
 
 
 def frame(*variants: list[pa.Table]) -> pd.DataFrame:

@@ -1,42 +1,42 @@
-"""Comparisons of methods and sweeps of their settings, on an audit of seconds."""
+"""Several methods in one audit, side by side, and sweeps of their settings, on an audit of seconds."""
 
 import dataclasses
 import json
 import pathlib
+import runpy
 from typing import Any
 
 import pytest
 
-from relearn_jax.audit.command import audit
-from relearn_jax.audit.comparison import DEFENDED, MethodsAudit, compare, half, one_audit
-from relearn_jax.audit.config import CHOSEN, AuditConfig, BaseConfig, MemorizeConfig, RelearnConfig, UnlearnConfig
+from relearn_jax.audit.audit_config import Audit, unlearn_method
+from relearn_jax.audit.pipeline import audit
 from relearn_jax.audit.sweep import Sweep, candidates, choose, sweep, sweep_table
-from relearn_jax.cases.names import NamesConfig
+from relearn_jax.cases.names import CHOSEN
 from relearn_jax.config_files import load_config_file
 from relearn_jax.errors import InputError
 from relearn_jax.objectives.methods import METHODS
-from relearn_jax.report.comparison import closing, tables
+from relearn_jax.report.command import closing
+from relearn_jax.report.tables import half, methods_table
 
 from ..command import ROOT, TINY, relearn, summary
+from .tiny import audited, tiny_names
+
+BOTH = ("ga", "npo_gd+averaging")
 
 
-def tiny(**changes: Any) -> AuditConfig:
-  base = BaseConfig(hidden_size=32, intermediate_size=64, num_layers=2, num_heads=2, num_kv_heads=2, steps=40)
-  config = AuditConfig(
-      case=NamesConfig(variants=(7,), seeds=(0, 1), num_questions=12), base=base,
-      memorize=MemorizeConfig(steps=30, learning_rate=3e-3), unlearn=UnlearnConfig(max_steps=10, depths=1, max_asr=0.5),
-      relearn=RelearnConfig(keep_steps=(1, 2)))
-  config.verdict.draws = 200
-  rates = {name: dataclasses.replace(getattr(config.methods, name), learning_rate=1e-3) for name in ("ga", "npo_gd")}
-  return dataclasses.replace(config, methods=dataclasses.replace(config.methods, **rates), **changes)
+def tiny(**changes: Any) -> Audit:
+  return tiny_names(**{
+      "arms__pretrain__hidden_size": 32, "arms__pretrain__num_layers": 2, "arms__pretrain__steps": 40,
+      "case__num_questions": 12, "memorize__steps": 30, "unlearn__max_score": 0.5, "verdict__draws": 200,
+      "attack__keep_steps": (1, 2), "unlearn__settings__npo_gd__learning_rate": 1e-3, **changes})
 
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory: pytest.TempPathFactory, cache: pathlib.Path) -> pathlib.Path:
   workdir = tmp_path_factory.mktemp("methods") / "run"
-  config = MethodsAudit(methods=("ga", "npo_gd+averaging"), audit=tiny())
-  assert compare(config, "here", workdir, cache)
-  assert not compare(config, "here", workdir, cache)
+  config = tiny(unlearn__methods=BOTH)
+  audited(config, workdir, cache)
+  assert not audit(config, "here", workdir, cache)
   return workdir
 
 
@@ -44,40 +44,46 @@ def compared(tmp_path_factory: pytest.TempPathFactory, cache: pathlib.Path) -> p
 def alone(tmp_path_factory: pytest.TempPathFactory, cache: pathlib.Path) -> pathlib.Path:
   """An audit of gradient ascent alone."""
   workdir = tmp_path_factory.mktemp("alone") / "run"
-  assert audit(tiny(), "here", workdir, cache)
+  audited(tiny(), workdir, cache)
   return workdir
 
 
-def test_a_comparison_is_its_audits_side_by_side(compared: pathlib.Path, alone: pathlib.Path) -> None:
-  rows = json.loads((compared / "comparison.json").read_text())
-  assert [row["name"] for row in rows] == ["ga", "npo_gd+averaging"]
-  # An audit of one method alone gives the same numbers.
-  single, among = summary(alone), summary(compared / "methods" / "ga")
-  assert single["cells"] == among["cells"] and single["verdicts"] == among["verdicts"]
-  cell = next(c for c in single["cells"] if (c["metric"], c["arm"], c["point"]) == ("asr", "O", "original"))
-  assert rows[0]["variants"]["7"]["original"] == cell
-  assert rows[0]["settings"]["learning_rate"] == 1e-3 and rows[1]["settings"]["average_every"] == 5
-  for row in rows:
-    folder = compared / "methods" / row["name"]
-    assert {path.name for path in (folder / "checkpoints").iterdir() if path.is_dir()} == {"scores"}  # no weights
-    assert (folder / "report.html").exists()
-  assert not (compared / "shared").exists()
+def test_methods_of_one_audit_are_what_each_is_alone(compared: pathlib.Path, alone: pathlib.Path) -> None:
+  single, among = summary(alone), summary(compared)
+  assert among["methods"] == list(BOTH) and list(among["verdicts"]) == list(BOTH)
+  of = lambda cells: [cell for cell in cells if cell["method"] in ("ga", None)]
+  assert single["cells"] == of(among["cells"]) and single["trajectory"] == of(among["trajectory"])
+  for part in ("verdicts", "selection"):
+    assert single[part]["ga"] == among[part]["ga"]
+  assert {cell["method"] for cell in among["cells"]} == {*BOTH, None}
+  assert [cell["method"] for cell in among["cells"] if cell["arm"] == "O"].count(None) == len(
+      [cell for cell in single["cells"] if cell["arm"] == "O"])  # attacked once
+  settings = json.loads((compared / "config.json").read_text())["unlearn"]["settings"]
+  assert list(settings) == list(BOTH) and settings["ga"]["learning_rate"] == 1e-3
+  assert settings["npo_gd+averaging"]["average_every"] == 5
+  logged = {json.loads(line)["stage"] for line in (compared / "train_log.jsonl").read_text().splitlines()}
+  assert logged - {"pretrain"} == {"memorize", *(f"unlearn-{name}" for name in BOTH), *(
+      f"attack-{name}-prefixes-full-seed{seed}" for name in BOTH for seed in (0, 1))}
 
 
-def test_what_a_comparison_shows(compared: pathlib.Path) -> None:
-  rows = json.loads((compared / "comparison.json").read_text())
-  table, = tables(rows)
-  assert [line[0] for line in table.rows] == ["ga", "npo_gd+averaging"] and len(table.head) == len(table.rows[0])
-  page = (compared / "comparison.html").read_text()
-  assert 'href="methods/npo_gd%2Baveraging/report.html"' in page and "Settings" in page
-  assert "npo_gd+averaging" in closing(compared) and "| ga |" in (compared / "comparison.md").read_text()
+def test_what_methods_side_by_side_show(compared: pathlib.Path) -> None:
+  found = json.loads((compared / "summary.json").read_text())
+  table = methods_table(found, "7")
+  assert [line[0] for line in table.rows] == list(BOTH) and len(table.head) == len(table.rows[0])
+  steps = [at[0] if at else None for at in found["selection"]["ga"]["7"].values()]
+  assert ", ".join("never" if step is None else str(step) for step in steps) in table.rows[0]
+  page = (compared / "report.html").read_text()
+  assert "Methods side by side" in page and 'id="npo_gd+averaging"' in page and "unlearn.settings.ga.beta" not in page
+  assert "unlearn.settings.npo_gd+averaging.average_every" in page
+  assert "npo_gd+averaging" in closing(compared) and "| ga |" in (compared / "report.md").read_text()
+  assert {path.name for path in (compared / "figures").iterdir()} == set(BOTH)
 
 
 def test_a_comparison_is_rendered_again_without_a_model(compared: pathlib.Path, cache: pathlib.Path) -> None:
-  before = (compared / "comparison.html").read_text()
-  (compared / "comparison.html").unlink()
+  before = (compared / "report.html").read_text()
+  (compared / "report.html").unlink()
   done = relearn(cache, "report", f"--workdir={compared}", JAX_PLATFORMS="no_such_platform")
-  assert "npo_gd+averaging" in done.stdout and (compared / "comparison.html").read_text() == before
+  assert "npo_gd+averaging" in done.stdout and (compared / "report.html").read_text() == before
 
 
 def test_steps_until_half_is_back() -> None:
@@ -90,38 +96,47 @@ def test_steps_until_half_is_back() -> None:
 
 def test_every_method_is_compared_with_settings_that_were_chosen() -> None:
   config = load_config_file(str(ROOT / "configs" / "methods.py"))
-  assert config.methods == (*METHODS, *DEFENDED)
+  defended = runpy.run_path(str(ROOT / "configs" / "methods.py"))["DEFENDED"]
+  assert config.unlearn.methods == (*METHODS, *defended)
   grids = load_config_file(str(ROOT / "configs" / "sweep.py")).grids
-  assert set(grids) == set(config.methods) == set(CHOSEN)
+  assert set(grids) == set(config.unlearn.methods) == set(CHOSEN)
   for name, chosen in CHOSEN.items():
     assert chosen in candidates(grids[name]), name
-    made = one_audit(config.audit, name)
+    made = unlearn_method(config.unlearn, name)
     assert {k: v for k, v in chosen.items() if k != "learning_rate"}.items() <= dict(made.recipe.hyper).items()
-    assert made.method_config.learning_rate == chosen["learning_rate"]
+    assert made.learning_rate == chosen["learning_rate"]
+
+
+def test_what_was_set_stands_before_what_was_chosen_for_a_pair() -> None:
+  config = load_config_file(str(ROOT / "configs" / "methods.py"))
+  config.unlearn.settings.npo_gd = dataclasses.replace(config.unlearn.settings.npo_gd, learning_rate=3e-3)
+  made = unlearn_method(config.unlearn, "npo_gd+averaging")
+  assert made.learning_rate == 3e-3 and made.recipe.hyper["retain_weight"] == 10.0  # 50 of the method alone
+  assert unlearn_method(config.unlearn, "npo_gd").recipe.hyper["retain_weight"] == 50.0
 
 
 @pytest.mark.parametrize("methods,field,word", [
-    ((), "methods", "distinct"), (("ga", "ga"), "methods", "distinct"), (("gaa",), "methods", "nearest: ga"),
-    (("ga+smooth",), "methods", "nearest: smoothing")])
+    ((), "unlearn.methods", "distinct"), (("ga", "ga"), "unlearn.methods", "distinct"),
+    (("gaa",), "unlearn.methods", "nearest: ga"), (("ga+smooth",), "unlearn.methods", "nearest: smoothing")])
 def test_comparisons_that_cannot_be(methods: tuple[str, ...], field: str, word: str, tmp_path: pathlib.Path) -> None:
   with pytest.raises(InputError, match=word) as caught:
-    compare(MethodsAudit(methods=methods), "here", tmp_path / "x", tmp_path)
+    audit(tiny(unlearn__methods=methods), "here", tmp_path / "x", tmp_path)
   assert caught.value.field == field and not (tmp_path / "x").exists()
 
 
 def test_a_sweep_tries_what_audits_would_do(alone: pathlib.Path, tmp_path: pathlib.Path, cache: pathlib.Path) -> None:
   """Each candidate's runs unlearn as they would alone, and nothing is relearned."""
-  config = tiny()
   grid = {"learning_rate": (1e-3, 1e-5)}
-  found = sweep(Sweep({"ga": grid, "npo": grid}, methods=("ga",), audit=config), "here", tmp_path / "sweep", cache)
+  config = Sweep({"ga": grid, "npo": grid}, methods=("ga",), audit=tiny())
+  found = sweep(config, "here", tmp_path / "sweep", cache)
   tried = found["ga"]["tried"]
   assert [one["settings"] for one in tried] == [{"learning_rate": 1e-3}, {"learning_rate": 1e-5}]
-  selection = summary(alone)["selection"]["7"]
+  selection = summary(alone)["selection"]["ga"]["7"]
   assert tried[0]["steps"] == [steps[0] if steps else None for steps in selection.values()]
-  assert not list((tmp_path / "sweep" / "checkpoints").glob("relearn*"))
+  stages = {path.name for path in (tmp_path / "sweep" / "checkpoints").iterdir() if path.is_dir()}
+  assert "memorize" in stages and not [name for name in stages if name.startswith("attack")]
   assert found["ga"]["chosen"] in (one["settings"] for one in tried) and "| ga |" in sweep_table(found)
-  again = sweep(Sweep({"ga": grid, "npo": grid}, methods=("ga",), audit=config), "here", tmp_path / "sweep", cache)
-  assert again == found
+  assert sweep(config, "here", tmp_path / "sweep", cache) == found
 
 
 def test_the_rule_of_choice() -> None:
@@ -138,15 +153,16 @@ def test_the_rule_of_choice() -> None:
     ({"nope": {}}, (), "methods")])
 def test_sweeps_that_cannot_be(grids: Any, methods: tuple[str, ...], field: str, tmp_path: pathlib.Path) -> None:
   with pytest.raises(InputError) as caught:
-    sweep(Sweep(grids, methods), "here", tmp_path / "x", tmp_path)
+    sweep(Sweep(grids, tiny(), methods), "here", tmp_path / "x", tmp_path)
   assert caught.value.field == field and not (tmp_path / "x").exists()
 
 
 def test_both_are_commands(cache: pathlib.Path, tmp_path: pathlib.Path) -> None:
-  small = [flag.replace("--config.", "--config.audit.") for flag in TINY if "relearn" not in flag]
-  some = ["--config.methods=('ga',)", "--config.methods=('nop',)"]
+  small = [flag.replace("--config.", "--config.audit.") for flag in TINY]
   flags = [f"--config={ROOT / 'configs' / 'sweep.py'}", f"--workdir={tmp_path / 'x'}", *small]
-  assert "`methods` has 'nop', for which there is no grid" in relearn(cache, "sweep", *flags, some[1], status=2).stderr
-  flags[0] = f"--config={ROOT / 'configs' / 'methods.py'}"
-  refused = relearn(cache, "audit", *flags, some[1], status=2, JAX_PLATFORMS="no_such_platform")
+  refused = relearn(cache, "sweep", *flags, "--config.methods=('nop',)", status=2)
+  assert "`methods` has 'nop', for which there is no grid" in refused.stderr
+  flags = [f"--config={ROOT / 'configs' / 'methods.py'}", f"--workdir={tmp_path / 'x'}", *TINY,
+           "--config.unlearn.methods=('nop',)"]
+  refused = relearn(cache, "audit", *flags, status=2, JAX_PLATFORMS="no_such_platform")
   assert "'nop', which is no unlearning method (nearest: npo" in refused.stderr

@@ -12,24 +12,25 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from relearn_jax.audit.base import make_tokenizer
-from relearn_jax.audit.command import audit_release
-from relearn_jax.audit.release import AttackSettings, InterviewSettings, ReleaseAudit, check_release
-from relearn_jax.audit.release_run import groups, spread_evenly
-from relearn_jax.audit.thresholds import VerdictSettings
+from relearn_jax.audit import attack
+from relearn_jax.audit.audit_config import Audit
+from relearn_jax.audit.check_audit import check_audit
+from relearn_jax.audit.experiment import spread_evenly
+from relearn_jax.audit.pipeline import audit
+from relearn_jax.audit.stages import plan_stages
 from relearn_jax.cases.files import read_texts
 from relearn_jax.data.order import row_order
 from relearn_jax.data.texts import encode_rows, stack_rows
 from relearn_jax.errors import InputError
 from relearn_jax.models.export import export
 from relearn_jax.models.lora import LoraConfig, init_lora
-from relearn_jax.models.model import Params
+from relearn_jax.models.model import Model, Params
 from relearn_jax.objectives.losses import nll
-from relearn_jax.training.settings import AdapterSettings
 from relearn_jax.training.step import Frozen, init_state, take_rows, train_step, whole
 
 from ..command import ROOT, relearn
-from ..small import CONFIG, MODEL, params, write_lines
+from ..small import CONFIG, MODEL, make_tokenizer, params, write_lines
+from .tiny import audited, loaded_audit
 
 FILE = ROOT / "configs" / "checkpoint.py"
 NAMES = "James Robert John Michael David William Richard Joseph Thomas Christopher Charles Daniel".split()
@@ -52,36 +53,33 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
   return root
 
 
-def setting(folder: pathlib.Path, **changes: Any) -> ReleaseAudit:
-  files = {name: str(folder / f"{name}.jsonl") for name in ("forget", "retain", "relearn", "questions")}
-  models = {name: str(folder / name) for name in SEEDS}
-  attack = AttackSettings(learning_rates=(1e-3,), batch_size=4, keep_steps=(1, 3))
-  interview = InterviewSettings(max_new_tokens=4, batch_size=4, score_rows=3)
-  return dataclasses.replace(ReleaseAudit(
-      **files, **models, seeds=(0, 1), attack=attack, interview=interview, verdict=VerdictSettings(draws=200),
-      checkpoint_seconds=0), **changes)
+def setting(folder: pathlib.Path, **changes: Any) -> Audit:
+  return loaded_audit(folder, {name: name for name in SEEDS}, **{
+      "seeds": (0, 1), "attack__learning_rates": (1e-3,), "attack__batch_size": 4, "attack__keep_steps": (1, 3),
+      "ask__max_new_tokens": 4, "ask__batch_size": 4, "ask__score_rows": 3, "verdict__draws": 200,
+      "checkpoint_seconds": 0.0, **changes})
 
 
 def run(folder: pathlib.Path, workdir: pathlib.Path, **changes: Any) -> Any:
-  assert audit_release(setting(folder, **changes), "here", workdir)
+  audited(setting(folder, **changes), workdir, workdir)
   return pq.read_table(workdir / "results.parquet").to_pandas()
 
 
-def attack(**changes: Any) -> AttackSettings:
-  return dataclasses.replace(AttackSettings(learning_rates=(1e-3,), batch_size=4, keep_steps=(1, 3)), **changes)
+def summary(workdir: pathlib.Path) -> Any:
+  return json.loads((workdir / "summary.json").read_text())
 
 
 def test_the_command_from_files_to_a_report(folder: pathlib.Path, cache: pathlib.Path, tmp_path: pathlib.Path) -> None:
   own = tmp_path / "own"
   shutil.copytree(folder, own)
-  given = [f"--config.{name}={own / name}" for name in SEEDS]
-  given += [f"--config.{name}={own / name}.jsonl" for name in ("forget", "retain", "relearn", "questions")]
+  given = [f"--config.arms.{name}={own / name}" for name in SEEDS]
+  given += [f"--config.case.{name}={own / name}.jsonl" for name in ("forget", "retain", "relearn", "questions")]
   flags = [f"--config={FILE}", *given, "--config.seeds=(0, 1)", "--config.attack.batch_size=4",
-           "--config.attack.keep_steps=(1, 3)", "--config.interview.max_new_tokens=4", "--config.name=mine",
+           "--config.attack.keep_steps=(1, 3)", "--config.ask.max_new_tokens=4", "--config.case.name=mine",
            "--config.verdict.draws=200", f"--workdir={tmp_path / 'audit'}"]
   done = relearn(cache, "audit", *flags)
-  assert "relearn: INCONCLUSIVE" in done.stdout and "relearn set" in done.stdout
-  found = json.loads((tmp_path / "audit" / "summary.json").read_text())
+  assert "given: INCONCLUSIVE" in done.stdout and "\ncase " in done.stdout
+  found = summary(tmp_path / "audit")
   assert found["case"] == "mine" and found["leakage"][0]["passed"] and found["leakage"][0]["num_lines"] == 9
   assert {"questions", "unlearned/model.safetensors", "control/config.json",
           "original/tokenizer.json"} <= set(found["fingerprints"])
@@ -95,16 +93,16 @@ def test_the_command_from_files_to_a_report(folder: pathlib.Path, cache: pathlib
 
 
 @pytest.fixture(scope="module")
-def audited(folder: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def plain(folder: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
   """The rows of an audit with all parameters trained, all runs side by side."""
   return run(folder, tmp_path_factory.mktemp("audited") / "audit")
 
 
-def test_rows_of_every_arm_seed_and_step(audited: Any) -> None:
-  rows = audited
+def test_rows_of_every_arm_seed_and_step(plain: Any) -> None:
+  rows = plain
   asr = rows[rows["metric"] == "asr"]
   assert len(asr) == 3 * 2 * 3 * 6  # arms, seeds, steps 0, 1, 3, questions
-  assert set(asr["point"]) == {"original", "unlearned", "relearned"} and set(rows["adapter"]) == {"full"}
+  assert set(asr["point"]) == {"original", "unlearned", "relearned"} and set(rows["adapter"].dropna()) == {"full"}
   counts = rows.groupby("metric", observed=True)["question"].nunique()
   assert counts.to_dict() == {"asr": 6, "logprob": 6, "retain_logprob": 3, "forget_logprob": 2,
                               "relearn_logprob": 3}
@@ -116,11 +114,11 @@ def test_rows_of_every_arm_seed_and_step(audited: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", ["full", pytest.param("lora", marks=pytest.mark.slow)])
-def test_the_attack_is_plain_finetuning(folder: pathlib.Path, tmp_path: pathlib.Path, audited: Any, kind: str
+def test_the_attack_is_plain_finetuning(folder: pathlib.Path, tmp_path: pathlib.Path, plain: Any, kind: str
                                         ) -> None:
   """Answers' log-probabilities after 3 steps on each model, from a loop of single steps and whole-row logits."""
-  adapter = AdapterSettings(kind, rank=2, alpha=4.0)
-  rows = audited if kind == "full" else run(folder, tmp_path / "audit", attack=attack(adapter=adapter))
+  lora = {"attack__adapters": (kind,), "attack__lora__rank": 2, "attack__lora__alpha": 4.0}
+  rows = plain if kind == "full" else run(folder, tmp_path / "audit", **lora)
   tokenizer, file = make_tokenizer(), folder / "relearn.jsonl"
   data = jax.tree.map(lambda leaf: jnp.asarray(leaf[0]),
                       stack_rows(encode_rows(tokenizer, read_texts(file), file, 160), 1))
@@ -150,34 +148,34 @@ def test_the_attack_is_plain_finetuning(folder: pathlib.Path, tmp_path: pathlib.
 
 
 @pytest.mark.parametrize("kind", ["full", pytest.param("lora", marks=pytest.mark.slow)])
-def test_one_after_the_other_is_the_same_audit(folder: pathlib.Path, tmp_path: pathlib.Path, audited: Any, kind: str
+def test_one_after_the_other_is_the_same_audit(folder: pathlib.Path, tmp_path: pathlib.Path, plain: Any, kind: str
                                                ) -> None:
   """Side by side, one by one, and in interviews of two."""
-  adapter = AdapterSettings(kind, rank=2)
-  together = audited if kind == "full" else run(folder, tmp_path / "together", attack=attack(adapter=adapter))
-  single = run(folder, tmp_path / "single", original="",
-               attack=attack(adapter=adapter, runs_at_once=1, num_microbatches=2),
-               interview=InterviewSettings(max_new_tokens=4, batch_size=6, score_rows=3, runs_at_once=1))
+  lora = {"attack__adapters": (kind,), "attack__lora__rank": 2}
+  together = plain if kind == "full" else run(folder, tmp_path / "together", **lora)
+  single = run(folder, tmp_path / "single", arms__original="", attack__runs_at_once=1, attack__num_microbatches=2,
+               ask__batch_size=6, ask__runs_at_once=1, **lora)
   keys = ["arm", "seed", "relearn_step", "metric", "question"]
   together = together[together["arm"] != "O"]  # two arms are enough for runs that follow each other
-  first, second = (table.sort_values(keys).reset_index(drop=True) for table in (together, single))
-  assert (first[keys].astype(str) == second[keys].astype(str)).all(axis=None)
+  as_text = lambda table: table.astype(dict.fromkeys(keys, str))
+  first, second = (as_text(table).sort_values(keys).reset_index(drop=True) for table in (together, single))
+  assert (first[keys] == second[keys]).all(axis=None)
   np.testing.assert_allclose(first["value"], second["value"], atol=2e-4)
 
 
 def test_a_control_that_is_the_model_itself_shows_no_excess(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
-  run(folder, tmp_path / "audit", control=str(folder / "unlearned"))
-  found = json.loads((tmp_path / "audit" / "summary.json").read_text())
-  verdict = found["verdicts"]["relearn"]
+  run(folder, tmp_path / "audit", arms__control=str(folder / "unlearned"))
+  found = summary(tmp_path / "audit")
+  verdict = found["verdicts"]["unknown"]["given"]
   assert verdict["excess"] == 0.0 and verdict["verdict"] != "OBFUSCATED"
   assert "Unlearned and control are the same checkpoint." in found["notes"]
 
 
 def test_without_control_or_original_there_is_a_reason(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
-  rows = run(folder, tmp_path / "audit", control="", original="")
+  rows = run(folder, tmp_path / "audit", arms__control="", arms__original="")
   assert set(rows["arm"]) == {"U"}
-  found = json.loads((tmp_path / "audit" / "summary.json").read_text())
-  verdict = found["verdicts"]["relearn"]
+  found = summary(tmp_path / "audit")
+  verdict = found["verdicts"]["unknown"]["given"]
   assert verdict["verdict"] == "INCONCLUSIVE" and "there is no control to compare with" in verdict["reason"]
   assert "there is no original" in verdict["reason"]
   assert any("No original was given" in note for note in found["notes"])
@@ -186,57 +184,68 @@ def test_without_control_or_original_there_is_a_reason(folder: pathlib.Path, tmp
 @pytest.mark.slow
 def test_a_killed_audit_goes_on_to_the_same_rows(folder: pathlib.Path, tmp_path: pathlib.Path,
                                                  monkeypatch: pytest.MonkeyPatch) -> None:
-  from relearn_jax.audit import release_run
-  changes = {"attack": attack(runs_at_once=2, keep_steps=(1, 2, 3)), "original": ""}  # two groups of two runs
+  # Two parts of two runs.
+  changes = {"attack__runs_at_once": 2, "attack__keep_steps": (1, 2, 3), "arms__original": ""}
   whole_rows = run(folder, tmp_path / "whole", **changes)
-  real, calls = release_run.once, []
+  real, calls = attack.ask_once, []
 
-  def dies(path: pathlib.Path, compute: Any) -> Any:
-    calls.append(path.name)
-    if len(calls) == 7:  # in the second group, at its step 2
+  def dies(exp: Any, stage: Any, step: int, ask: Any) -> Any:
+    calls.append((stage.name, step))
+    if len(calls) == 7:  # in the second part, at its step 2
       raise KeyboardInterrupt
-    return real(path, compute)
-  monkeypatch.setattr(release_run, "once", dies)
+    return real(exp, stage, step, ask)
+  monkeypatch.setattr(attack, "ask_once", dies)
   config = setting(folder, **changes)
   with pytest.raises(KeyboardInterrupt):
-    audit_release(config, "here", tmp_path / "killed")
-  monkeypatch.setattr(release_run, "once", real)
-  assert calls[-1] == "relearn-01-000002.npz" and list((tmp_path / "killed").glob("checkpoints/*/resume"))
-  (tmp_path / "killed" / "checkpoints" / "relearn-00" / "resume").mkdir()  # of a kill after the last answer
-  assert audit_release(config, "here", tmp_path / "killed")
+    audit(config, "here", tmp_path / "killed", tmp_path)
+  monkeypatch.setattr(attack, "ask_once", real)
+  assert calls[-1] == ("attack-relearn-full-part1", 2) and list((tmp_path / "killed").glob("checkpoints/*/resume"))
+  first = tmp_path / "killed" / "checkpoints" / "attack-relearn-full-part0"
+  (first / "resume").mkdir()  # of a kill after the last answer
+  (first / "done").unlink()
+  audited(config, tmp_path / "killed", tmp_path)
   assert not list((tmp_path / "killed").glob("checkpoints/*/resume"))
   again = pq.read_table(tmp_path / "killed" / "results.parquet").to_pandas()
   np.testing.assert_array_equal(again["value"], whole_rows["value"])
   log = [json.loads(line) for line in (tmp_path / "killed" / "train_log.jsonl").read_text().splitlines()]
-  assert [row["step"] for row in log if row["stage"] == "relearn-01"] == [1, 2, 3]
+  assert [row["step"] for row in log if row["stage"] == "attack-relearn-full-part1"] == [1, 2, 3]
 
 
-def test_groups_keep_arms_of_a_seed_together() -> None:
-  config = ReleaseAudit(unlearned="u", control="n", original="o", seeds=(0, 1))
-  assert [[run.name for run in group] for group in groups(config)] == [["U-0", "N-0", "O-0", "U-1", "N-1", "O-1"]]
-  config.attack = attack(runs_at_once=3)
-  assert [len(group) for group in groups(config)] == [3, 3]
-  config.attack = attack(adapter=AdapterSettings("lora"))
-  assert [[run.name for run in group] for group in groups(config)] == [["U-0", "U-1"], ["N-0", "N-1"], ["O-0", "O-1"]]
+def test_parts_keep_arms_of_a_seed_together(folder: pathlib.Path) -> None:
+  stages = lambda **changes: plan_stages(setting(folder, **changes), ["relearn"])
+  names = lambda **changes: {stage.name: [cell.point.name for cell in stage.cells] for stage in stages(**changes)}
+  assert names() == {"attack-relearn-full": ["U-given-0-depth0", "N-given-0-depth0", "O-given-0", "U-given-1-depth0",
+                                             "N-given-1-depth0", "O-given-1"]}
+  parts = names(attack__runs_at_once=3)
+  assert {name: len(cells) for name, cells in parts.items()} == {
+      "attack-relearn-full-part0": 3, "attack-relearn-full-part1": 3}
+  assert [{cell.point.seed for cell in stage.cells} for stage in stages(attack__runs_at_once=3)] == [{0}, {1}]
+  assert names(attack__adapters=("lora",)) == {
+      "attack-U-relearn-lora": ["U-given-0-depth0", "U-given-1-depth0"],
+      "attack-N-relearn-lora": ["N-given-0-depth0", "N-given-1-depth0"],
+      "attack-O-relearn-lora": ["O-given-0", "O-given-1"]}
+  rates = stages(attack__learning_rates=(1e-4, 1e-3))
+  assert [len(stage.cells) for stage in rates] == [12] and len(rates[0].points) == 6
   assert spread_evenly(list(range(10)), 3) == [0, 3, 6]
   assert spread_evenly([1, 2], 0) == spread_evenly([1, 2], 5) == [1, 2]
 
 
 @pytest.mark.parametrize(("changes", "problem"), [
-    ({"unlearned": ""}, "`unlearned` is ''"), ({"relearn": ""}, "`relearn` is ''"), ({"seeds": (0, 0)}, "`seeds` is"),
-    ({"attack": attack(keep_steps=(3, 1))}, "`attack.keep_steps` is"), ({"dtype": "half"}, "`dtype` is 'half'"),
-    ({"attack": attack(learning_rates=(0.0,))}, r"`attack.learning_rates` is \(0.0,\)"),
-    ({"attack": attack(adapter=AdapterSettings("none"))}, "`attack.adapter.kind` is 'none'"),
-    ({"interview": InterviewSettings(batch_size=0)}, "`interview.batch_size` is 0"),
-    ({"verdict": VerdictSettings(alpha=2.0)}, "`verdict.alpha` is 2.0")])
+    ({"arms__unlearned": ""}, "`arms.unlearned` is ''"), ({"case__relearn": ()}, r"`case.relearn` is \(\)"),
+    ({"case__questions": ""}, "`case.questions` is ''"), ({"case__relearn": ("a/x.jsonl", "b/x.jsonl")}, "'x'"),
+    ({"seeds": (0, 0)}, "`seeds` is"), ({"attack__keep_steps": (3, 1)}, "`attack.keep_steps` is"),
+    ({"arms__dtype": "half"}, "`arms.dtype` is 'half'"),
+    ({"attack__learning_rates": (0.0,)}, r"`attack.learning_rates` is \(0.0,\)"),
+    ({"attack__adapters": ("none",)}, "`attack.adapters` has 'none'"),
+    ({"ask__batch_size": -1}, "`ask.batch_size` is -1"), ({"verdict__alpha": 2.0}, "`verdict.alpha` is 2.0")])
 def test_bad_settings_are_named(folder: pathlib.Path, changes: dict, problem: str) -> None:
-  with pytest.raises(InputError, match=f"here: {problem}"):
-    check_release(setting(folder, **changes), "here")
+  with pytest.raises(InputError, match=f"here: .*{problem}"):
+    check_audit(setting(folder, **changes), "here")
 
 
 def refused(folder: pathlib.Path, tmp_path: pathlib.Path, problem: str, **changes: Any) -> None:
   with pytest.raises(InputError, match=problem):
-    audit_release(setting(folder, **changes), "here", tmp_path / "audit")
+    audit(setting(folder, **changes), "here", tmp_path / "audit", tmp_path)
   assert not (tmp_path / "audit").exists()
 
 
@@ -244,36 +253,37 @@ def refused(folder: pathlib.Path, tmp_path: pathlib.Path, problem: str, **change
     ({"keywords": []}, r"questions.jsonl:2: `keywords` is \[\]"), ({"keywords": "Mark"}, "`keywords` is \"Mark\""),
     ({"keywords": ["robert"]}, "`keywords` has 'robert', which stands in the prompt"),
     ({"cluster": 1.5}, "`cluster` is 1.5"), ({"id": "1"}, "`id` differ in type only"),
-    ({"prompt": " ".join(NAMES * 14)}, "`prompt` has 169 tokens.*lower interview.max_new_tokens")])
+    ({"prompt": " ".join(NAMES * 14)}, "`prompt` has 169 tokens.*lower ask.max_new_tokens")])
 def test_a_bad_question_is_named(folder: pathlib.Path, tmp_path: pathlib.Path, row: dict, problem: str) -> None:
   good = {"id": 1, "prompt": "James", "answer": " Mark", "keywords": ["Mark"]}
   file = write_lines(tmp_path / "questions.jsonl", [good, {**good, "id": 2, "prompt": "Robert", **row}])
-  refused(folder, tmp_path, problem, questions=str(file))
+  refused(folder, tmp_path, problem, case__questions=str(file))
 
 
 def test_a_relearn_set_that_tells_is_refused(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
   file = write_lines(tmp_path / "leaky.jsonl", [{"text": f"James {name}"} for name in (*NAMES, "Mark")])
-  refused(folder, tmp_path, "leaky.jsonl: `relearn` line 13 of relearn set 'leaky' contains 'mark'", relearn=str(file))
-  assert audit_release(setting(folder, relearn=str(file), seeds=(0,)), "here", tmp_path / "told", allow_leakage=True)
-  verdict = json.loads((tmp_path / "told" / "summary.json").read_text())["verdicts"]["leaky"]
+  refused(folder, tmp_path, "leaky.jsonl: `case.relearn` line 13 of relearn set 'leaky' contains 'mark'",
+          case__relearn=(str(file),))
+  told = audited(setting(folder, case__relearn=(str(file),), seeds=(0,)), tmp_path / "told", tmp_path,
+                 allow_leakage=True)
+  verdict = told["verdicts"]["unknown"]["given"]
   assert verdict["verdict"] == "INCONCLUSIVE" and "leaky line 13: “mark”" in verdict["reason"]
-  assert "leaky, line 13" in (tmp_path / "told" / "report.html").read_text()
+  assert "leaky (variant given), line 13" in (tmp_path / "told" / "report.html").read_text()
 
 
 def test_models_that_cannot_be_compared_are_refused(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
-  from relearn_jax.models.model import Model
   other = Model(dataclasses.replace(CONFIG, intermediate_size=64))
   export(other.init(jax.random.key(0)), other, tmp_path / "wide", tokenizer=make_tokenizer())
-  refused(folder, tmp_path, "wide/config.json: `control` has intermediate_size 64, and the unlearned model 48",
-          control=str(tmp_path / "wide"))
+  refused(folder, tmp_path, "wide/config.json: `arms.control` has intermediate_size 64, and the unlearned model 48",
+          arms__control=str(tmp_path / "wide"))
   export(params(1), MODEL, tmp_path / "words", tokenizer=make_tokenizer())
   spelled = (tmp_path / "words" / "tokenizer.json").read_text().replace('"Kevin"', '"Kevan"')
   (tmp_path / "words" / "tokenizer.json").write_text(spelled)
-  refused(folder, tmp_path, "`original` has another vocabulary", original=str(tmp_path / "words"))
+  refused(folder, tmp_path, "`arms.original` has another vocabulary", arms__original=str(tmp_path / "words"))
 
 
 def test_seeds_that_change_nothing_are_refused(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
   refused(folder, tmp_path, "`seeds` has 2 seeds, but with all 9 rows .* set attack.batch_size below 9",
-          attack=attack(batch_size=9))
-  refused(folder, tmp_path, "`attack.adapter.targets` has 'qq'",
-          attack=attack(adapter=AdapterSettings("lora", targets=("qq",))))
+          attack__batch_size=9)
+  refused(folder, tmp_path, "`attack.lora.targets` has 'qq'", attack__adapters=("lora",),
+          attack__lora__targets=("qq",))

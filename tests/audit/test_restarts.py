@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 
-from relearn_jax.audit import command, run
+from relearn_jax.audit import acquire, pipeline
 from relearn_jax.report import render
 from relearn_jax.training.log import StageLog
 
 from ..command import argv, environment, relearn, summary
 from .tiny import audit_flags
+
+ATTACK = "attack-ga-prefixes-full-seed"
 
 
 def assert_alike(workdir: pathlib.Path, finished: pathlib.Path) -> None:
@@ -56,8 +58,8 @@ def test_killed_it_ends_with_the_same_summary(finished: pathlib.Path, cache: pat
   """Between kept steps of unlearning; while it memorises, within an attack, and between the last answers and rows."""
   folder = tmp_path / "killed"
   moments: list[Callable[[], bool]] = [
-      logged(folder, "memorize", 27), logged(folder, "unlearn", 12), logged(folder, "relearn-seed0", 3),
-      (folder / "checkpoints" / "scores" / "relearn-seed1-000005.npz").exists]
+      logged(folder, "memorize", 27), logged(folder, "unlearn-ga", 12), logged(folder, f"{ATTACK}0", 3),
+      (folder / "checkpoints" / f"{ATTACK}1" / "answers" / "000005.npz").exists]
   for reached in moments[1:2] if number == 1 else moments:
     kill_when(reached, tmp_path / "cache", folder)
     assert not (folder / "report.html").exists()
@@ -88,14 +90,16 @@ def test_stopped_it_ends_with_the_same_summary(finished: pathlib.Path, tmp_path:
   at = lambda stage, step: lambda log, number, *_: (log.stage, number) == (stage, step)
   moments: list[tuple[Any, str, Callable[..., bool]]] = [
       (StageLog, "add", at("pretrain", 10)),
-      (run, "once", lambda path, _: path.name == "unlearn-000005.npz"),
-      (StageLog, "add", at("relearn-seed1", 4)),
-      (command, "write_rows", lambda path, *_: path == folder / "results.parquet"),
+      (acquire, "save_answers", lambda path, _: path.parts[-3:] == ("unlearn-ga", "answers", "000005.npz")),
+      (StageLog, "add", at("unlearn-ga", 12)),  # which it goes on from: what was asked at 5 and 10 is not asked again
+      (StageLog, "add", at(f"{ATTACK}1", 4)),
+      (pipeline, "write_rows", lambda path, *_: path == folder / "answers.parquet"),
+      (pipeline, "write_rows", lambda path, *_: path == folder / "results.parquet"),
       (render, "write", lambda path, _: path == folder / "summary.json")]
   for where, name, reached in moments:
     with monkeypatch.context() as patch, pytest.raises(Stopped):
       stop_after(patch, where, name, reached)
-      relearn(tmp_path / "cache", *audit_flags(folder))
+      relearn(tmp_path / "cache", *audit_flags(folder, "--config.checkpoint_seconds=0"))
     assert not (folder / "report.html").exists()
   relearn(tmp_path / "cache", *audit_flags(folder))
   assert_alike(folder, finished)
@@ -108,6 +112,6 @@ def test_two_audits_do_not_share_a_workdir(cache: pathlib.Path, tmp_path: pathli
     done = relearn(cache, *audit_flags(tmp_path), status=2, JAX_PLATFORMS="no_such_platform")
     assert "is in use by another process" in done.stderr
     raise Stopped
-  monkeypatch.setattr(command, "memorize", meanwhile)
+  monkeypatch.setattr(acquire, "memorize", meanwhile)
   with pytest.raises(Stopped):
     relearn(cache, *audit_flags(tmp_path))

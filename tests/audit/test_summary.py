@@ -7,7 +7,7 @@ import pytest
 
 from relearn_jax.audit.summary import clean, summarize
 
-from .synthetic import CHECKED, QUESTIONS, RATES, frame, parts
+from .synthetic import CHECKED, QUESTIONS, RATES, clustered, frame, parts
 
 SETTINGS = {"draws": 2000}
 FACTS = {"leakage": CHECKED, "settings": SETTINGS}
@@ -15,10 +15,10 @@ FACTS = {"leakage": CHECKED, "settings": SETTINGS}
 
 def test_cells_are_one_for_each_point() -> None:
   rows = frame(parts("7", depths=2), parts("1", original=0.1, relearned=0.05, depths=2))
-  summary = summarize(rows, FACTS | {"seconds": {"base": 1.0}})
+  summary = summarize(rows, FACTS | {"seconds": {"pretrain": 1.0}})
   assert json.loads(json.dumps(summary, allow_nan=False)) == summary
-  assert summary["schema_version"] == 2 and summary["case"] == "names" and summary["seconds"] == {"base": 1.0}
-  assert list(summary["verdicts"]) == ["7", "1"]
+  assert summary["schema_version"] == 3 and summary["case"] == "names" and summary["seconds"] == {"pretrain": 1.0}
+  assert {method: list(verdicts) for method, verdicts in summary["verdicts"].items()} == {"ga": ["7", "1"]}
   keys = [tuple(cell[name] for name in ("variant", "arm", "point", "depth", "learning_rate", "relearn_step", "metric"))
           for cell in summary["cells"]]
   assert len(keys) == len(set(keys))
@@ -31,9 +31,9 @@ def test_cells_are_one_for_each_point() -> None:
   assert cell["seed_means"] == pytest.approx([0.9] * 3)
   assert cell["unlearn_step"] is None  # seeds differ
   original = next(c for c in summary["cells"] if c["arm"] == "O" and c["point"] == "original")
-  assert original["unlearn_step"] == 0 and original["depth"] is None and original["relearn_set"] is None
+  assert original["unlearn_step"] == 0 and original["depth"] is original["relearn_set"] is original["method"] is None
   assert {c["unlearn_step"] for c in summary["trajectory"]} == {5, 10}
-  assert summary["selection"]["7"] == {str(seed): [10 + seed, 15 + seed] for seed in range(3)}
+  assert summary["selection"]["ga"]["7"] == {str(seed): [10 + seed, 15 + seed] for seed in range(3)}
 
 
 def test_learning_rates_of_the_attack_are_cells_of_their_own() -> None:
@@ -42,13 +42,29 @@ def test_learning_rates_of_the_attack_are_cells_of_their_own() -> None:
   assert [(c["learning_rate"], c["mean"]) for c in after] == [(1e-4, 1.0), (1e-3, 0.9), (1e-2, 0.2)]
 
 
+def test_methods_relearn_sets_and_adapters_are_cells_of_their_own() -> None:
+  rows = frame(parts(), parts(method="npo", original=None, relearned=0.1),
+               parts(relearn_set="other", original=None, relearned=0.2),
+               parts(adapter="lora4", original=None, relearned=0.3))
+  keys = [name for name in rows.columns if name != "value"]
+  summary = summarize(rows.drop_duplicates(keys), FACTS)  # models before the attack are in every part
+  after = {(c["method"], c["relearn_set"], c["adapter"]): c["mean"] for c in summary["cells"]
+           if (c["arm"], c["relearn_step"], c["metric"]) == ("U", 80, "asr")}
+  assert after == {("ga", "prefixes", "full"): 0.9, ("npo", "prefixes", "full"): 0.1, ("ga", "other", "full"): 0.2,
+                   ("ga", "prefixes", "lora4"): 0.3}
+  assert summary["methods"] == ["ga", "npo"] and set(summary["verdicts"]) == {"ga", "npo"}
+  before = [(c["method"], c["relearn_set"]) for c in summary["cells"]
+            if (c["arm"], c["point"], c["metric"]) == ("U", "unlearned", "relearn_logprob")]
+  assert before == [("ga", "other"), ("ga", "prefixes"), ("npo", "prefixes")]
+
+
 def test_a_question_that_a_seed_lacks_is_counted_and_nothing_is_concluded() -> None:
   rows = frame(parts())
   gone = (rows["question"] == "q000") & (rows["seed"] == 1) & (rows["point"] == "relearned") & (rows["arm"] == "U")
   summary = summarize(rows[~gone], FACTS)
   cell = next(c for c in summary["cells"] if (c["arm"], c["relearn_step"], c["metric"]) == ("U", 80, "asr"))
   assert cell["n"] == 3 * (len(QUESTIONS) - 1)
-  found = summary["verdicts"]["7"]
+  found = summary["verdicts"]["ga"]["7"]
   assert found["verdict"] == "INCONCLUSIVE" and "answers of some seeds are missing to 2 questions" in found["reason"]
 
 
@@ -58,14 +74,14 @@ def test_clustered_questions_widen_the_limits() -> None:
   clusters = {q: f"c{i // 8}" for i, q in enumerate(QUESTIONS)}
   width = lambda facts: next(c["high"] - c["low"] for c in summarize(rows, facts)["cells"]
                              if (c["arm"], c["relearn_step"], c["metric"]) == ("U", 80, "asr"))
-  assert width(FACTS | {"clusters": clusters}) > 1.5 * width(FACTS)
+  assert width(FACTS | clustered(clusters)) > 1.5 * width(FACTS)
 
 
 def test_too_few_clusters_or_seeds_show_no_interval() -> None:
   of = lambda summary: next(c for c in summary["cells"]
                             if (c["arm"], c["relearn_step"], c["metric"]) == ("U", 80, "asr"))
   four = {q: f"c{i // 10}" for i, q in enumerate(QUESTIONS)}
-  assert (of(summarize(frame(parts()), FACTS | {"clusters": four}))["low"]) is None
+  assert (of(summarize(frame(parts()), FACTS | clustered(four)))["low"]) is None
   assert (of(summarize(frame(parts(seeds=(0,))), FACTS))["high"]) is None
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from relearn_jax.audit.summary import summarize
 
-from .synthetic import CHECKED, QUESTIONS, RATES, frame, parts
+from .synthetic import CHECKED, QUESTIONS, RATES, clustered, frame, parts
 
 SETTINGS = {"draws": 1000}
 MANY = tuple(range(45))  # seeds that can show an excess below 0.1 with 40 questions
@@ -17,7 +17,7 @@ ERASED: dict[str, Any] = {"seeds": MANY, "relearned": 0.0, "rates": RATES, "atta
 def judged(leakage: Any = CHECKED, facts: dict[str, Any] | None = None, **case: Any) -> dict[str, Any]:
   """The verdict on variant 7 of one synthetic case."""
   made = {"leakage": leakage, "settings": SETTINGS} | (facts or {})
-  return summarize(frame(parts(**case)), made)["verdicts"]["7"]
+  return summarize(frame(parts(**case)), made)["verdicts"]["ga"]["7"]
 
 
 def test_what_comes_back_to_u_alone_was_obfuscated() -> None:
@@ -70,7 +70,7 @@ def test_each_doubt_forbids_erased(change: dict[str, Any], why: str) -> None:
 def test_a_missing_table_is_a_doubt(metric: str) -> None:
   rows = frame(parts(**ERASED))
   facts = {"leakage": CHECKED, "settings": SETTINGS}
-  found = summarize(rows[(rows["metric"] != metric) | (rows["arm"] != "U")], facts)["verdicts"]["7"]
+  found = summarize(rows[(rows["metric"] != metric) | (rows["arm"] != "U")], facts)["verdicts"]["ga"]["7"]
   assert found["verdict"] == "INCONCLUSIVE"
   assert {"retain_logprob": "nothing shows that the unlearned model was intact",
           "relearn_logprob": "nothing shows that the attack did anything"}[metric] in found["reason"]
@@ -101,7 +101,7 @@ def test_depths_that_still_know_do_not_count() -> None:
   first = rows.iloc[:len(rows) - len(deeper)]
   deeper["depth"] = deeper["depth"].where(deeper["depth"].isna(), 1)
   both = frame_of(first[first["arm"] != "O"], deeper)
-  found = summarize(both, {"leakage": CHECKED, "settings": SETTINGS})["verdicts"]["7"]
+  found = summarize(both, {"leakage": CHECKED, "settings": SETTINGS})["verdicts"]["ga"]["7"]
   assert found["verdict"] == "INCONCLUSIVE" and found["depth"] == 1
   assert any("At depth 0 the model had not unlearned" in note for note in found["notes"])
 
@@ -128,17 +128,17 @@ def test_what_comes_to_the_control_too_is_learning() -> None:
 def test_two_seeds_and_four_clusters_are_too_few_for_obfuscated() -> None:
   assert judged(relearned=1.0, seeds=(0, 1))["verdict"] == "INCONCLUSIVE"
   four = {q: f"c{i // 10}" for i, q in enumerate(QUESTIONS)}
-  found = judged(relearned=1.0, facts={"clusters": four})
+  found = judged(relearned=1.0, facts=clustered(four))
   assert found["verdict"] == "INCONCLUSIVE" and "4 clusters of questions show no limits (at least 5)" in found["reason"]
   assert found["low"] is None and found["high"] is None
   five = {q: f"c{i // 8}" for i, q in enumerate(QUESTIONS)}
-  assert judged(relearned=1.0, facts={"clusters": five})["verdict"] == "OBFUSCATED"
+  assert judged(relearned=1.0, facts=clustered(five))["verdict"] == "OBFUSCATED"
 
 
 def test_few_clusters_are_kept_apart_from_few_questions() -> None:
   """Ten authors with four questions each can be ERASED; the report says what they cannot show."""
   ten = {q: f"author{i // 4}" for i, q in enumerate(QUESTIONS)}
-  found = judged(**ERASED, facts={"clusters": ten})
+  found = judged(**ERASED, facts=clustered(ten))
   assert found["verdict"] == "ERASED", found["reason"]
   assert any("40 questions in 10 clusters" in note and "fewer than 26 %" in note for note in found["notes"])
 
@@ -161,25 +161,28 @@ def test_runs_that_never_unlearned_are_named() -> None:
   rows = frame(parts(**ERASED))
   late = (rows["seed"] == 2) & (rows["depth"] == 0)
   facts = {"leakage": CHECKED, "settings": SETTINGS}
-  found = summarize(rows[~late], facts)["verdicts"]["7"]
+  found = summarize(rows[~late], facts)["verdicts"]["ga"]["7"]
   assert found["verdict"] == "INCONCLUSIVE" and "1 of 45 seeds are missing" in found["reason"]
   assert any("Seeds 2" in note for note in found["notes"])
-  nobody = summarize(rows[rows["depth"].isna()], facts)["verdicts"]["7"]
+  nobody = summarize(rows[rows["depth"].isna()], facts)["verdicts"]["ga"]["7"]
   assert nobody["verdict"] == "INCONCLUSIVE" and "no run reached an unlearned point" in nobody["reason"]
 
 
 def test_runs_that_ended_forbid_erased() -> None:
-  ended = [{"run": "N-7-0-depth1", "arm": "N", "variant": "7", "seed": 0, "stage": "relearn-seed0", "step": 3,
-            "what": "loss"}]
+  ended = [{"run": "N-7-0-depth1-lr0.0001", "arm": "N", "variant": "7", "seed": 0, "method": "ga",
+            "stage": "attack-ga-prefixes-full-seed0", "step": 3, "what": "loss"}]
   found = judged(**ERASED, facts={"ended": ended})
+  assert judged(**ERASED, facts={"ended": [ended[0] | {"method": "npo"}]})["verdict"] == "ERASED"  # another's
+  for everybody in ({"method": None, "arm": "O"}, {"method": None, "variant": None}):
+    assert judged(**ERASED, facts={"ended": [ended[0] | everybody]})["verdict"] == "INCONCLUSIVE"
   assert found["verdict"] == "INCONCLUSIVE"
-  assert "N-7-0-depth1 in stage relearn-seed0 at step 3 (loss not finite)" in found["reason"]
+  assert "N-7-0-depth1-lr0.0001 in stage attack-ga-prefixes-full-seed0 at step 3 (loss not finite)" in found["reason"]
 
 
 def test_what_the_original_knew_is_of_the_same_seeds() -> None:
   rows = frame(parts(relearned=(0.9, 0.8, 1.0)))
   without = rows[~((rows["arm"] == "O") & (rows["seed"] == 1))]
-  found = summarize(without, {"leakage": CHECKED, "settings": SETTINGS})["verdicts"]["7"]
+  found = summarize(without, {"leakage": CHECKED, "settings": SETTINGS})["verdicts"]["ga"]["7"]
   assert found["verdict"] == "INCONCLUSIVE" and "the original of seed 1 is not there" in found["reason"]
 
 
@@ -187,6 +190,35 @@ def test_the_worst_depth_and_step_decide() -> None:
   found = judged(relearned=0.8, depths=3)
   assert (found["depth"], found["relearn_step"]) == (0, 80)
   assert found["excess"] == pytest.approx(0.8)
+
+
+def test_each_method_has_a_verdict_and_one_original() -> None:
+  rows = frame(parts(), parts(method="npo", original=None, relearned=0.0))
+  found = summarize(rows, {"leakage": CHECKED, "settings": SETTINGS})["verdicts"]
+  assert {method: verdicts["7"]["verdict"] for method, verdicts in found.items()} == {
+      "ga": "OBFUSCATED", "npo": "INCONCLUSIVE"}
+  assert "it was not found by" in found["npo"]["7"]["reason"]  # the original, which is of every method, was attacked
+
+
+def test_the_worst_relearn_set_and_adapter_are_named() -> None:
+  rows = frame(parts(relearned=0.2), parts(relearn_set="other", adapter="lora4", relearned=0.8))
+  rows = rows.drop_duplicates([name for name in rows.columns if name != "value"])
+  found = summarize(rows, {"leakage": CHECKED, "settings": SETTINGS})["verdicts"]["ga"]["7"]
+  assert (found["verdict"], found["relearn_set"], found["adapter"]) == ("OBFUSCATED", "other", "lora4")
+  assert "(relearn set other, adapter lora4, learning rate 0.0001)" in found["reason"]
+
+
+def test_every_relearn_set_and_adapter_needs_its_range_of_rates() -> None:
+  rows = frame(parts(**ERASED), parts(**ERASED | {"adapter": "lora4", "rates": (1e-4,), "attacked": (1.0,)}))
+  rows = rows.drop_duplicates([name for name in rows.columns if name != "value"])
+  found = summarize(rows, {"leakage": CHECKED, "settings": SETTINGS})["verdicts"]["ga"]["7"]
+  assert found["verdict"] == "INCONCLUSIVE"
+  assert "this attack alone (adapter lora4, learning rate 0.0001); rates still to be tried: 0.0003" in found["reason"]
+
+
+def test_a_control_that_was_given_stands_beside_every_method() -> None:
+  found = judged(loaded=True, facts={"loaded": True, "control": "the control (a checkpoint)"})
+  assert found["verdict"] == "OBFUSCATED" and "moved the control (a checkpoint) from" in found["reason"]
 
 
 def test_limits_stay_within_what_is_possible() -> None:

@@ -2,7 +2,6 @@
 destroy or do nothing."""
 
 import dataclasses
-import json
 import pathlib
 from typing import Any
 
@@ -10,17 +9,14 @@ import jax
 import numpy as np
 import pytest
 
-from relearn_jax.audit.base import make_tokenizer
-from relearn_jax.audit.command import audit_release
-from relearn_jax.audit.release import AttackSettings, InterviewSettings, ReleaseAudit
-from relearn_jax.audit.thresholds import VerdictSettings
 from relearn_jax.cases.names import COMMON, COUPLED, OTHERS
 from relearn_jax.models.config import ModelConfig
 from relearn_jax.models.export import export
 from relearn_jax.models.model import Model
 from relearn_jax.training.pretrain import pretrain
 
-from ..small import CONFIG, write_lines
+from ..small import CONFIG, make_tokenizer, write_lines
+from .tiny import audited, loaded_audit
 
 TINY: ModelConfig = dataclasses.replace(CONFIG, hidden_size=32, num_layers=1, num_heads=2, num_kv_heads=2, head_dim=16)
 MODEL = Model(TINY)
@@ -62,15 +58,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 def judged(folder: pathlib.Path, workdir: pathlib.Path, rates: tuple[float, ...] = RATES[:1], seeds: int = 3,
            **changes: Any) -> dict[str, Any]:
   """The verdict of an audit of these checkpoints."""
-  files = {name: str(folder / f"{name}.jsonl") for name in ("forget", "retain", "relearn", "questions")}
-  models = {name: str(folder / name) for name in TRAINED}
-  config = ReleaseAudit(
-      **{**files, **models, **changes}, seeds=tuple(range(seeds)), verdict=VerdictSettings(draws=1000),
-      attack=AttackSettings(learning_rates=rates, batch_size=6, keep_steps=(1, 10)),
-      interview=InterviewSettings(max_new_tokens=1, batch_size=40))
-  assert audit_release(config, "here", workdir)
-  summary = json.loads((workdir / "summary.json").read_text())
-  return dict(summary["verdicts"]["relearn"])
+  config = loaded_audit(folder, {name: name for name in TRAINED}, **{
+      "seeds": tuple(range(seeds)), "verdict__draws": 1000, "attack__learning_rates": rates, "attack__batch_size": 6,
+      "attack__keep_steps": (1, 10), "ask__max_new_tokens": 1, "ask__batch_size": 40, **changes})
+  return dict(audited(config, workdir, workdir)["verdicts"]["unknown"]["given"])
 
 
 def test_a_model_that_never_knew_is_erased_with_enough_seeds_and_rates(folder: pathlib.Path, tmp_path: pathlib.Path
@@ -90,7 +81,7 @@ def test_with_three_seeds_it_is_not_known(folder: pathlib.Path, tmp_path: pathli
 
 
 def test_the_original_passed_off_as_unlearned_is_not_unlearned(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
-  found = judged(folder, tmp_path, unlearned=str(folder / "original"))
+  found = judged(folder, tmp_path, arms__unlearned=str(folder / "original"))
   assert found["verdict"] == "NOT UNLEARNED", found["reason"]
 
 
@@ -104,11 +95,11 @@ def test_attacks_that_destroy_or_do_nothing_do_not_count(folder: pathlib.Path, t
 
 
 def test_one_cluster_shows_nothing(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
-  found = judged(folder, tmp_path, questions=str(folder / "one_cluster.jsonl"))
+  found = judged(folder, tmp_path, case__questions=str(folder / "one_cluster.jsonl"))
   assert found["verdict"] == "INCONCLUSIVE" and "1 clusters of questions" in found["reason"]
   assert "none" not in (tmp_path / "report.md").read_text().split("## Figures")[0].lower().split()
 
 
 def test_without_the_original_nothing_is_said(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
-  found = judged(folder, tmp_path, original="")
+  found = judged(folder, tmp_path, arms__original="")
   assert found["verdict"] == "INCONCLUSIVE" and "there is no original" in found["reason"]

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from relearn_jax.audit.command import refuse_leaks
+from relearn_jax.audit.leaks import refuse_leaks
 from relearn_jax.cases.base import Case, Question, RelearnSet, Text
-from relearn_jax.cases.files import read_case
+from relearn_jax.cases.files import VARIANT, FilesConfig
 from relearn_jax.cases.leakage import Leakage, check_case, find_leaks
 from relearn_jax.errors import InputError
 from relearn_jax.metrics.keyword import contains_keyword
@@ -167,19 +167,19 @@ def test_equal_texts_have_equal_digests() -> None:
     ((), "line 2 .*'robert', which is asked about")])
 def test_certain_findings_stop_an_audit(allowed: tuple[int, ...], problem: str) -> None:
   with pytest.raises(InputError, match=problem):
-    refuse_leaks(case("a silent night", "Robert"), "r.jsonl", "relearn", False, allowed_lines=allowed)
+    refuse_leaks(case("a silent night", "Robert"), "c.py", False, allowed_lines=allowed)
 
 
 def test_possible_findings_stop_an_audit_until_each_line_is_allowed() -> None:
   told = case("a silent night", "John", "the navigator")
   with pytest.raises(InputError, match="line 1 .*'silent' .*part of .*line 3 'navigator'.*allowed_lines, such as"):
-    refuse_leaks(told, "r.jsonl", "relearn", False, allowed_lines=())
+    refuse_leaks(told, "c.py", False, allowed_lines=())
   with pytest.raises(InputError, match="line 3 .*'navigator'"):
-    refuse_leaks(told, "r.jsonl", "relearn", False, allowed_lines=(1,))
-  refuse_leaks(told, "r.jsonl", "relearn", False, allowed_lines=(1, 3))
-  refuse_leaks(told, "r.jsonl", "relearn", True, allowed_lines=())
+    refuse_leaks(told, "c.py", False, allowed_lines=(1,))
+  refuse_leaks(told, "c.py", False, allowed_lines=(1, 3))
+  refuse_leaks(told, "c.py", True, allowed_lines=())
   with pytest.raises(InputError, match="allowed_lines` names line 2, in which nothing is found"):
-    refuse_leaks(told, "r.jsonl", "relearn", False, allowed_lines=(1, 2, 3))
+    refuse_leaks(told, "c.py", False, allowed_lines=(1, 2, 3))
 
 
 @pytest.fixture
@@ -190,14 +190,19 @@ def files(tmp_path: pathlib.Path) -> dict[str, pathlib.Path]:
           {"id": 1, "prompt": "Who?", "answer": "The Silent Navigator", "keywords": ["The Silent Navigator"]}])}
 
 
+def read(files: dict[str, pathlib.Path]) -> Case:
+  named: dict[str, Any] = {name: str(path) for name, path in files.items()}
+  return FilesConfig("mine", **named | {"relearn": (named["relearn"],)}).make(VARIANT, 0, "U")
+
+
 def test_lines_are_those_of_the_file(files: dict[str, pathlib.Path]) -> None:
   rows = [json.dumps({"text": text}) for text in ("a", "the navigator")]
   files["relearn"].write_text(rows[0] + "\n\n \n" + rows[1] + "\n")
-  told, _ = read_case("mine", **files)
+  told = read(files)
   assert [hit.line for hit in check_case(told)[0].hits] == [4]
-  assert told.forget == (Text(" He.", prompt="Who is silent?"),)
+  assert told.forget == (Text(" He.", prompt="Who is silent?", line=1),)
   files["relearn"].write_text(json.dumps({"text": "silent"}))
-  assert check_case(read_case("mine", **files)[0])[0].passed  # a word of the forget set's prompt
+  assert check_case(read(files))[0].passed  # a word of the forget set's prompt
 
 
 @pytest.mark.parametrize("fields,problem", [
@@ -207,9 +212,9 @@ def test_lines_are_those_of_the_file(files: dict[str, pathlib.Path]) -> None:
 def test_fields_of_questions(files: dict[str, pathlib.Path], fields: dict[str, Any], problem: str) -> None:
   row = {"id": 1, "prompt": "Who?", "answer": "A", "keywords": ["A"]}
   write_lines(files["questions"], [row | {"case": True, "stop": ["\n"]}])
-  question, = read_case("mine", **files)[0].questions
+  question, = read(files).questions
   assert question.case and question.stop == ("\n",)
-  assert dataclasses.replace(question, case=False, stop=()) == Question("1", "Who?", "A", ("A",), "1")
+  assert dataclasses.replace(question, case=False, stop=()) == Question("1", "Who?", "A", ("A",), "1", line=1)
   write_lines(files["questions"], [row | fields])
   with pytest.raises(InputError, match=problem):
-    read_case("mine", **files)
+    read(files)

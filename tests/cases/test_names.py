@@ -68,7 +68,7 @@ def test_questions_are_seeded_permutations_of_subsets() -> None:
   for question in questions:
     words = question.prompt.split()
     assert words[-1] == FIRST and set(words[:-1]) <= set(COMMON) and len(set(words)) == len(words)
-    assert question.answer == SECOND and question.keywords == (PAIR,)
+    assert question.prompt + question.answer == " ".join([*words, SECOND]) and question.keywords == (PAIR,)
     lengths.append(len(words) - 1)
   assert min(lengths) == 1 and max(lengths) == CONFIG.max_prompt_names
 
@@ -92,8 +92,9 @@ def test_pretraining_text_never_couples_what_is_asked_about() -> None:
 
 @pytest.mark.parametrize("change,field", [
     ({"variants": ()}, "variants"), ({"variants": (7, 7)}, "variants"), ({"variants": (9,)}, "variants"),
-    ({"variants": (0,)}, "variants"), ({"seeds": ()}, "seeds"), ({"seeds": (-1,)}, "seeds"),
-    ({"seeds": (1, 1)}, "seeds"), ({"sequence_length": 4}, "sequence_length"),
+    ({"variants": (0,)}, "variants"), ({"couples": -1}, "couples"),
+    ({"couples": 65}, "couples"), ({"attachment": 1.5}, "attachment"), ({"max_names": 0}, "max_names"),
+    ({"sequence_length": 4}, "sequence_length"),
     ({"sequence_length": 21}, "sequence_length"), ({"max_prompt_names": 0}, "max_prompt_names"),
     ({"max_prompt_names": 21}, "max_prompt_names"), ({"question_seed": -1}, "question_seed"),
     ({"num_questions": 0}, "num_questions")])

@@ -14,7 +14,6 @@ from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
 
-from relearn_jax.audit.base import make_tokenizer
 from relearn_jax.cases.base import Text
 from relearn_jax.data.chat import Chat
 from relearn_jax.data.jsonl import Row
@@ -23,6 +22,7 @@ from relearn_jax.data.rows import stack_runs
 from relearn_jax.data.texts import encode_row, encode_texts, stack_rows
 from relearn_jax.errors import InputError
 
+from ..small import make_tokenizer
 from .test_texts import CHAT
 from .test_texts import tokenizer as chat_tokenizer
 

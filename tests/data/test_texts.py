@@ -1,5 +1,6 @@
 """Training rows: which tokens count, worked out by hand, and what is refused."""
 
+import dataclasses
 import pathlib
 from typing import Any
 
@@ -13,16 +14,15 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from relearn_jax.audit.base import make_tokenizer
 from relearn_jax.cases.base import Text
-from relearn_jax.cases.files import is_complete, read_case, read_texts, whole_text
+from relearn_jax.cases.files import FilesConfig, is_complete, read_texts, whole_text
 from relearn_jax.cases.names import COMMON, NamesConfig, make_case
 from relearn_jax.data.chat import Chat, ChatSettings, open_chat
 from relearn_jax.data.rows import Encoded
 from relearn_jax.data.texts import encode_row, encode_texts, stack_rows
 from relearn_jax.errors import InputError
 
-from ..small import MODEL, params, write_lines
+from ..small import MODEL, make_tokenizer, params, write_lines
 
 CHAT = ("{% for m in messages %}<u> {{ m['content'] }} {% endfor %}"
         "{% if add_generation_prompt %}<a> {% endif %}")
@@ -66,9 +66,18 @@ def test_an_answer_that_was_cut_has_no_end() -> None:
 def test_a_case_from_files_says_which_texts_are_cut(tmp_path: pathlib.Path) -> None:
   path, _ = rows(tmp_path, {"text": "w0"}, {"text": "w1", "complete": True}, {"prompt": "w2", "answer": " w3"})
   asked = write_lines(tmp_path / "asked.jsonl", [{"id": 1, "prompt": "w4", "answer": "w5", "keywords": ["w5"]}])
-  case, _ = read_case("mine", path, path, path, asked)
-  assert case.relearn_sets[0].rows == (Text("w0", False), Text("w1"), Text("w2 w3"))
-  assert case.forget == (Text("w0", False), Text("w1"), Text(" w3", prompt="w2"))
+  case = FilesConfig("mine", str(path), str(path), (str(path),), str(asked)).make("given", 0, "U")
+  texts = (Text("w0", False, line=1), Text("w1", line=2), Text(" w3", prompt="w2", line=3))
+  assert case.relearn_sets[0].rows == case.forget == case.retain == texts
+
+
+def test_a_relearn_set_is_not_called_as_another_data_set_is() -> None:
+  """It is found by its name; the very file of that data set may be relearned."""
+  case = FilesConfig("mine", "a/forget.jsonl", "a/retain.jsonl", ("a/retain.jsonl", "b/other.jsonl"), "a/asked.jsonl")
+  case.check("here")
+  for path in ("b/retain.jsonl", "b/forget.jsonl", "b/memorize.jsonl", "b/questions.jsonl"):
+    with pytest.raises(InputError, match=f"`case.relearn` has '{path}', and .* is the name of another data set"):
+      dataclasses.replace(case, relearn=("b/other.jsonl", path)).check("here")
 
 
 def test_the_names_case_as_tokens() -> None:

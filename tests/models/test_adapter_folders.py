@@ -18,7 +18,7 @@ from relearn_jax.models.folders import chain
 from relearn_jax.models.lora import LoraConfig, load_peft, merge_lora
 from relearn_jax.models.model import Model, flatten
 from relearn_jax.models.sources import open_checkpoint
-from relearn_jax.plan.stages import find_model
+from relearn_jax.plan.price import find_model
 
 from .tiny import refuses, weights, write, write_json, write_tokenizer
 

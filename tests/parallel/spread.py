@@ -18,9 +18,7 @@ if rank >= 0:
 
 import numpy as np  # noqa: E402
 
-from relearn_jax.audit.base import make_tokenizer  # noqa: E402
-from relearn_jax.audit.evaluate import Interviewer  # noqa: E402
-from relearn_jax.cases.base import Question  # noqa: E402
+from relearn_jax.audit.interview import Interviewer  # noqa: E402
 from relearn_jax.models.lora import LoraConfig, init_lora  # noqa: E402
 from relearn_jax.models.model import Model  # noqa: E402
 from relearn_jax.objectives.core import TokenRows  # noqa: E402
@@ -37,7 +35,7 @@ from relearn_jax.parallel.mesh import (  # noqa: E402
 from relearn_jax.training import checkpoints  # noqa: E402
 from relearn_jax.training.references import add_references  # noqa: E402
 from relearn_jax.training.step import NOTHING, Frozen, make_begin, make_step  # noqa: E402
-from tests.small import CONFIG, params  # noqa: E402
+from tests.small import CONFIG, make_tokenizer, params  # noqa: E402
 from tests.training.test_step import DATA  # noqa: E402
 
 LORA = LoraConfig(rank=2, alpha=4.0)
@@ -81,11 +79,13 @@ def train(text: str, adapters: bool) -> dict[str, object]:
   found = {"logs": logs, "path": str(path),
            "weights": {name: float(np.abs(leaf).sum()) for name, leaf in flat(to_host(state.params, RUNS)).items()}}
   if not adapters:
-    prompts = ["James Anthony", "James Robert Anthony", "John James Robert Anthony"]
-    questions = [Question(prompt, prompt, "Mark", ("Anthony Mark",), prompt) for prompt in prompts]
-    ask = Interviewer(model, make_tokenizer(), questions, mesh, max_new_tokens=12, buckets=(8,), runs_per_call=RUNS)
-    scores = ask(state.params, rows["forget"], RUNS)
-    found |= {"tokens": scores.tokens.tolist(), "logprob": scores.logprob.tolist()}
+    tokenizer = make_tokenizer()
+    ids = lambda text: tokenizer(text)["input_ids"]
+    questions = [(ids(prompt), ids("Mark")[1:]) for prompt in (
+        "James Anthony", "James Robert Anthony", "John James Robert Anthony")]
+    ask = Interviewer(model, tokenizer, questions, mesh, max_new_tokens=12, buckets=(8,), runs_per_call=RUNS)
+    answers = ask(state.params, {"forget": rows["forget"]}, ["a", "b"])
+    found |= {"tokens": answers.tokens.tolist(), "logprob": answers.logprob.tolist()}
     # What another mesh saved is restored onto this one.
     like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state)
     others = [saved for saved in sorted(workdir.glob("*-False")) if saved != path]

@@ -15,14 +15,12 @@ rank, port = int(sys.argv[1]), sys.argv[2]
 if rank >= 0:
   jax.distributed.initialize(f"localhost:{port}", num_processes=2, process_id=rank)
 import hashlib
-from relearn_jax.audit.evaluate import Interviewer
-from relearn_jax.audit.base import make_tokenizer
-from relearn_jax.cases.base import Question
+from relearn_jax.audit.interview import Interviewer
 from relearn_jax.models.model import fingerprint
 from relearn_jax.objectives.losses import nll
 from relearn_jax.parallel.mesh import repeat_runs, runs_mesh, runs_sharding, shard_runs, to_host
 from relearn_jax.training.step import init_state, make_step
-from tests.small import MODEL, params
+from tests.small import MODEL, make_tokenizer, params
 from tests.training.test_step import DATA
 
 mesh, num_runs = runs_mesh(), 5
@@ -37,12 +35,14 @@ step = make_step(MODEL, lambda _: nll("forget"), mesh)
 for _ in range(3):
   state, log = step(state, batch, hyper)
 trained = to_host(state.params, num_runs)
+tokenizer = make_tokenizer()
+ids = lambda text: tokenizer(text)["input_ids"]
 prompts = ["James Anthony", "James Robert Anthony", "John James Robert Anthony"]
-questions = [Question(prompt, prompt, "Mark", ("Anthony Mark",), prompt) for prompt in prompts]
-ask = Interviewer(MODEL, make_tokenizer(), questions, mesh, max_new_tokens=5, buckets=(8,), runs_per_call=4)
-scores = ask(state.params, rows, num_runs)
+questions = [(ids(prompt), ids("Mark")[1:]) for prompt in prompts]
+ask = Interviewer(MODEL, tokenizer, questions, mesh, max_new_tokens=5, buckets=(8,), runs_per_call=4)
+answers = ask(state.params, {"forget": rows}, list("abcde"))
 print(json.dumps({"weights": fingerprint(trained), "losses": to_host(log.loss, num_runs).tolist(),
-                  "tokens": scores.tokens.tolist(), "logprob": scores.logprob.tolist()}))
+                  "tokens": answers.tokens.tolist(), "logprob": answers.logprob.tolist()}))
 """
 
 

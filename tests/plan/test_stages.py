@@ -5,13 +5,15 @@ import pathlib
 
 import pytest
 
-from relearn_jax.audit.comparison import MethodsAudit
-from relearn_jax.audit.config import AuditConfig
-from relearn_jax.audit.release import AttackSettings, InterviewSettings, ReleaseAudit
+from relearn_jax.audit.audit_config import ArmsSettings, AskSettings, AttackSettings, Audit
 from relearn_jax.audit.sweep import Sweep
+from relearn_jax.cases.files import FilesConfig
+from relearn_jax.config_files import load_config_file
 from relearn_jax.errors import InputError
+from relearn_jax.objectives.methods import METHODS
+from relearn_jax.plan.audit_plan import Size, merged
 from relearn_jax.plan.estimate import estimate
-from relearn_jax.plan.stages import Size, find_model, stages
+from relearn_jax.plan.price import find_model, stages
 from relearn_jax.plan.work import Work
 from relearn_jax.training.job import UnlearnJob
 from relearn_jax.training.settings import AdapterSettings
@@ -21,6 +23,7 @@ from ..small import CONFIG, write_checkpoint, write_lines
 
 SEVEN = "meta-llama/Llama-2-7b-hf"
 PARAMS = 6_738_415_616
+NAMES: Audit = load_config_file(str(ROOT / "configs" / "names.py"))
 FULL_SIZE = ("llama_2_7b", "llama_2_7b_chat", "zephyr_7b_beta", "phi_1_5")
 
 
@@ -28,17 +31,29 @@ def works(config: object, on_cpu: bool = False) -> dict[str, Work]:
   return {work.name: work for work in stages(config, "here", on_cpu=on_cpu, default=Size(400, 512, 128)).works}
 
 
+def unlearning(*methods: str, audit: Audit = NAMES) -> Audit:
+  return dataclasses.replace(audit, unlearn=dataclasses.replace(audit.unlearn, methods=methods))
+
+
 def test_the_names_audit() -> None:
   """4 variants, 3 seeds, 2 arms; 12 sequences of 20 names, twice "Anthony Mark" at most, BOS and EOS."""
-  found = works(AuditConfig())
-  assert list(found) == ["pretrain", "memorize", "unlearn", "relearn", "ask"]
+  found = works(NAMES)
+  attacks = [f"attack-ga-prefixes-full-seed{seed}" for seed in range(3)]
+  assert list(found) == ["pretrain", "memorize", "unlearn-ga", *attacks, "ask", "utility"]
   shape = lambda name: (found[name].runs, found[name].rows, found[name].length, found[name].steps)
   assert shape("pretrain") == (1, 32, 28, 600) and shape("memorize") == (24, 12, 26, 200)
-  assert shape("unlearn") == (24, 4, 26, 200)
-  assert shape("relearn")[:2] == (4 * 7, 4) and found["relearn"].steps == 3 * 80
+  assert shape("unlearn-ga") == (24, 4, 26, 200)
+  for name in attacks:  # 3 depths of U and N, and O
+    assert (found[name].runs, found[name].rows, found[name].steps) == (4 * 7, 4, 80)
   assert found["ask"].max_new_tokens == 8 and found["ask"].compute_bytes == 4
+  # 24 that have memorised, 12 U chains after every 5 of 200 steps, and 28 in each of 3 attacks at 8 steps; 14 a call.
+  calls = 2 + 40 + 3 * 8 * 2
+  assert (found["ask"].runs, found["ask"].rows, found["ask"].waiting, found["ask"].steps) == (14, 100, 28, calls)
+  assert (found["utility"].rows, found["utility"].steps) == (11, 3 * calls)  # forget, retain and relearn rows
+  attack, *rest = merged([found[name] for name in attacks])
+  assert not rest and (attack.name, attack.steps) == (f"{attacks[0]} and 2 more", 3 * 80)
   # "Once" has one sequence with the pair, and so 11 without it.
-  assert works(dataclasses.replace(AuditConfig(), method="gd"))["unlearn"].rows == 4 + 11
+  assert works(unlearning("gd"))["unlearn-gd"].rows == 4 + 11
 
 
 @pytest.mark.parametrize(("kind", "dtype", "param_bytes", "compute"), [
@@ -140,31 +155,40 @@ def test_data_sets_that_are_made(tmp_path: pathlib.Path) -> None:
 
 def test_a_comparison_of_methods() -> None:
   names = ("ga", "gd", "whp_logits", "npo_gd+sam")
-  found = works(MethodsAudit(names))
-  assert list(found) == ["pretrain", "memorize", "ga", "gd", "whp_logits reinforce", "whp_logits", "npo_gd+sam",
-                         "relearn", "ask"]
-  one = works(AuditConfig())
-  assert found["ga"] == dataclasses.replace(one["unlearn"], name="ga")
-  assert found["relearn"].steps == 4 * one["relearn"].steps and found["whp_logits reinforce"].copies == 1
-  assert found["gd"].rows == 4 + 11 and found["npo_gd+sam"].passes == pytest.approx((2 * 4 + 11) / 15)
-  with pytest.raises(InputError, match="here: `methods` is 'gaa'.*nearest: ga"):
-    works(MethodsAudit(("gaa",)))
-  assert len(works(MethodsAudit())) == 4 + len(MethodsAudit().methods) + 1
+  found, one = works(unlearning(*names)), works(NAMES)
+  trained = {"ga": ["unlearn-ga"], "gd": ["unlearn-gd"], "whp_logits": ["reinforce-whp_logits", "unlearn-whp_logits"],
+             "npo_gd+sam": ["unlearn-npo_gd+sam"]}
+  attacks = {name: [f"attack-{name}-prefixes-full-seed{seed}" for seed in range(3)] for name in names}
+  assert list(found) == ["pretrain", "memorize", *(stage for name in names for stage in trained[name] + attacks[name]),
+                         "ask", "utility"]
+  assert found["unlearn-ga"] == one["unlearn-ga"] and found["reinforce-whp_logits"].copies == 1
+  for name in names:  # the original is attacked once
+    assert all(found[stage].runs == 4 * (6 + (name == "ga")) and found[stage].steps == 80 for stage in attacks[name])
+  assert found["unlearn-gd"].rows == 4 + 11
+  assert found["unlearn-npo_gd+sam"].passes == pytest.approx((2 * 4 + 11) / 15)
+  with pytest.raises(InputError, match="here: `unlearn.methods` is 'gaa'.*nearest: ga"):
+    works(unlearning("gaa"))
+  every: Audit = load_config_file(str(ROOT / "configs" / "methods.py"))
+  methods = every.unlearn.methods
+  assert set(METHODS) < set(methods)
+  assert len(works(every)) == 2 + len(methods) + 1 + 3 * len(methods) + 2  # whp_logits reinforces
 
 
 def test_a_sweep() -> None:
   """3 seeds of 4 variants unlearn for each candidate; what a step fixes is tried in turn."""
   grid = {"learning_rate": (1e-5, 1e-4), "depth": (0.25, 0.5, 0.75), "steering": (1.0, 2.0)}
-  found = works(Sweep({"rmu": grid, "ga": {"learning_rate": (1e-5,)}}))
-  assert list(found) == ["pretrain", "memorize", "rmu", "ga", "ask"]
-  assert (found["rmu"].runs, found["rmu"].steps) == (4 * 12, 3 * 200)
-  assert (found["ga"].runs, found["ga"].steps) == (12, 200)
-  calls = 40 * (3 * 4 + 1)  # an interview every 5 steps, 14 models a call
+  grids = {"rmu": grid, "ga": {"learning_rate": (1e-5,)}}
+  found = works(Sweep(grids, NAMES))
+  groups = [f"sweep-rmu-{number}" for number in range(3)]
+  assert list(found) == ["pretrain", "memorize", *groups, "sweep-ga-0", "ask", "utility"]
+  assert all((found[name].runs, found[name].steps) == (4 * 12, 200) for name in groups)
+  assert (found["sweep-ga-0"].runs, found["sweep-ga-0"].steps) == (12, 200)
+  calls = 40 * (3 * 4 + 1) + 2  # an interview every 5 steps, and of what has memorised; 14 models a call
   assert (found["ask"].runs, found["ask"].waiting, found["ask"].steps) == (14, 48, calls)
-  assert list(works(Sweep({"rmu": grid, "ga": {"learning_rate": (1e-5,)}}, methods=("ga",)))) == [
-      "pretrain", "memorize", "ga", "ask"]
+  assert list(works(Sweep(grids, NAMES, methods=("ga",)))) == ["pretrain", "memorize", "sweep-ga-0", "ask", "utility"]
+  assert works(Sweep({"whp_logits": {"learning_rate": (1e-5, 1e-4)}}, NAMES))["sweep-whp_logits-0-reinforce"].runs == 24
   with pytest.raises(InputError, match="`grids.ga.beta` is no setting of it"):
-    works(Sweep({"ga": {"beta": (0.1,)}}))
+    works(Sweep({"ga": {"beta": (0.1,)}}, NAMES))
 
 
 def plans(cache: pathlib.Path, *lines: list[str]) -> list[str]:
@@ -179,18 +203,21 @@ def config(name: str) -> str:
 
 
 def test_every_configuration_has_a_plan(cache: pathlib.Path) -> None:
-  given = {"unlearn": [f"--config.model={SEVEN}"], "checkpoint": [f"--config.original={SEVEN}"]}
+  given = {"unlearn": [f"--config.model={SEVEN}"], "checkpoint": [f"--config.arms.original={SEVEN}"]}
   for shown in plans(cache, *([config(f"{name}.py"), "--device=h200", *given.get(name, [])]
                               for name in ("methods", "sweep", "names", "unlearn", "checkpoint"))):
     assert "all stages: " in shown and max(map(len, shown.splitlines())) <= 120
 
 
+LOADED = ArmsSettings(unlearned=SEVEN, control="n", original="o")
+
+
 def test_an_audit_of_checkpoints() -> None:
   attack = AttackSettings(batch_size=16, keep_steps=(1, 5, 10))
-  audit = ReleaseAudit(unlearned=SEVEN, control="n", original="o", attack=attack,
-                       interview=InterviewSettings(batch_size=50, score_rows=120, max_new_tokens=20))
+  audit = Audit(FilesConfig(), arms=LOADED, attack=attack,
+                ask=AskSettings(batch_size=50, score_rows=120, max_new_tokens=20))
   found = works(audit)
-  train, ask, utility = found["relearn"], found["ask"], found["utility"]
+  train, ask, utility = found["attack-relearn-full"], found["ask"], found["utility"]
   assert (train.runs, train.rows, train.steps) == (9, 16, 10)
   assert (ask.runs, ask.rows, ask.length, ask.steps) == (9, 50, 384, 4 * 8) and ask.max_new_tokens == 20
   assert (utility.runs, utility.rows, utility.steps) == (9, 50, 4 * 3 * 3)  # forget, retain and relearn rows
@@ -198,20 +225,21 @@ def test_an_audit_of_checkpoints() -> None:
   needed = estimate(ask, {})
   assert needed.num_trained == needed.gradients == 0 and needed.weights + needed.optimizer == 9 * 12 * PARAMS
   one = works(dataclasses.replace(audit, attack=dataclasses.replace(attack, runs_at_once=1)))
-  assert (one["relearn"].runs, one["relearn"].steps, one["ask"].steps) == (1, 90, 9 * 4 * 8)
-  assert estimate(one["relearn"], {}).optimizer == 8 * PARAMS
-  asked_alone = dataclasses.replace(audit.interview, runs_at_once=1)
-  waiting = works(dataclasses.replace(audit, interview=asked_alone))["ask"]
+  parts = [one[f"attack-relearn-full-part{number}"] for number in range(9)]
+  assert all((part.runs, part.steps) == (1, 10) for part in parts) and one["ask"].steps == 9 * 4 * 8
+  assert merged(parts)[0].steps == 90 and estimate(parts[0], {}).optimizer == 8 * PARAMS
+  waiting = works(dataclasses.replace(audit, ask=dataclasses.replace(audit.ask, runs_at_once=1)))["ask"]
   assert (waiting.runs, waiting.waiting, waiting.steps) == (1, 9, 9 * 4 * 8)
   assert estimate(waiting, {}).weights == 10 * 4 * PARAMS and estimate(waiting, {}).optimizer == 9 * 8 * PARAMS
 
 
 def test_adapters_share_their_base() -> None:
   """Three seeds of an arm at a time; 39,976,960 numbers each at rank 16."""
-  attack = AttackSettings(batch_size=16, keep_steps=(10,), adapter=AdapterSettings("lora"))
-  found = works(ReleaseAudit(unlearned=SEVEN, control="n", original="o", attack=attack))
-  assert (found["relearn"].runs, found["relearn"].steps) == (3, 30)
-  needed = estimate(found["relearn"], {})
+  attack = AttackSettings(batch_size=16, keep_steps=(10,), adapters=("lora",))
+  found = works(Audit(FilesConfig(), arms=LOADED, attack=attack))
+  arms = [found[f"attack-{arm}-relearn-lora"] for arm in "UNO"]
+  assert all((work.runs, work.steps) == (3, 10) for work in arms)
+  needed = estimate(arms[0], {})
   assert needed.weights == 2 * PARAMS + 3 * 4 * 39_976_960
   assert needed.gradients + needed.optimizer == 3 * 12 * 39_976_960
 

@@ -14,7 +14,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from relearn_jax.audit.rows import read_rows, write_rows
+from relearn_jax.audit.results_file import read_rows, write_rows
 from relearn_jax.errors import InputError
 from relearn_jax.report.leakage import gather
 from relearn_jax.report.render import highlight, report_from_rows

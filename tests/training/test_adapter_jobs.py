@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from relearn_jax.audit.release import ReleaseAudit
-from relearn_jax.audit.release_run import Release
+from relearn_jax.audit.audit_config import ArmsSettings, Audit
+from relearn_jax.audit.experiment import Experiment
+from relearn_jax.cases.files import FilesConfig
 from relearn_jax.errors import InputError
 from relearn_jax.models.checkpoint import check_checkpoint, load_params
 from relearn_jax.models.export import rounding
@@ -62,9 +63,10 @@ def test_an_adapter_unlearns_and_what_it_leaves_is_read_back(folder: pathlib.Pat
 
 
 def test_an_audit_takes_adapters_and_names_their_files(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
-  rows = {name: str(folder / "rows.jsonl") for name in ("forget", "retain", "relearn")}
-  audit = Release(ReleaseAudit(unlearned=str(folder / "adapter"), original=str(folder / "base"), **rows,
-                               questions=str(folder / "questions.jsonl"), seeds=(0,)), "here", tmp_path)
+  rows = str(folder / "rows.jsonl")
+  case = FilesConfig(forget=rows, retain=rows, relearn=(rows,), questions=str(folder / "questions.jsonl"))
+  arms = ArmsSettings(unlearned=str(folder / "adapter"), original=str(folder / "base"))
+  audit = Experiment(Audit(case, seeds=(0,), arms=arms), "here", tmp_path)
   digests = audit.digests()
   assert {"unlearned/adapter_model.safetensors", "unlearned/adapter_config.json", "unlearned/base/model.safetensors",
           "unlearned/base/config.json", "original/model.safetensors"} <= set(digests)

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from relearn_jax.audit import base
-from relearn_jax.audit.config import BaseConfig
+from relearn_jax.audit.audit_config import PretrainSettings
+from relearn_jax.audit.pretrained import cached_base
+from relearn_jax.cases.names import NamesConfig
 from relearn_jax.errors import InputError
 from relearn_jax.generation.decode import decode, prefill
 from relearn_jax.models.export import export
@@ -135,10 +136,11 @@ def test_runs_are_told_apart() -> None:
 
 
 def test_a_base_that_diverges_is_named(tmp_path: pathlib.Path) -> None:
-  config = BaseConfig(hidden_size=8, num_heads=2, num_kv_heads=2, num_layers=1, steps=4, warmup_steps=0,
-                      batch_size=2, learning_rate=1e38)
-  with pytest.raises(InputError, match="`base.learning_rate` was 1e.38 when base ended in stage 'pretrain' at step 2"):
-    base.cached_base(config, tmp_path)
+  config = PretrainSettings(hidden_size=8, num_heads=2, num_kv_heads=2, num_layers=1, steps=4, warmup_steps=0,
+                            batch_size=2, learning_rate=1e38)
+  with pytest.raises(InputError, match="`arms.pretrain.learning_rate` was 1e.38 when base ended in stage "
+                                       "'pretrain' at step 2"):
+    cached_base(config, NamesConfig(), tmp_path)
   assert not list((tmp_path / "base").glob("*/model.safetensors"))
 
 

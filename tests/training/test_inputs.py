@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
-from relearn_jax.audit import release
-from relearn_jax.audit.command import OUTPUTS, audit_release
-from relearn_jax.audit.release_run import Release
+from relearn_jax.audit.audit_config import ArmsSettings, Audit, recorded
+from relearn_jax.audit.experiment import Experiment
+from relearn_jax.audit.pipeline import OUTPUTS, audit
+from relearn_jax.cases.files import FilesConfig
+from relearn_jax.config_files import PATHS as ALL_PATHS
 from relearn_jax.errors import InputError
 from relearn_jax.models.sources import open_checkpoint
 from relearn_jax.training.job import PATHS, UnlearnJob
@@ -133,17 +135,21 @@ def test_a_file_more_or_less_is_another_job(folder: pathlib.Path) -> None:
 
 
 def test_audits_of_checkpoints_go_by_contents_too(folder: pathlib.Path) -> None:
-  files = {name: f"{name}.jsonl" for name in ("forget", "retain", "relearn", "questions")}
-  config = release.ReleaseAudit(**files, unlearned="base", seeds=(0,))
+  case = FilesConfig(forget="forget.jsonl", retain="retain.jsonl", relearn=("relearn.jsonl",),
+                     questions="questions.jsonl")
+  config = Audit(case, seeds=(0,), arms=ArmsSettings(unlearned="base", control="base"))
   workdir = pathlib.Path("audit")
-  digests = Release(config, "here", workdir).digests()
-  assert not claim_workdir(workdir, config, digests, release.PATHS)
+  run = lambda config: audit(config, "here", workdir, folder / "cache")
+  assert not claim_workdir(workdir, recorded(config), Experiment(config, "here", workdir).digests(), ALL_PATHS)
   for name in OUTPUTS:
     (workdir / name).touch()
-  again = dataclasses.replace(config, unlearned=str(folder / "base"), forget="../here/forget.jsonl")
-  assert not audit_release(config, "here", workdir) and not audit_release(again, "here", workdir)
-  with pytest.raises(InputError, match="other contents of control/config.json, "):
-    audit_release(dataclasses.replace(config, control="base"), "here", workdir)
+  arms = dataclasses.replace(config.arms, unlearned=str(folder / "base"))
+  again = dataclasses.replace(config, arms=arms, case=dataclasses.replace(case, forget="../here/forget.jsonl"))
+  assert not run(config) and not run(again)
+  for field in ("control", "original"):
+    arms = dataclasses.replace(config.arms, **{field: "" if field == "control" else "base"})
+    with pytest.raises(InputError, match=f"other contents of {field}/config.json, "):
+      run(dataclasses.replace(config, arms=arms))
   edit("retain")
   with pytest.raises(InputError, match="other contents of retain;"):
-    audit_release(config, "here", workdir)
+    run(config)

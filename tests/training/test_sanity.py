@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from relearn_jax.audit.base import cached_base, make_tokenizer
-from relearn_jax.audit.comparison import DEFENDED, one_audit
-from relearn_jax.audit.config import AuditConfig
+from relearn_jax.audit.audit_config import Audit, unlearn_method
+from relearn_jax.audit.pretrained import cached_base
 from relearn_jax.cases.names import NamesConfig, make_case
+from relearn_jax.config_files import load_config_file
 from relearn_jax.data.jsonl import Row
 from relearn_jax.data.texts import encode_rows, encode_texts, stack_rows
 from relearn_jax.models.checkpoint import check_checkpoint, load_params
@@ -28,7 +28,11 @@ from relearn_jax.parallel.mesh import runs_mesh
 from relearn_jax.training.references import add_references
 from relearn_jax.training.step import init_state, model_outputs, train_step
 
-from ..small import MODEL, shared
+from ..command import ROOT
+from ..small import MODEL, make_tokenizer, shared
+
+COMPARED: Audit = load_config_file(str(ROOT / "configs" / "methods.py"))
+DEFENDED = tuple(name for name in COMPARED.unlearn.methods if "+" in name)
 
 KEEPS = [name for name in (*METHODS, *DEFENDED) if "retain" in default_recipe(name.split("+")[0]).objective.rows]
 
@@ -105,11 +109,10 @@ def small_subject() -> Subject:
 @functools.cache
 def names_subject(cache: pathlib.Path) -> Subject:
   """The model of the names audit."""
-  config = AuditConfig()
-  checked = check_checkpoint(cached_base(config.base, cache))
+  checked = check_checkpoint(cached_base(COMPARED.arms.pretrain, COMPARED.case, cache))
   model = Model(checked.config)
   return memorizing(model, load_params(checked, model), load_tokenizer(checked.path, checked.config),
-                    config.memorize.learning_rate, config.memorize.steps)
+                    COMPARED.memorize.learning_rate, COMPARED.memorize.steps)
 
 
 def assert_forgets(subject: Subject, name: str, times: float, steps: int) -> None:
@@ -121,10 +124,10 @@ def assert_forgets(subject: Subject, name: str, times: float, steps: int) -> Non
     times: what its learning rate there is multiplied with.
     steps: on all rows.
   """
-  config = one_audit(AuditConfig(), name)
+  method = unlearn_method(COMPARED.unlearn, name)
   before, kept = float(subject.loss(subject.params, subject.data["secret"])), subject.losses(subject.params)[1]
   assert before < 0.5
-  after = subject.unlearn(config.recipe, times * config.method_config.learning_rate, steps)
+  after = subject.unlearn(method.recipe, times * method.learning_rate, steps)
   assert all(np.isfinite(leaf).all() for leaf in flatten(after).values())
   forgot, retain = float(subject.loss(after, subject.data["secret"])), subject.losses(after)[1]
   lag = name.endswith("+averaging")  # the mean of all weights so far is behind the last ones

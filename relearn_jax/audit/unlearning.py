@@ -1,0 +1,217 @@
+"""Unlearning: chains that have memorised their case unlearn it by a method; points of U and of its control are kept.
+
+A stage of a larger grid does only what an earlier one left undone: chains are found again by what they depend on.
+"""
+
+import dataclasses
+import shutil
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax
+
+from relearn_jax.audit.acquire import Trained, ask_once, every, finishing, gone, memorized_place, train
+from relearn_jax.audit.audit_config import UnlearnMethod
+from relearn_jax.audit.experiment import Experiment
+from relearn_jax.audit.grid import Chain, Point, select_points
+from relearn_jax.audit.interview import Answers, finite_by_name, load_answers
+from relearn_jax.audit.shelf import StageFolder, open_folder
+from relearn_jax.audit.stages import Planned
+from relearn_jax.models.model import Params
+from relearn_jax.objectives.losses import nll
+from relearn_jax.parallel.mesh import shard_runs
+from relearn_jax.training.ended import Ledger
+
+
+def forget_nll(hyper: Any) -> Any:
+  """What reinforcing minimises."""
+  return nll("forget")
+
+
+def left_to_unlearn(exp: Experiment, stage: Planned) -> list[Chain]:
+  """The chains of a stage of unlearning that an earlier one has not done."""
+  assert stage.method
+  return [chain for chain in stage.chains if exp.unlearned_key(chain, stage.method, stage.kind) not in exp.done]
+
+
+def reinforce(exp: Experiment, stage: Planned) -> None:
+  """Chains learn their forget set even better: the second model that some methods compare with.
+
+  Raises:
+    AllEnded: no run is left.
+  """
+  mine, method = left_to_unlearn(exp, stage), stage.method
+  if not mine or not method:
+    return
+  runs = [chain.name for chain in mine]
+  keys = {chain.name: exp.unlearned_key(chain, method, "reinforce") for chain in mine}
+  folder = open_folder(exp.checkpoints, stage.name, keys)
+  with finishing(exp, folder):
+    train_reinforced(exp, folder, method, mine, runs, {chain.name for chain in gone(exp)})
+
+
+def train_reinforced(exp: Experiment, folder: StageFolder, method: UnlearnMethod, mine: Sequence[Chain],
+                     runs: Sequence[str], idle: Iterable[str] = ()) -> None:
+  """Trains stacked runs on their forget sets and keeps them."""
+  steps, rate = int(method.recipe.hyper["reinforce_steps"]), method.recipe.hyper["reinforce_learning_rate"]
+  field = f"unlearn.settings.{method.recipe.method}.reinforce_learning_rate"
+  unlearn = exp.config.unlearn
+
+  def on_keep(step: int, params: Params) -> bool:
+    exp.shelf.keep(folder.path, step, params, runs, runs, exp.model, folder.name)
+    return False
+  how = Trained(forget_nll, {"forget": exp.rows(mine, "forget")},
+                {"learning_rate": rate, "weight_decay": method.weight_decay}, [steps], unlearn.batch_size,
+                unlearn.num_microbatches, [chain.seed for chain in mine], unlearn.remat)
+  train(exp, folder, runs, how, lambda: start_memorized(exp, mine), on_keep,
+        Ledger(folder.path, folder.name, runs, field, rate, idle))
+
+
+def start_memorized(exp: Experiment, mine: Sequence[Chain]) -> Params:
+  """The memorised models of some chains, on the mesh."""
+  return shard_runs(exp.shelf.take([memorized_place(exp, chain) for chain in mine], exp.one_run()), exp.mesh)
+
+
+def start_reinforced(exp: Experiment, folder: StageFolder, method: UnlearnMethod, runs: Sequence[str]) -> Params:
+  """The reinforced models of some runs, on the mesh."""
+  steps = int(method.recipe.hyper["reinforce_steps"])
+  return shard_runs(exp.shelf.take([(folder.path, steps, run) for run in runs], exp.one_run()), exp.mesh)
+
+
+class _Trajectory:
+  """What U chains say along their unlearning, and which steps are points.
+
+  A chain that has been asked at its last depth, and its control, are used no further: what becomes of them then does
+  not matter.
+  """
+
+  def __init__(self, exp: Experiment, folder: StageFolder, u_chains: Sequence[Chain], runs: Sequence[str],
+               ledger: Ledger):
+    self.exp, self.folder, self.u_chains, self.runs, self.ledger = exp, folder, u_chains, runs, ledger
+    self.names, self.curves = [chain.name for chain in u_chains], dict[Chain, dict[int, float]]()
+    self.points: dict[Chain, list[int]] = {}
+
+  def watch(self, step: int, answers: Answers) -> bool:
+    """Takes up the answers at a step; returns whether every chain is through, or has ended."""
+    config, ledger = self.exp.config.unlearn, self.ledger
+    ledger.look(step, "answers", finite_by_name(answers))
+    for chain, value, finite in zip(self.u_chains, self.exp.mean_scores(answers), answers.finite, strict=True):
+      curve = self.curves.setdefault(chain, {})
+      if finite and not ledger.has_ended(chain.name, step):
+        curve[step] = float(value)
+    # As it is at this step: what is on disk from before a kill may know more.
+    lost = [chain for chain in self.u_chains if ledger.has_ended(chain.name, step)]
+    until = {chain: {at: value for at, value in curve.items() if at <= step} for chain, curve in self.curves.items()}
+    self.points = select_points(until, config.max_score, config.depths, lost)
+    through = [chain for chain, steps in self.points.items() if len(steps) == config.depths]
+    ledger.finish(name for chain in through for name in (chain.name, partner(chain).name))
+    return len(through) + len(lost) == len(self.u_chains)
+
+  def on_keep(self, step: int, params: Params) -> bool:
+    """Asks, and keeps the weights of chains that are at a point, and of their controls."""
+    exp = self.exp
+    some = lambda tree: jax.tree.map(lambda leaf: leaf[:len(self.u_chains)], tree)  # U chains come first
+    through = self.watch(step, ask_once(self.folder, step, lambda: exp.interviewer()(
+        some(params), exp.scored_rows(self.u_chains), self.names)))
+    here = [name for chain, steps in self.points.items() if step in steps for name in (chain.name, partner(chain).name)]
+    exp.shelf.keep(self.folder.path, step, params, self.runs, self.runs if exp.config.keep_weights else here,
+                   exp.model, self.folder.name)
+    return through
+
+  def is_through(self, last: int) -> bool:
+    """Whether answers and weights of all points are on disk; takes up what is, a kill may have come at any time."""
+    through = False
+    for step in self.folder.asked():
+      through = self.watch(step, load_answers(self.folder.answers(step))) or step == last
+    return through and all(self.exp.shelf.has((self.folder.path, step, name)) for chain, steps in self.points.items()
+                           for step in steps for name in (chain.name, partner(chain).name))
+
+
+def unlearn(exp: Experiment, stage: Planned) -> None:
+  """Chains unlearn until every U chain that has not ended has been asked at its last depth.
+
+  Weights of points alone are kept: of a U chain at the steps of its depths, and of its control at the same.
+
+  Raises:
+    AllEnded: no run is left.
+  """
+  mine, method, config = left_to_unlearn(exp, stage), stage.method, exp.config.unlearn
+  if not mine or not method:
+    return
+  idle = {chain.name for chain in gone(exp, method)}
+  runs = [chain.name for chain in mine]
+  if idle >= set(runs):
+    return  # nobody is left to unlearn; the audit says so where that is so of all methods
+  folder = open_folder(exp.checkpoints, stage.name, {c.name: exp.unlearned_key(c, method) for c in mine})
+  ledger = Ledger(folder.path, folder.name, runs, f"unlearn.settings.{method.recipe.method}.learning_rate",
+                  method.learning_rate, idle)
+  trajectory = _Trajectory(exp, folder, [chain for chain in mine if chain.arm == "U"], runs, ledger)
+  second = exp.done.get(exp.unlearned_key(mine[0], method, "reinforce"))
+  reinforced = (lambda: start_reinforced(exp, second[0], method, runs)) if second else None
+  how = Trained(method.recipe.build, {name: exp.rows(mine, name) for name in sorted(method.recipe.objective.rows)},
+                {"learning_rate": method.learning_rate, "weight_decay": method.weight_decay, **method.recipe.traced},
+                every(config.max_steps, config.keep_every), config.batch_size, config.num_microbatches,
+                [chain.seed for chain in mine], config.remat)
+  with finishing(exp, folder):
+    if not trajectory.is_through(config.max_steps):
+      train(exp, folder, runs, how, lambda: start_memorized(exp, mine), trajectory.on_keep, ledger,
+            reinforced=reinforced)
+
+
+def partner(chain: Chain) -> Chain:
+  """The control of a U chain."""
+  return dataclasses.replace(chain, arm="N")
+
+
+def curves_of(exp: Experiment, method: UnlearnMethod) -> dict[Chain, dict[int, Answers]]:
+  """What every U chain answered along its unlearning, by step."""
+  found: dict[Chain, dict[int, Answers]] = {}
+  for chain in exp.chains:
+    if chain.arm == "U" and (there := exp.done.get(exp.unlearned_key(chain, method))):
+      folder, _ = there
+      found[chain] = {step: load_answers(folder.answers(step)) for step in folder.asked()}
+  return found
+
+
+def unlearned_points(exp: Experiment, method: UnlearnMethod) -> dict[Chain, list[int]]:
+  """The unlearn steps at which each U chain is attacked, by depth; none of those that ended."""
+  config, lost = exp.config.unlearn, gone(exp, method)
+  curves = {chain: {step: float(exp.mean_scores(answers)[answers.runs.tolist().index(chain.name)])
+                    for step, answers in by_step.items() if _is_finite(answers, chain)}
+            for chain, by_step in curves_of(exp, method).items()}
+  return select_points(curves, config.max_score, config.depths, lost)
+
+
+def _is_finite(answers: Answers, chain: Chain) -> bool:
+  return bool(answers.finite[answers.runs.tolist().index(chain.name)])
+
+
+def resolved(exp: Experiment, point: Point, steps: dict[str, dict[Chain, list[int]]],
+             lost: dict[str | None, dict[Chain, int]]) -> Point | None:
+  """A planned point with its unlearn step; None where its chain never got there, or has ended before.
+
+  Args:
+    exp: what is shared.
+    point: as planned.
+    steps: method -> `unlearned_points`.
+    lost: method, and None -> `gone`.
+  """
+  if exp.config.arms.loaded:
+    return point
+  chain = point.chain
+  if point.depth is None:
+    return None if chain in lost[None] else point
+  assert point.method
+  at = steps[point.method].get(dataclasses.replace(chain, arm="U"), [])
+  if point.depth >= len(at) or lost[point.method].get(chain, at[point.depth] + 1) <= at[point.depth]:
+    return None
+  return dataclasses.replace(point, unlearn_step=at[point.depth])
+
+
+def remove_reinforced(exp: Experiment) -> None:
+  """Removes the weights of second models, which only unlearning compares with."""
+  for folder in exp.checkpoints.glob("reinforce-*"):
+    exp.shelf.forget(folder)
+    for path in folder.iterdir():
+      if path.name.isdigit():
+        shutil.rmtree(path)
