@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from relearn_jax.audit.audit_config import Audit
+from relearn_jax.audit.audit_config import Audit, unlearn_method
 from relearn_jax.audit.check_audit import check_audit
 from relearn_jax.audit.experiment import Experiment
 from relearn_jax.audit.stages import Planned, first_stages, plan_stages, unlearn_stages
@@ -260,16 +260,18 @@ def _audit_sizes(audit: Audit, given: Any, config: ModelConfig, files: _Files) -
 
 def _case_sizes(audit: Audit, config: ModelConfig, files: _Files) -> tuple[list[str], Sizes]:
   """The relearn sets of any other case, and the sizes of its data sets, where there is a tokenizer to measure them."""
-  made = ("idk", "alternate", "relabelled")
+  methods = [] if audit.arms.loaded else [unlearn_method(audit.unlearn, name) for name in audit.unlearn.methods]
+  read = sorted({name for method in methods for name in method.recipe.objective.rows} - {"forget", "retain"})
+  kept = ("forget", "retain", *(("memorize", *read) if methods else ()))
   if files.tokenizer is None:
     names = list(audit.attack.relearn_sets or ("relearn",))
     size = files.rows("every data set of the case", "")
-    return names, Sizes(config, dict.fromkeys(("forget", "retain", "memorize", *made, *names), size),
+    return names, Sizes(config, dict.fromkeys((*kept, *names), size),
                         files.questions("", audit.ask.max_new_tokens))
   case = audit.case.make(audit.case.versions()[0], audit.seeds[0], "U")
   names = list(audit.attack.relearn_sets or (one.name for one in case.relearn_sets))
   data = {name: files.texts(name, case.rows(name), case.origin(name))
-          for name in ("forget", "retain", "memorize", *made, *names) if case.rows(name)}
+          for name in (*kept, *names)}
   return names, Sizes(config, data, files.asked(case.questions, case.origin("questions"), audit.ask.max_new_tokens))
 
 
