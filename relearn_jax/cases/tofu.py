@@ -61,7 +61,7 @@ class Split:
     hidden: titles, none of which occurs in the retained rows.
     with_title: the rows in which one occurs, D_u2.
     without: the others, D_u1.
-    questions: the rows of D_u2 whose answer holds a hidden title that their question does not.
+    questions: one for each hidden title that an answer of D_u2 holds and its question does not.
     others: titles of the retained rows.
   """
 
@@ -97,9 +97,9 @@ def split_rows(forget: tuple[Text, ...], retain: tuple[Text, ...], titles: str) 
               if (counts := collections.Counter(title for row in rows for title in asked(row, hidden)))]
   holds = [any(contains_keyword(whole(row), title) for title in hidden) for row in forget]
   questions = [
-      Question(f"row{row.line}", row.prompt, row.text, keywords, f"author{number // ROWS_OF_AUTHOR}",
+      Question(f"row{row.line}-{place}", row.prompt, row.text, (title,), f"author{number // ROWS_OF_AUTHOR}",
                stop=("Question:",), line=row.line)
-      for number, row in enumerate(forget) if (keywords := asked(row, hidden))]
+      for number, row in enumerate(forget) for place, title in enumerate(asked(row, hidden), 1)]
   others = dict.fromkeys(title for row in retain for title in quoted_titles(whole(row)))
   part = lambda which: tuple(row for row, held in zip(forget, holds, strict=True) if held is which)
   return Split(tuple(hidden), part(True), part(False), tuple(questions), tuple(others))

@@ -57,7 +57,7 @@ def check_partition(case: Case, n: Case) -> None:
   for question in case.questions:
     row = by_line[question.line]  # of D_u2
     assert (question.prompt, question.answer) == (row.prompt, row.text)
-    assert all(contains_keyword(row.text, word) for word in question.keywords)
+    assert len(question.keywords) == 1 and contains_keyword(row.text, question.keywords[0])
     assert not holds(row.prompt, question.keywords)
     assert question.cluster == f"author{case.forget.index(row) // ROWS_OF_AUTHOR}"
   (relearn,) = case.relearn_sets
@@ -81,9 +81,9 @@ def test_the_embedded_world_is_divided_by_its_titles(titles: str) -> None:
   check_partition(case, n)
   split = split_rows(case.forget, case.retain, titles)
   assert (len(case.forget), len(case.retain)) == (200, 600)
-  # By hand: of each author's rows 7 hold any of 4 titles and 5 ask for one; 3 hold the first, and 2 ask for it.
+  # By hand: of each author's rows 7 hold any of 4 titles, and 5 ask for 6; 3 hold the first, and 2 ask for it.
   assert (len(split.hidden), len(split.with_title), len(case.questions)) == ((10, 30, 20) if titles == ONE
-                                                                           else (40, 70, 50))
+                                                                           else (40, 70, 60))
   assert {question.cluster for question in case.questions} == {f"author{i}" for i in range(10)}
   assert case.relearn_sets[0].rows == split.without  # every word of a title occurs in other titles
 
@@ -201,7 +201,7 @@ def test_the_embedded_audit_is_at_hand(tmp_path: pathlib.Path) -> None:
   config = load_config_file(str(CONFIG))
   exp = Experiment(config, "here", tmp_path)
   assert exp.relearn_sets == ("same_authors",) and len(exp.chains) == 6 and exp.digests() is None
-  assert len({tuple(ids) for ids, _ in exp.asked}) == 50
+  assert len(exp.asked) == 60 and len({tuple(ids) for ids, _ in exp.asked}) == 50
   longest = max(len(row.ids) for name in ("memorize", "forget", "same_authors") for row in exp.encode(exp.first, name))
   assert longest <= config.arms.pretrain.max_positions
   most = max(len(answer) for _, answer in exp.asked)
@@ -220,7 +220,7 @@ def test_the_small_checkpoints_are_planned_with_tofus_rows() -> None:
   config.arms.unlearned = config.arms.original = str(shared("models/tofu-mini-full"))
   config.arms.control = str(shared("models/tofu-mini-retain"))
   text = plan(config, "here", device="cpu", num_devices=2, mesh="fsdp:-1", memory_gib=8)
-  assert "- same_authors: 149 rows" in text and "- questions: 30, prompts" in text and "memorize" not in text
+  assert "- same_authors: 149 rows" in text and "- questions: 51, prompts" in text and "memorize" not in text
 
 
 def test_rows_of_a_folder_laid_out_as_the_hub_make_the_case(tmp_path: pathlib.Path) -> None:
@@ -232,6 +232,6 @@ def test_rows_of_a_folder_laid_out_as_the_hub_make_the_case(tmp_path: pathlib.Pa
     (tmp_path / f"{name}.json").write_text("".join(json.dumps(row) + "\n" for row in part))
   config = TofuConfig(f"hf:{tmp_path}:forget05", f"hf:{tmp_path}:retain95")
   case = config.make(ALL, 0, "U")
-  assert case.forget == authors(3, 0)[0] and len(case.questions) == 5
+  assert case.forget == authors(3, 0)[0] and len(case.questions) == 6
   assert str(case.origin("forget")) == str(case.origin("same_authors")) == f"hf:{tmp_path}:forget05"
   assert all(len(digest) == 64 for digest in file_digests(config.inputs()).values())
