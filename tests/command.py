@@ -22,6 +22,7 @@ TINY = ["--config.case.variants=(7, 1)", "--config.seeds=(0, 1)", "--config.case
             "steps=40", "hidden_size=32", "intermediate_size=64", "num_layers=2", "num_heads=2", "num_kv_heads=2")),
         "--config.memorize.steps=30", "--config.memorize.learning_rate=0.003", "--config.unlearn.max_steps=20",
         "--config.unlearn.settings.ga.learning_rate=0.001", "--config.attack.keep_steps=(1, 2, 5)",
+        "--config.attack.learning_rates=(0.0001,)",
         "--config.verdict.draws=500", "--config.checkpoint_seconds=0.5"]
 
 Done = subprocess.CompletedProcess[str]

@@ -8,6 +8,7 @@ axes a run is spread: weights by `rules.RULES`, rows of a batch over data and fs
 
 import contextlib
 import difflib
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -294,6 +295,14 @@ def repeat_runs(tree: Tree, num_runs: int, mesh: Mesh, axes: Mapping[str, tuple[
   return spread(tree if on_mesh else lay_out(tree, weight_shardings(tree, axes or {}, mesh, stacked=False)))
 
 
+@functools.lru_cache(maxsize=16)
+def _stack(places: tuple[int, ...]) -> Callable[..., Any]:
+  """Distinct trees -> those at some places, stacked; one function for equal places, so that it is compiled once."""
+  every = places == tuple(range(len(places)))
+  pick = lambda leaf: leaf if every else leaf[np.array(places)]
+  return lambda *some: jax.tree.map(lambda *leaves: pick(jnp.stack(leaves)), *some)
+
+
 def stack_trees(trees: Sequence[Tree], mesh: Mesh, axes: Mapping[str, tuple[str, ...]]) -> Tree:
   """Parameters of several runs as `[runs, ...]`, padded by repeating the first ones and laid out over the mesh.
 
@@ -305,10 +314,7 @@ def stack_trees(trees: Sequence[Tree], mesh: Mesh, axes: Mapping[str, tuple[str,
   padded = [trees[i % len(trees)] for i in range(padded_runs(len(trees), mesh))]
   # Seeds of an attack begin with the same tree, which is passed once: compiling takes the longer the more there are.
   distinct = list({id(tree): tree for tree in padded}.values())
-  places = np.array([next(i for i, tree in enumerate(distinct) if tree is one) for one in padded])
-  every = np.array_equal(places, np.arange(len(distinct)))
-  pick = lambda leaf: leaf if every else leaf[places]
-  stack = lambda *some: jax.tree.map(lambda *leaves: pick(jnp.stack(leaves)), *some)
+  stack = _stack(tuple(next(i for i, tree in enumerate(distinct) if tree is one) for one in padded))
   lay = lambda tree: lay_out(tree, weight_shardings(tree, axes, mesh, stacked=False))
   shardings = weight_shardings(jax.eval_shape(stack, *distinct), axes, mesh, stacked=True)
   return jax.jit(stack, out_shardings=shardings)(*map(lay, distinct))

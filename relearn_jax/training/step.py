@@ -6,6 +6,7 @@ one executable serves every cell of a shape. What is trained is in fp32, all par
 with adapters the base is frozen, in any precision, and may be shared by all runs.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -34,6 +35,7 @@ class Frozen(NamedTuple):
 
 
 NOTHING = Frozen()
+PROGRAMS = 16  # of each kind that are kept, so that the buckets of a grid compile theirs once
 
 
 class TrainState(NamedTuple):
@@ -149,9 +151,10 @@ def train_step(model: Model, build: Build, state: TrainState, batch: Batch, hype
           StepLog(loss, terms, optax.tree.norm(grads)))
 
 
+@functools.lru_cache(maxsize=PROGRAMS)
 def make_step(model: Model, build: Build, mesh: Mesh, num_microbatches: int = 1
               ) -> Callable[..., tuple[TrainState, StepLog]]:
-  """The jitted step over stacked runs.
+  """The jitted step over stacked runs; of equal arguments the same, with what it has compiled.
 
   Returns:
     (state, batch, hyper, index=None, frozen=Frozen()) -> (state, log). The state passed in is donated;
@@ -171,10 +174,17 @@ def make_step(model: Model, build: Build, mesh: Mesh, num_microbatches: int = 1
   return jax.jit(step, donate_argnums=0)
 
 
+@functools.lru_cache(maxsize=PROGRAMS)
+def _begin(build: Build) -> Callable[[Params, Hyper], TrainState]:
+  """One function for one objective: what is jitted is looked up by it."""
+  begin: Callable[[Params, Hyper], TrainState] = jax.vmap(lambda params, hyper: init_state(params, build(hyper)))
+  return begin
+
+
 def make_begin(build: Build, axes: Mapping[str, tuple[str, ...]], mesh: Mesh
                ) -> Callable[[Params, Hyper], TrainState]:
   """(stacked parameters, stacked hyper-parameters) -> stacked state at step 0, laid out over the mesh."""
-  begin = jax.vmap(lambda params, hyper: init_state(params, build(hyper)))
+  begin = _begin(build)
 
   def start(params: Params, hyper: Hyper) -> TrainState:
     shardings = weight_shardings(jax.eval_shape(begin, params, hyper), axes, mesh, stacked=True)
@@ -182,8 +192,9 @@ def make_begin(build: Build, axes: Mapping[str, tuple[str, ...]], mesh: Mesh
   return start
 
 
+@functools.lru_cache(maxsize=PROGRAMS)
 def make_readout(model: Model, build: Build, mesh: Mesh) -> Callable[[TrainState, Hyper], Params]:
-  """(stacked state, stacked hyper-parameters) -> the stacked parameters that the method releases."""
+  """(stacked state, stacked hyper-parameters) -> the stacked parameters that the method releases; see `make_step`."""
   axes = model.axes()
 
   def one(run: tuple[TrainState, Hyper], _: None) -> Params:

@@ -10,7 +10,7 @@ import pytest
 
 from relearn_jax.audit.audit_config import ArmsSettings, Audit, recorded
 from relearn_jax.audit.experiment import Experiment
-from relearn_jax.audit.pipeline import OUTPUTS, audit
+from relearn_jax.audit.pipeline import AXES, OUTPUTS, audit
 from relearn_jax.cases.files import FilesConfig
 from relearn_jax.config_files import PATHS as ALL_PATHS
 from relearn_jax.errors import InputError
@@ -18,7 +18,7 @@ from relearn_jax.models.sources import open_checkpoint
 from relearn_jax.training.job import PATHS, UnlearnJob
 from relearn_jax.training.unlearn import unlearn
 from relearn_jax.training.unlearn_rows import input_files
-from relearn_jax.workdir import claim_workdir, file_digests
+from relearn_jax.workdir import claim_workdir, file_digests, is_claimed
 
 from ..small import write_checkpoint, write_lines
 
@@ -150,6 +150,10 @@ def test_audits_of_checkpoints_go_by_contents_too(folder: pathlib.Path) -> None:
     arms = dataclasses.replace(config.arms, **{field: "" if field == "control" else "base"})
     with pytest.raises(InputError, match=f"other contents of {field}/config.json, "):
       run(dataclasses.replace(config, arms=arms))
+  write_lines(folder / "more.jsonl", [{"text": "Steven Andrew"}])  # another relearn set is a larger grid
+  wide = dataclasses.replace(config, case=dataclasses.replace(case, relearn=("relearn.jsonl", "more.jsonl")))
+  digests = Experiment(wide, "here", workdir).digests()
+  assert not is_claimed(workdir, recorded(wide), digests, ALL_PATHS, AXES, ["relearn", "more"])
   edit("retain")
   with pytest.raises(InputError, match="other contents of retain;"):
     run(config)
