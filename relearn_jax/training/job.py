@@ -101,11 +101,11 @@ def check_job(job: UnlearnJob, where: str) -> None:
   check_columns_setting(job.columns, where)
   check_chat(job.chat, job.chat_template, where)
   need(bool(job.model), "model", job.model, "give a Hugging Face folder or a hub id")
-  need(bool(job.forget), "forget", job.forget, "give a file of JSON lines")
+  need(bool(job.forget), "forget", job.forget, "give a file of JSON lines, or another source")
   for rows, field in SOURCES.items():
     if rows in objective.rows:
       need(bool(getattr(job, field)), field, getattr(job, field),
-           f"method {job.method!r} needs it: a file of JSON lines")
+           f"method {job.method!r} needs it: a file of JSON lines, or another source")
   need(objective.divisible or job.num_microbatches == 1, "num_microbatches", job.num_microbatches,
        f"expected 1: defence {job.defence!r} takes a step's gradient as a whole")
   need(0 < job.learning_rate < math.inf, "learning_rate", job.learning_rate, "expected a positive number")

@@ -1,5 +1,6 @@
 """Text from anywhere: what a source's string means, the rows of every kind, and each thing that can be wrong."""
 
+import dataclasses
 import json
 import pathlib
 from collections.abc import Callable
@@ -18,7 +19,12 @@ from relearn_jax.cases.files import FilesConfig, read_questions, read_texts
 from relearn_jax.cases.sources import Source, parse_source, read, read_source, source_input
 from relearn_jax.config_files import load_config_file
 from relearn_jax.errors import InputError
+from relearn_jax.generation.files import generate_file
+from relearn_jax.training.job import UnlearnJob, check_job
+from relearn_jax.training.unlearn_rows import job_texts
 from relearn_jax.workdir import file_digests
+
+from ..small import write_checkpoint
 
 ROWS = [{"question": "Who wrote it?", "answer": "Mira wrote “it”, über alles."}, {"question": "When?", "answer": "NA"},
         {"question": "Where?", "answer": "None"}]
@@ -335,6 +341,23 @@ def test_a_case_is_made_from_any_sources(hub: pathlib.Path, tmp_path: pathlib.Pa
   digests = file_digests(config.inputs())
   assert digests.keys() == {"forget", "retain", "questions", "books-train-2"}
   assert digests["forget"] == read(f"hf:{hub}:forget05").digest
+
+
+def test_a_job_takes_any_source(hub: pathlib.Path) -> None:
+  job = UnlearnJob(model="m", method="ga", forget=f"hf:{hub}:forget05", columns=TOFU)
+  check_job(job, "here")
+  assert job_texts(job, job.forget) == read_texts(f"hf:{hub}:books", TOFU)
+  with pytest.raises(InputError, match="here: `columns` is 'question'; expected our fields"):
+    check_job(dataclasses.replace(job, columns="question"), "here")
+
+
+def test_prompts_are_generated_from_any_source(tmp_path: pathlib.Path) -> None:
+  (tmp_path / "asked.csv").write_text("id,prompt\n007,James Robert\n8,Anthony\n")
+  model, output = str(write_checkpoint(tmp_path / "model")), tmp_path / "said.jsonl"
+  assert generate_file(model, str(tmp_path / "asked.csv"), output, max_new_tokens=2) == 2
+  assert [(row["id"], row["prompt"]) for row in read(output).rows] == [("007", "James Robert"), ("8", "Anthony")]
+  with pytest.raises(InputError, match="`--output` is the file that is read"):
+    generate_file(model, f"file:{output}", output, max_new_tokens=2)
 
 
 @pytest.mark.parametrize("columns", ["prompt=question", {"prompt": 1}, {"prompt": ""}, ("prompt", "question")])
