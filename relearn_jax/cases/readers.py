@@ -82,8 +82,9 @@ def _parquet(path: pathlib.Path) -> list[Row]:
   import pyarrow.parquet as pq
   try:
     return _numbered(pq.read_table(pa.BufferReader(read_bytes(path))).to_pylist())
-  except pa.ArrowException as error:
-    raise InputError(f"is no Parquet ({_first_line(error)})", file=path, mend="save it again") from None
+  except (pa.ArrowException, UnicodeDecodeError) as error:
+    raise InputError(f"is no Parquet ({_first_line(error)})", file=path, mend="save it again, with text as UTF-8"
+                     ) from None
 
 
 def _txt(path: pathlib.Path) -> list[Row]:
@@ -159,7 +160,8 @@ def _prepare(fail: Fail, place: str, split: str, options: Mapping[str, Any]) -> 
     if kind == "csv":  # pandas would take "None" and "NA" for empty cells
       builder = datasets.load_dataset_builder(**options, keep_default_na=False)
     builder.download_and_prepare()
-    return _numbered(builder.as_dataset(split=split)), str(builder.hash)
+    table = builder.as_dataset(split=split).with_format("arrow")[:]  # pictures and sound are left as they are
+    return _numbered(table.to_pylist()), str(builder.hash)
   except InputError:
     raise
   except Exception as error:  # its own kinds, Arrow's, the disk's, and those of the HTTP library below it

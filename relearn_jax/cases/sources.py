@@ -59,7 +59,9 @@ class Source:
     """What its rows are called: after the file, or the configuration or data set and any split but "train"."""
     if self.kind == "file":
       return self.path.stem
-    words = [self.config or self.place.rstrip("/").split("/")[-1], *[self.split] * (self.split != "train")]
+    # Of a folder of TensorFlow Datasets the last part is a version.
+    parts = [part for part in self.place.split("/") if part and not re.fullmatch(r"[\d.]+", part)]
+    words = [self.config or (parts or [self.place])[-1], *[self.split] * (self.split != "train")]
     return "-".join(word for text in words for word in re.findall(r"[\w.]+", text))
 
 

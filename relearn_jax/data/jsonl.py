@@ -134,7 +134,8 @@ def check_row(row: Row, field: str, kind: Kind, path: pathlib.Path) -> None:
   # Python takes True for an integer; JSON's 1 is a number as good as 1.0.
   fits = bool in kinds if isinstance(value, bool) else isinstance(value, (*kinds, int) if float in kinds else kinds)
   if not fits:
-    raise InputError(f"is {json.dumps(value)[:60]}", file=path, line=row.line, field=field, mend=f"expected {expected}")
+    raise InputError(f"is {json.dumps(value, default=repr)[:60]}", file=path, line=row.line, field=field,
+                     mend=f"expected {expected}")
   if isinstance(value, str):
     try:
       value.encode("utf-8")

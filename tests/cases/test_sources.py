@@ -1,6 +1,7 @@
 """Text from anywhere: what a source's string means, the rows of every kind, and each thing that can be wrong."""
 
 import dataclasses
+import datetime
 import json
 import pathlib
 from collections.abc import Callable
@@ -98,6 +99,7 @@ def prepared(folder: pathlib.Path, rows: list[dict[str, Any]]) -> pathlib.Path:
     ("hf:o/N:/test", Source("hf:o/N:/test", "hf", "o/N", "", "", "test"), "N-test"),
     ("hf:./d/N:c/train[:10%]", Source("hf:./d/N:c/train[:10%]", "hf", "./d/N", "c", "", "train[:10%]"), "c-train-10"),
     ("tfds:n", Source("tfds:n", "tfds", "n"), "n"),
+    ("tfds:/d/n/1.0.0", Source("tfds:/d/n/1.0.0", "tfds", "/d/n/1.0.0"), "n"),
     ("tfds:n/c:train[:1000]", Source("tfds:n/c:train[:1000]", "tfds", "n/c", split="train[:1000]"), "c-train-1000"),
     ("tfds:n/c:1.0.*:test", Source("tfds:n/c:1.0.*:test", "tfds", "n/c", "", "1.0.*", "test"), "c-test")])
 def test_a_string_is_a_source(text: str, source: Source, name: str) -> None:
@@ -165,6 +167,19 @@ def test_a_missing_file_is_named_with_its_neighbour(tmp_path: pathlib.Path, suff
   (tmp_path / f"forget.{suffix}").write_text("x")
   with pytest.raises(InputError, match=rf"forgot.{suffix}: does not exist; give a file.*there is .*forget.{suffix}"):
     read(f"file:{tmp_path}/forgot.{suffix}")
+
+
+def test_what_a_table_holds_besides_text_is_told(tmp_path: pathlib.Path) -> None:
+  broken = pa.StringArray.from_buffers(1, pa.array([0, 2], pa.int32()).buffers()[1], pa.py_buffer(b"\xe9x"))
+  times = pa.array([datetime.datetime(2024, 1, 1)])
+  for name, column in (("broken", broken), ("times", times), ("bytes", pa.array([b"\xe9"])), ("none", pa.nulls(1))):
+    pq.write_table(pa.table({"text": column, "more": pa.array([1])}), tmp_path / f"{name}.parquet")
+  for name, problem in (("broken", "is no Parquet .*; save it again, with text as UTF-8"),
+                        ("times", "times.parquet:1: `text` is \"datetime.datetime.2024, 1.*; expected str"),
+                        ("bytes", "bytes.parquet:1: `text` is .*xe9.*; expected str"),
+                        ("none", "none.parquet: `prompt` is not there: the columns are more; name its column")):
+    with pytest.raises(InputError, match=problem):
+      read_texts(tmp_path / f"{name}.parquet")
 
 
 def test_columns_take_our_names(tmp_path: pathlib.Path) -> None:
@@ -312,6 +327,16 @@ def test_a_prepared_folder_is_read_without_tensorflow(tmp_path: pathlib.Path) ->
   for split, problem in (("test", "Unknown split 'test'"), ("train[:0]", "0 length"), ("train[:x]", "Error parsing")):
     with pytest.raises(InputError, match=f"cannot be read .*{problem}"):
       read(f"tfds:{folder}:{split}")
+
+
+def test_a_name_is_found_among_what_is_prepared(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+  """`Books` is of the catalogue as soon as its class is there."""
+  rows = [{"question": "q", "answer": "a", "number": 1, "keywords": []}]
+  prepared(tmp_path, rows)
+  monkeypatch.setattr(tfds.core.constants, "DATA_DIR", str(tmp_path))
+  assert list(read("tfds:books").rows) == list(read("tfds:books:1.0.0:train").rows) == rows
+  with pytest.raises(InputError, match="tfds:books:2.0.0: cannot be read .*2.0.0"):
+    read("tfds:books:2.0.0")
 
 
 def test_bytes_that_are_no_text_are_told(tmp_path: pathlib.Path) -> None:
