@@ -10,7 +10,6 @@ import pandas as pd
 import pytest
 
 from relearn_jax.audit import acquire
-from relearn_jax.audit.acquire import resolved
 from relearn_jax.audit.audit_config import Audit
 from relearn_jax.audit.experiment import Experiment
 from relearn_jax.audit.facts import ended_notes
@@ -18,6 +17,7 @@ from relearn_jax.audit.grid import Chain, select_points, trained_points
 from relearn_jax.audit.pipeline import audit
 from relearn_jax.audit.results_file import answer_rows, read_rows
 from relearn_jax.audit.sweep import Sweep, choose, sweep, sweep_table
+from relearn_jax.audit.unlearning import resolved
 from relearn_jax.errors import InputError
 from relearn_jax.models.export import export
 from relearn_jax.report.tables import methods_table

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from relearn_jax.audit import pretrained
-from relearn_jax.audit.acquire import ask_once, resolved
+from relearn_jax.audit.acquire import ask_once
 from relearn_jax.audit.audit_config import AskSettings, Audit, recorded
 from relearn_jax.audit.check_audit import check_audit
 from relearn_jax.audit.experiment import Experiment
@@ -21,6 +21,7 @@ from relearn_jax.audit.grid import Chain, Point, chains, select_points, trained_
 from relearn_jax.audit.interview import Answers, Interviewer, load_answers, save_answers
 from relearn_jax.audit.pipeline import AXES, prepare
 from relearn_jax.audit.shelf import open_folder
+from relearn_jax.audit.unlearning import resolved
 from relearn_jax.cases import names
 from relearn_jax.cases.base import Text
 from relearn_jax.cases.files import FilesConfig
@@ -195,7 +196,6 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path: pathlib.Path) -> None
 
 
 def test_answers_survive_a_restart(tmp_path: pathlib.Path) -> None:
-  exp = Experiment(names_audit(), "here", tmp_path)
   said = Answers(np.array(["U-7-0"]), np.array([[" Mark", ""]]), np.ones((1, 2, 3), np.int32),
                  np.zeros((1, 2), np.float32), np.ones(1, bool), np.full((1, 1), np.nan, np.float32))
   calls, folder = [], open_folder(tmp_path / "checkpoints", "stage", {"U-7-0": "key"})
@@ -204,7 +204,7 @@ def test_answers_survive_a_restart(tmp_path: pathlib.Path) -> None:
     calls.append(1)
     return said
   for _ in range(2):
-    found = ask_once(exp, folder, 5, compute)
+    found = ask_once(folder, 5, compute)
     for field in dataclasses.fields(Answers):
       np.testing.assert_array_equal(getattr(found, field.name), getattr(said, field.name))
   assert calls == [1] and folder.asked() == [5] and found.forget is None

@@ -52,7 +52,7 @@ def trained(name: str, methods: Sequence[str], seeds: tuple[int, ...], depths: i
       memorize=dataclasses.replace(config.memorize, steps=2),
       unlearn=dataclasses.replace(config.unlearn, methods=tuple(methods), settings=settings, max_steps=2, keep_every=1,
                                   max_score=0.99, depths=depths),
-      attack=dataclasses.replace(config.attack, keep_steps=(2,), learning_rates=(1e-4,)),
+      attack=dataclasses.replace(config.attack, keep_steps=(2,), learning_rates=(1e-4,), adapters=("full",)),
       ask=dataclasses.replace(config.ask, max_new_tokens=2))
 
 
