@@ -19,7 +19,7 @@ from relearn_jax.data.jsonl import Kind, Row, check_row
 from relearn_jax.errors import InputError
 from relearn_jax.metrics.keyword import contains_keyword, keyword_key
 
-FIELDS: dict[str, Kind] = {"id": str, "prompt": str, "answer": str, "keywords": (list, str)}
+FIELDS: dict[str, Kind] = {"id": str, "prompt": str, "answer": str, "keywords": list}
 Columns = Mapping[str, str]
 
 
@@ -70,7 +70,7 @@ def read_questions(source: str | pathlib.Path, columns: Columns | None = None
   """Questions `{"id", "prompt", "answer", "keywords"}`, each a cluster of its own unless it names a `cluster`.
 
   Optional besides: `case` (true: keywords count as they are written only) and `stop` (a completion ends before the
-  first of these strings). One keyword may stand there without a list, as it does in a table.
+  first of these strings). In a table, or from a column of another name, one keyword stands without a list.
 
   Args:
     source: see `sources`.
@@ -83,7 +83,9 @@ def read_questions(source: str | pathlib.Path, columns: Columns | None = None
     InputError: naming file, line and field: something is missing or empty, or a keyword already stands in its
       prompt, where a completion that repeats the question would hit it.
   """
-  rows, path, questions = read_source(source, columns, FIELDS), parse_source(source).path, []
+  parsed, questions = parse_source(source), []
+  alone = not is_lines(parsed) or "keywords" in (columns or {})
+  rows, path = read_source(source, columns, FIELDS | ({"keywords": (list, str)} if alone else {})), parsed.path
   for row in rows:
     fail = lambda field, problem, mend, line=row.line: InputError(problem, file=path, line=line, field=field, mend=mend)
     words = [row["keywords"]] if isinstance(row["keywords"], str) else row["keywords"]

@@ -269,6 +269,9 @@ def _case_sizes(audit: Audit, config: ModelConfig, files: _Files) -> tuple[list[
     return names, Sizes(config, dict.fromkeys((*kept, *names), size),
                         files.questions("", audit.ask.max_new_tokens))
   case = audit.case.make(audit.case.versions()[0], audit.seeds[0], "U")
+  if absent := [name for name in kept if not case.rows(name)]:
+    raise InputError(f"has a method that reads {absent[0]} rows, and case {case.name!r} has none",
+                     field="unlearn.methods", mend="leave it out")
   names = list(audit.attack.relearn_sets or (one.name for one in case.relearn_sets))
   data = {name: files.texts(name, case.rows(name), case.origin(name))
           for name in (*kept, *names)}

@@ -33,7 +33,7 @@ from relearn_jax.plan.command import plan
 from relearn_jax.workdir import file_digests
 
 from ..command import ROOT
-from ..small import shared
+from ..small import shared, write_checkpoint
 
 CONFIG = ROOT / "configs" / "tofu.py"
 WAYS = (ONE, ALL)
@@ -221,6 +221,18 @@ def test_the_small_checkpoints_are_planned_with_tofus_rows() -> None:
   config.arms.control = str(shared("models/tofu-mini-retain"))
   text = plan(config, "here", device="cpu", num_devices=2, mesh="fsdp:-1", memory_gib=8)
   assert "- same_authors: 149 rows" in text and "- questions: 51, prompts" in text and "memorize" not in text
+
+
+def test_a_method_without_rows_in_the_case_is_not_planned(tmp_path: pathlib.Path) -> None:
+  """Retained rows without titles have none to put in place of the hidden ones."""
+  for name, part in (("forget", rows(("Which?", "It is 'Glass Orchard'."))), ("retain", rows())):
+    (tmp_path / f"{name}.jsonl").write_text("".join(
+        json.dumps({"question": row.prompt[10:-8], "answer": row.text[1:]}) + "\n" for row in part))
+  config = load_config_file(f"{CONFIG}:phi_1_5")
+  config.case = TofuConfig(str(tmp_path / "forget.jsonl"), str(tmp_path / "retain.jsonl"))
+  config.arms.start, config.unlearn.methods = str(write_checkpoint(tmp_path / "model")), ("altpo",)
+  with pytest.raises(InputError, match="`unlearn.methods` has a method that reads alternate rows, and case 'tofu' has"):
+    plan(config, "here", device="h200", num_devices=1, mesh="fsdp:-1")
 
 
 def test_rows_of_a_folder_laid_out_as_the_hub_make_the_case(tmp_path: pathlib.Path) -> None:
