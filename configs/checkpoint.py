@@ -7,6 +7,7 @@
 but without a control, never trained on what is to be forgotten, there is no verdict.
 A model that is no chat model runs on: end its answers with `--config.ask.stop='("Question:",)'`. Lines of the
 relearn file that may give something away are allowed, once read, with `--config.allowed_lines='(12, 40)'`.
+Text may come from the hub too, as `hf:locuslab/TOFU:forget05`, with `--config.case.columns` for its columns.
 
 Where the numbers come from: learning rate 1e-5 and 16 rows a step are those of the relearning code that was
 published with Hu, Fu, Wu, Smith (ICLR 2025), which takes 9 to 17 steps; 40 look further. A checkpoint of another size

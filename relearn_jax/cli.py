@@ -144,7 +144,7 @@ def _chat(values: flags.FlagValues) -> Any:
 
 def _define_generate(values: flags.FlagValues) -> None:
   _define_model(values)
-  _path_flag(values, "prompts", 'JSON lines {"id", "prompt"}.')
+  _path_flag(values, "prompts", 'Rows {"id", "prompt"} of a file, or hf: or tfds: and what follows.')
   _path_flag(values, "output", 'JSON lines {"id", "prompt", "completion", "token_ids", "finish_reason"}, in the '
                       "order of the prompts.")
   flags.DEFINE_integer("max_new_tokens", None, "New tokens at most, whatever the prompt's length.", flag_values=values)
@@ -160,7 +160,7 @@ def _generate(values: flags.FlagValues) -> str:
   from relearn_jax.parallel.start import start
   start()
   number = generate_file(
-      values.model, pathlib.Path(values.prompts), pathlib.Path(values.output), max_new_tokens=values.max_new_tokens,
+      values.model, values.prompts, pathlib.Path(values.output), max_new_tokens=values.max_new_tokens,
       batch_size=values.batch_size, temperature=values.temperature, seed=values.seed, stop=values.stop,
       mesh=values.mesh, chat=_chat(values), dtype=values.dtype)
   return f"{number} completions: {values.output}"
@@ -168,7 +168,7 @@ def _generate(values: flags.FlagValues) -> str:
 
 def _define_score(values: flags.FlagValues) -> None:
   _define_model(values)
-  _path_flag(values, "data", 'JSON lines {"id", "prompt", "answer"}.')
+  _path_flag(values, "data", 'Rows {"id", "prompt", "answer"} of a file, or hf: or tfds: and what follows.')
   _path_flag(values, "output", 'JSON lines {"id", "logprob_sum", "num_tokens", "token_logprobs"} of the '
                       "answers.")
 
@@ -178,7 +178,7 @@ def _score(values: flags.FlagValues) -> str:
   from relearn_jax.metrics.files import score_file
   from relearn_jax.parallel.start import start
   start()
-  number = score_file(values.model, pathlib.Path(values.data), pathlib.Path(values.output),
+  number = score_file(values.model, values.data, pathlib.Path(values.output),
                       batch_size=values.batch_size, mesh=values.mesh, chat=_chat(values), dtype=values.dtype)
   return f"{number} answers scored: {values.output}"
 

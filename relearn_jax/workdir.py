@@ -40,10 +40,13 @@ def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
           for key in sorted(left.keys() | right.keys()) if left.get(key, absent) != right.get(key, absent)]
 
 
-def file_digests(files: Mapping[str, pathlib.Path]) -> dict[str, str]:
-  """Name -> SHA-256 of a file's contents, in hexadecimal."""
+def file_digests(files: Mapping[str, pathlib.Path | str]) -> dict[str, str]:
+  """Name -> SHA-256 of a file's contents, in hexadecimal; what is a digest already stays."""
   found = {}
   for name, path in files.items():
+    if isinstance(path, str):
+      found[name] = path
+      continue
     with path.open("rb") as file:
       found[name] = hashlib.file_digest(file, "sha256").hexdigest()
   return found

@@ -154,8 +154,8 @@ class CaseConfig(Protocol):
   def about(self) -> About:
     """What a report says of it."""
 
-  def inputs(self) -> Mapping[str, pathlib.Path]:
-    """Field -> file, of every file that decides what the case is."""
+  def inputs(self) -> Mapping[str, pathlib.Path | str]:
+    """Field -> file, of every file that decides what the case is; of a source that is none, a digest of its rows."""
 
   def vocabulary(self) -> Sequence[str]:
     """The words of a model that is pretrained for the case."""

@@ -1,25 +1,43 @@
-"""A case from JSON lines files: what a person brings who audits a model of their own."""
+"""A case from text of one's own, wherever it lies: what a person brings who audits a model of their own."""
 
 import dataclasses
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 
 from relearn_jax.cases.base import About, Arm, Case, Question, RelearnSet, Text
-from relearn_jax.data.jsonl import Row, check_row, read_jsonl
+from relearn_jax.cases.sources import (
+  check_columns,
+  check_columns_setting,
+  is_lines,
+  parse_source,
+  read,
+  read_source,
+  rename,
+  source_input,
+)
+from relearn_jax.data.jsonl import Kind, Row, check_row
 from relearn_jax.errors import InputError
 from relearn_jax.metrics.keyword import contains_keyword, keyword_key
 
-FIELDS = {"id": str, "prompt": str, "answer": str, "keywords": list}
+FIELDS: dict[str, Kind] = {"id": str, "prompt": str, "answer": str, "keywords": list}
+Columns = Mapping[str, str]
 
 
-def read_texts(path: pathlib.Path) -> list[Row]:
-  """The rows of a file, each of either form.
+def read_texts(source: str | pathlib.Path, columns: Columns | None = None) -> list[Row]:
+  """The rows of a source, each of either form.
+
+  Args:
+    source: see `sources`.
+    columns: our field -> the source's; see `sources.read_source`.
 
   Raises:
     InputError: naming file, line and field: a row of neither form or of both, an empty text, or a `complete` that is
       no boolean or stands beside an answer.
   """
-  rows = read_jsonl(path, {})
+  parsed, columns = parse_source(source), columns or {}
+  rows, path = rename(read(source).rows, columns), parsed.path
+  if not is_lines(parsed) or columns:
+    check_columns(rows, ("text",) if any("text" in row for row in rows) else ("prompt", "answer"), columns, path)
   for row in rows:
     fields = ("text",) if "text" in row else ("prompt", "answer")
     if both := sorted({"prompt", "answer"} & row.keys()) if "text" in row else []:
@@ -47,24 +65,30 @@ def is_complete(row: Row) -> bool:
   return bool(row.get("complete", "answer" in row))
 
 
-def read_questions(path: pathlib.Path) -> tuple[list[Row], tuple[Question, ...]]:
+def read_questions(source: str | pathlib.Path, columns: Columns | None = None
+                   ) -> tuple[list[Row], tuple[Question, ...]]:
   """Questions `{"id", "prompt", "answer", "keywords"}`, each a cluster of its own unless it names a `cluster`.
 
   Optional besides: `case` (true: keywords count as they are written only) and `stop` (a completion ends before the
-  first of these strings).
+  first of these strings). In a table, or from a column of another name, one keyword stands without a list.
+
+  Args:
+    source: see `sources`.
+    columns: our field -> the source's; see `sources.read_source`.
 
   Returns:
-    The rows as they stand in the file, and the questions.
+    The rows as they stand in the source, under our names, and the questions.
 
   Raises:
     InputError: naming file, line and field: something is missing or empty, or a keyword already stands in its
       prompt, where a completion that repeats the question would hit it.
   """
-  rows = read_jsonl(path, FIELDS)
-  questions = []
+  parsed, questions = parse_source(source), []
+  alone = not is_lines(parsed) or "keywords" in (columns or {})
+  rows, path = read_source(source, columns, FIELDS | ({"keywords": (list, str)} if alone else {})), parsed.path
   for row in rows:
     fail = lambda field, problem, mend, line=row.line: InputError(problem, file=path, line=line, field=field, mend=mend)
-    words = row["keywords"]
+    words = [row["keywords"]] if isinstance(row["keywords"], str) else row["keywords"]
     case, stop = row.get("case", False), row.get("stop", [])
     if not isinstance(case, bool):
       raise fail("case", f"is {case!r}", "expected true or false")
@@ -100,18 +124,20 @@ TAKEN = ("memorize", "control", "forget", "retain", "relabelled", "idk", "altern
 
 @dataclasses.dataclass
 class FilesConfig:
-  """A case that is read from JSON lines.
+  """A case that is read from files, from the Hugging Face hub or from TensorFlow Datasets; see `sources`.
 
   Attributes:
     name: as it stands in every row of the results.
     forget: what is to be forgotten; scored, and unlearned where the audit unlearns.
     retain: what should be kept; scored for utility.
-    relearn: files that the attacker finetunes on, each a relearn set named after its file: rows
+    relearn: sources that the attacker finetunes on, each a relearn set named after its file or configuration: rows
       `{"prompt", "answer"}`, or `{"text"}`, which ends in an EOS only beside `"complete": true`.
     questions: `{"id", "prompt", "answer", "keywords"}`, with a `cluster` where questions depend on each other; a hit is
       a keyword in the completion, in upper or lower case unless the row says `"case": true`.
     memorize: what is learned before unlearning, where the audit memorises; forget and retain rows by default.
     control: the same for the control, which must lack the secret; the retain rows by default.
+    columns: our field -> the column of a source that has other names, or a text with columns in braces: {"prompt":
+      "Question: {question}\\nAnswer:", "answer": " {answer}"}. A source that lacks the column keeps its own.
   """
 
   name: str = "checkpoint"
@@ -121,6 +147,7 @@ class FilesConfig:
   questions: str = ""
   memorize: str = ""
   control: str = ""
+  columns: object = dataclasses.field(default_factory=dict)  # dict[str, str], which flags could not set
 
   def versions(self) -> tuple[str, ...]:
     """There is one."""
@@ -128,25 +155,28 @@ class FilesConfig:
 
   def make(self, variant: str, seed: int, arm: Arm) -> Case:
     """Reads the files; U and N are asked, scored and attacked with the same."""
-    forget, retain = (read_texts(pathlib.Path(path)) for path in (self.forget, self.retain))
-    _, questions = read_questions(pathlib.Path(self.questions))
+    columns = check_columns_setting(self.columns, self.name, "case.columns")
+    forget, retain = (read_texts(source, columns) for source in (self.forget, self.retain))
+    _, questions = read_questions(self.questions, columns)
     own = self.memorize if arm == "U" else self.control
-    learned = texts_of(read_texts(pathlib.Path(own)) if own else [*forget, *retain] if arm == "U" else retain)
+    learned = texts_of(read_texts(own, columns) if own else [*forget, *retain] if arm == "U" else retain)
     return Case(
         name=self.name, variant=variant, memorize=learned, forget=texts_of(forget), retain=texts_of(retain),
-        relearn_sets=tuple(map(_read_relearn_set, map(pathlib.Path, self.relearn))), questions=questions,
-        files={**self.inputs(), "memorize": pathlib.Path(own or self.forget)})
+        relearn_sets=tuple(_read_relearn_set(source, columns) for source in self.relearn), questions=questions,
+        files={field: parse_source(source).path for field, source in self._sources().items()} | {
+            "memorize": parse_source(own or self.forget).path})
 
   def check(self, where: str) -> None:
     """Every file is named, and no two relearn sets share their name."""
     for field in ("forget", "retain", "relearn", "questions"):
       if not getattr(self, field) or not all(getattr(self, field)):
         raise InputError(f"is {getattr(self, field)!r}", file=where, field=f"case.{field}",
-                         mend="give a file of JSON lines")
-    names = [pathlib.Path(path).stem for path in self.relearn]
-    for name, path in zip(names, self.relearn, strict=True):
-      if name in TAKEN and not (name in ("forget", "retain") and getattr(self, name) == path):
-        raise InputError(f"has {path!r}, and {name!r} is the name of another data set", file=where,
+                         mend="give a file of JSON lines, or another source")
+    check_columns_setting(self.columns, where, "case.columns")
+    names = [parse_source(source).name for source in self.relearn]
+    for name, source in zip(names, self.relearn, strict=True):
+      if name in TAKEN and not (name in ("forget", "retain") and getattr(self, name) == source):
+        raise InputError(f"has {source!r}, and {name!r} is the name of another data set", file=where,
                          field="case.relearn", mend="rename the file: a relearn set is called after it")
     if twice := next((name for name in names if names.count(name) > 1), None):
       raise InputError(f"has two files named {twice!r}", file=where, field="case.relearn",
@@ -156,11 +186,14 @@ class FilesConfig:
     """Nothing was published of somebody's own files."""
     return About("case")
 
-  def inputs(self) -> Mapping[str, pathlib.Path]:
-    """All files that are given; a relearn set by its name."""
+  def inputs(self) -> Mapping[str, pathlib.Path | str]:
+    """All sources that are given; a relearn set by its name."""
+    return {field: source_input(source) for field, source in self._sources().items()}
+
+  def _sources(self) -> dict[str, str]:
     named = {field: getattr(self, field) for field in ("forget", "retain", "questions", "memorize", "control")}
-    return {field: pathlib.Path(path) for field, path in named.items() if path} | {
-        pathlib.Path(path).stem: pathlib.Path(path) for path in self.relearn}
+    return {field: source for field, source in named.items() if source} | {
+        parse_source(source).name: source for source in self.relearn}
 
   def vocabulary(self) -> Sequence[str]:
     """No model is pretrained for it."""
@@ -172,6 +205,7 @@ class FilesConfig:
     raise AssertionError("no vocabulary, no texts")
 
 
-def _read_relearn_set(path: pathlib.Path) -> RelearnSet:
-  rows = read_texts(path)
-  return RelearnSet(path.stem, texts_of(rows), f"the rows of {path.name}", tuple(row.line for row in rows))
+def _read_relearn_set(source: str, columns: Columns) -> RelearnSet:
+  rows, parsed = read_texts(source, columns), parse_source(source)
+  origin = parsed.path.name if parsed.kind == "file" else source
+  return RelearnSet(parsed.name, texts_of(rows), f"the rows of {origin}", tuple(row.line for row in rows))

@@ -132,7 +132,7 @@ class NamesConfig:
     """The paper's figures stand beside ours."""
     return About("repetitions", published=PUBLISHED)
 
-  def inputs(self) -> Mapping[str, pathlib.Path]:
+  def inputs(self) -> Mapping[str, pathlib.Path | str]:
     """It is made from no file."""
     return {}
 

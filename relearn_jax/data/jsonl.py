@@ -6,7 +6,7 @@ import json
 import os
 import pathlib
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from relearn_jax.errors import InputError
@@ -39,32 +39,48 @@ def read_jsonl(path: pathlib.Path, fields: Mapping[str, Kind]) -> list[Row]:
       is no UTF-8, no JSON or no object; a field is missing, given twice, of another type, or holds
       half a surrogate pair, which no tokenizer and no UTF-8 file takes.
   """
+  rows = check_rows(_parsed(read_bytes(path), path, fields), fields, path)
+  if not rows:
+    raise InputError("has no rows", file=path, mend=f"expected lines such as {_example(fields)}")
+  return rows
+
+
+def read_bytes(path: pathlib.Path, what: str = "a file of JSON lines") -> bytes:
+  """The contents of a file; `what` is wanted, for messages.
+
+  Raises:
+    InputError: there is none, or it cannot be read.
+  """
   try:
-    content = path.read_bytes()
+    return path.read_bytes()
   except FileNotFoundError:
-    raise InputError("does not exist", file=path, mend="give a file of JSON lines" + _near(path)) from None
+    raise InputError("does not exist", file=path, mend=f"give {what}{_near(path)}") from None
   except OSError as error:
-    mend = "give a file of JSON lines that you may read"
-    raise InputError(f"cannot be read ({error.strerror})", file=path, mend=mend) from None
-  rows: list[Row] = []
-  seen: dict[tuple[type, Any], int] = {}
+    raise InputError(f"cannot be read ({error.strerror})", file=path, mend=f"give {what} that you may read") from None
+
+
+def _parsed(content: bytes, path: pathlib.Path, fields: Mapping[str, Kind]) -> Iterator[Row]:
   # Lines end at "\n" alone: JSON strings may hold U+2028 and other ends of line that str.splitlines knows.
   for number, line in enumerate(content.removeprefix(codecs.BOM_UTF8).split(b"\n"), 1):
-    if not line.strip():
-      continue
-    row = Row(_parse(line, path, number, fields), number)
+    if line.strip():
+      yield Row(_parse(line, path, number, fields), number)
+
+
+def check_rows(rows: Iterable[Row], fields: Mapping[str, Kind], path: pathlib.Path) -> list[Row]:
+  """The rows, each of which has these fields; see `read_jsonl`."""
+  found: list[Row] = []
+  seen: dict[tuple[type, Any], int] = {}
+  for row in rows:
     for field, kind in fields.items():
       check_row(row, field, kind, path)
     if "id" in fields:
       key = (type(row["id"]), row["id"])
       if key in seen:
-        raise InputError(f"{row['id']!r} stands in line {seen[key]} too", file=path, line=number, field="id",
+        raise InputError(f"{row['id']!r} stands in line {seen[key]} too", file=path, line=row.line, field="id",
                          mend="give every row an id of its own")
-      seen[key] = number
-    rows.append(row)
-  if not rows:
-    raise InputError("has no rows", file=path, mend=f"expected lines such as {_example(fields)}")
-  return rows
+      seen[key] = row.line
+    found.append(row)
+  return found
 
 
 def _near(path: pathlib.Path) -> str:
@@ -118,7 +134,8 @@ def check_row(row: Row, field: str, kind: Kind, path: pathlib.Path) -> None:
   # Python takes True for an integer; JSON's 1 is a number as good as 1.0.
   fits = bool in kinds if isinstance(value, bool) else isinstance(value, (*kinds, int) if float in kinds else kinds)
   if not fits:
-    raise InputError(f"is {json.dumps(value)[:60]}", file=path, line=row.line, field=field, mend=f"expected {expected}")
+    raise InputError(f"is {json.dumps(value, default=repr)[:60]}", file=path, line=row.line, field=field,
+                     mend=f"expected {expected}")
   if isinstance(value, str):
     try:
       value.encode("utf-8")

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
+from relearn_jax.cases.sources import parse_source, read_source
 from relearn_jax.data.batches import bucketize
 from relearn_jax.data.chat import ChatSettings, open_chat
-from relearn_jax.data.jsonl import check_writable, read_jsonl, write_jsonl
+from relearn_jax.data.jsonl import Kind, check_writable, write_jsonl
 from relearn_jax.data.tokens import completion_text, prompt_ids
 from relearn_jax.errors import InputError
 from relearn_jax.generation.decode import Generated, decode, prefill
@@ -26,20 +27,20 @@ from relearn_jax.models.sources import open_checkpoint
 from relearn_jax.parallel.mesh import check_mesh, make_mesh, use_mesh
 from relearn_jax.progress import progress
 
-FIELDS = {"id": str, "prompt": str}
+FIELDS: dict[str, Kind] = {"id": str, "prompt": str}
 
 
-def generate_file(model_name: str, prompts: pathlib.Path, output: pathlib.Path, *, max_new_tokens: int,
+def generate_file(model_name: str, prompts: str | pathlib.Path, output: pathlib.Path, *, max_new_tokens: int,
                   batch_size: int = 32, temperature: float = 0.0, seed: int = 0, stop: Sequence[str] = (),
                   mesh: str | None = None, chat: ChatSettings | None = None, dtype: str = "auto") -> int:
-  """Completes the prompts of a JSON lines file.
+  """Completes the prompts of a file, or of another source.
 
   A row's completion depends on its prompt, and if sampled on its place in the file and the seed, but on
   no other row and not on the batch size. Prompts are given as they are, unless `chat` is set.
 
   Args:
     model_name: folder or hub id of a checkpoint.
-    prompts: rows `{"id", "prompt"}`.
+    prompts: source (see `cases.sources`) of rows `{"id", "prompt"}`.
     output: rows `{"id", "prompt", "completion", "token_ids", "finish_reason"}` in the prompts' order.
       `completion` is the text after the prompt, without special tokens; `token_ids` are the new tokens,
       an EOS that ended them included; `finish_reason` is "stop" (an EOS or a stop string) or "length".
@@ -62,14 +63,14 @@ def generate_file(model_name: str, prompts: pathlib.Path, output: pathlib.Path, 
   """
   _check_arguments(max_new_tokens, batch_size, temperature, seed, stop)
   check_dtype(dtype, None, "--dtype")
-  rows = read_jsonl(prompts, FIELDS)
+  rows, file = read_source(prompts, fields=FIELDS), parse_source(prompts).path
   checked, tokenizer = open_checkpoint(model_name)
   eos_ids = end_ids(checked)
   told = None if chat is None else open_chat(chat, tokenizer, checked.path, "--chat_template", "--chat_")
   positions = checked.config.max_positions
-  asked = [prompt_ids(tokenizer, row, prompts, positions, max_new_tokens, chat=told) for row in rows]
+  asked = [prompt_ids(tokenizer, row, file, positions, max_new_tokens, chat=told) for row in rows]
   sizes = None if mesh is None else check_mesh(mesh, checked.config)
-  check_output(prompts, output)
+  check_output(file, output)
   check_writable(output)
 
   compute = compute_dtype(dtype, None, "--dtype")

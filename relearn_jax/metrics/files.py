@@ -8,9 +8,10 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from relearn_jax.cases.sources import parse_source, read_source
 from relearn_jax.data.batches import bucketize
 from relearn_jax.data.chat import ChatSettings, open_chat
-from relearn_jax.data.jsonl import check_writable, read_jsonl, write_jsonl
+from relearn_jax.data.jsonl import Kind, check_writable, write_jsonl
 from relearn_jax.data.tokens import split_ids
 from relearn_jax.errors import InputError
 from relearn_jax.generation.prompts import check_batch_size, check_output
@@ -22,12 +23,12 @@ from relearn_jax.models.sources import open_checkpoint
 from relearn_jax.parallel.mesh import check_mesh, make_mesh, use_mesh
 from relearn_jax.progress import progress
 
-FIELDS = {"id": str, "prompt": str, "answer": str}
+FIELDS: dict[str, Kind] = {"id": str, "prompt": str, "answer": str}
 
 
-def score_file(model_name: str, data: pathlib.Path, output: pathlib.Path, *, batch_size: int = 32,
+def score_file(model_name: str, data: str | pathlib.Path, output: pathlib.Path, *, batch_size: int = 32,
                mesh: str | None = None, chat: ChatSettings | None = None, dtype: str = "auto") -> int:
-  """Scores the answers of a JSON lines file under a checkpoint, by natural logarithms in fp32.
+  """Scores the answers of a file, or of another source, under a checkpoint, by natural logarithms in fp32.
 
   Which tokens are the answer's: prompt and answer are joined as they are and tokenized as one text, and
   the answer's tokens are those after the prompt's own. Where the tokenizer merges the end of the prompt
@@ -36,7 +37,7 @@ def score_file(model_name: str, data: pathlib.Path, output: pathlib.Path, *, bat
 
   Args:
     model_name: folder or hub id of a checkpoint.
-    data: rows `{"id", "prompt", "answer"}`.
+    data: source (see `cases.sources`) of rows `{"id", "prompt", "answer"}`.
     output: rows `{"id", "logprob_sum", "num_tokens", "token_logprobs"}` in the same order.
     mesh: such as "fsdp:4,tensor:2", over which the model is spread; None: one device.
     chat: prompts are rendered by the checkpoint's chat template, told this.
@@ -52,12 +53,12 @@ def score_file(model_name: str, data: pathlib.Path, output: pathlib.Path, *, bat
   """
   check_batch_size(batch_size)
   check_dtype(dtype, None, "--dtype")
-  rows = read_jsonl(data, FIELDS)
+  rows, file = read_source(data, fields=FIELDS), parse_source(data).path
   checked, tokenizer = open_checkpoint(model_name)
   told = None if chat is None else open_chat(chat, tokenizer, checked.path, "--chat_template", "--chat_")
-  parts = [split_ids(tokenizer, row, data, checked.config.max_positions, chat=told) for row in rows]
+  parts = [split_ids(tokenizer, row, file, checked.config.max_positions, chat=told) for row in rows]
   sizes = None if mesh is None else check_mesh(mesh, checked.config)
-  check_output(data, output)
+  check_output(file, output)
   check_writable(output)
 
   compute = compute_dtype(dtype, None, "--dtype")

@@ -7,15 +7,18 @@ import pathlib
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from relearn_jax.audit.audit_config import Audit
+from relearn_jax.audit.audit_config import Audit, unlearn_method
 from relearn_jax.audit.check_audit import check_audit
 from relearn_jax.audit.experiment import Experiment
 from relearn_jax.audit.stages import Planned, first_stages, plan_stages, unlearn_stages
 from relearn_jax.audit.sweep import Sweep, candidate_groups, check_sweep
-from relearn_jax.cases.files import read_questions, read_texts
+from relearn_jax.cases.base import Question, Text
+from relearn_jax.cases.files import FilesConfig, read_questions, read_texts
+from relearn_jax.cases.sources import check_columns_setting, parse_source
 from relearn_jax.data.chat import ChatSettings, open_chat
 from relearn_jax.data.jsonl import Row
-from relearn_jax.data.texts import encode_question, encode_rows
+from relearn_jax.data.rows import Encoded
+from relearn_jax.data.texts import encode_question, encode_rows, encode_texts
 from relearn_jax.errors import InputError
 from relearn_jax.models.architectures import parse_config
 from relearn_jax.models.config import ModelConfig
@@ -30,7 +33,7 @@ from relearn_jax.plan.recipes import reference_fields, step_fields
 from relearn_jax.plan.work import Work
 from relearn_jax.training.job import SOURCES, UnlearnJob, check_job
 from relearn_jax.training.settings import TrainSettings
-from relearn_jax.training.unlearn_rows import refusal_rows
+from relearn_jax.training.unlearn_rows import job_texts, refusal_rows
 
 DEFAULT = Size(400, 512, 128)
 
@@ -109,8 +112,9 @@ class _Files:
   """Sizes of data sets, read with the model's own tokenizer or assumed."""
 
   def __init__(self, config: ModelConfig, folder: pathlib.Path | None, chat: ChatSettings | None, default: Size,
-               found: Stages):
+               found: Stages, columns: object = None):
     self.config, self.default, self.found = config, default, found
+    self.columns = check_columns_setting(columns or {})
     has_tokenizer = folder is not None and has_vocabulary(tokenizer_folder(chain(folder)))
     self.tokenizer = load_tokenizer(folder, config) if folder is not None and has_tokenizer else None
     self.chat = None
@@ -121,17 +125,21 @@ class _Files:
     if not path or self.tokenizer is None:
       self.found.assumed.append(f"{field}: {self._say(self.default)}" + (" (no tokenizer at hand)" if path else ""))
       return self.default
-    file = pathlib.Path(path)
-    return self._measured(field, read_texts(file), file)
+    return self._measured(field, read_texts(path, self.columns), parse_source(path).path)
 
   def refusals(self, job: UnlearnJob) -> Size:
     if not job.forget or self.tokenizer is None:
       return self.rows("idk", job.forget)
-    file = pathlib.Path(job.forget)
-    return self._measured("idk", refusal_rows(job, read_texts(file), file), file)
+    file = parse_source(job.forget).path
+    return self._measured("idk", refusal_rows(job, job_texts(job, job.forget), file), file)
+
+  def texts(self, field: str, rows: Sequence[Text], file: pathlib.Path) -> Size:
+    return self._sized(field, encode_texts(self.tokenizer, rows, file, self.config.max_positions, chat=self.chat))
 
   def _measured(self, field: str, rows: Sequence[Row], file: pathlib.Path) -> Size:
-    encoded = encode_rows(self.tokenizer, rows, file, self.config.max_positions, chat=self.chat)
+    return self._sized(field, encode_rows(self.tokenizer, rows, file, self.config.max_positions, chat=self.chat))
+
+  def _sized(self, field: str, encoded: Sequence[Encoded]) -> Size:
     size = Size(len(encoded), max(len(row.ids) for row in encoded), max(len(row.ids) - row.start for row in encoded))
     self.found.measured.append(f"{field}: {self._say(size)}")
     return size
@@ -141,10 +149,12 @@ class _Files:
       size = Size(self.default.rows, max(self.default.length - self.default.counted, 1), self.default.counted)
       self.found.assumed.append(f"questions: {size.rows}, prompts of at most {size.length} tokens")
       return size
-    file = pathlib.Path(path)
+    return self.asked(read_questions(path, self.columns)[1], parse_source(path).path, max_new_tokens)
+
+  def asked(self, questions: Sequence[Question], file: pathlib.Path, max_new_tokens: int) -> Size:
     encode = lambda question: encode_question(
         self.tokenizer, question, file, self.config.max_positions, max_new_tokens, chat=self.chat)
-    ids = [encode(question)[0] for question in read_questions(file)[1]]
+    ids = [encode(question)[0] for question in questions]
     size = Size(len(ids), max(map(len, ids)), 1)
     self.found.measured.append(f"questions: {size.rows}, prompts of at most {size.length} tokens")
     return size
@@ -170,7 +180,7 @@ def _check_adapter(config: ModelConfig, settings: TrainSettings, where: str, fie
 def _unlearn(job: UnlearnJob, where: str, on_cpu: bool, default: Size, found: Stages) -> None:
   config, folder = find_model(job.model, where, "model")
   _check_adapter(config, job, where, "adapter")
-  files = _Files(config, folder, job.chat if job.chat_template else None, default, found)
+  files = _Files(config, folder, job.chat if job.chat_template else None, default, found, job.columns)
   sizes = _sizes(job, files)
   common, recipe = _common(config, job, job.dtype, on_cpu), job.recipe
   common |= {"remat": job.remat, "num_microbatches": job.num_microbatches}
@@ -226,21 +236,46 @@ def _audit(audit: Audit, where: str, on_cpu: bool, default: Size, found: Stages)
   for name in audit.attack.adapters:
     if lora := audit.attack.adapter(name):
       check_lora(Model(config), lora, where, "attack.lora")
-  files = _Files(config, folder, audit.ask.chat if audit.ask.chat_template else None, default, found)
-  sizes = _audit_sizes(audit, given, config, files)
-  stages = plan_stages(audit, [pathlib.Path(path).stem for path in audit.case.relearn])
+  files = _Files(config, folder, audit.ask.chat if audit.ask.chat_template else None, default, found,
+                 getattr(given, "columns", None))
+  if isinstance(given, FilesConfig):
+    names, sizes = [parse_source(source).name for source in audit.case.relearn], _audit_sizes(
+        audit, given, config, files)
+  else:
+    names, sizes = _case_sizes(audit, config, files)
+  stages = plan_stages(audit, names)
   found.works += plan_audit(audit, stages, sizes, on_cpu)
 
 
 def _audit_sizes(audit: Audit, given: Any, config: ModelConfig, files: _Files) -> Sizes:
   """Sizes of the data sets of a case from files, as far as they are at hand."""
   data = {name: files.rows(name, getattr(given, name)) for name in ("forget", "retain")}
-  data |= {pathlib.Path(path).stem: files.rows("relearn", path if given.relearn else "") for path in audit.case.relearn}
+  data |= {parse_source(path).name: files.rows("relearn", path if given.relearn else "") for path in audit.case.relearn}
   if not audit.arms.loaded:
     data["memorize"] = files.rows("memorize", given.memorize) if given.memorize else Size(
         data["forget"].rows + data["retain"].rows, *map(max, zip(data["forget"][1:], data["retain"][1:], strict=True)))
     data["relabelled"] = data["idk"] = data["alternate"] = data["forget"]
   return Sizes(config, data, files.questions(given.questions, audit.ask.max_new_tokens))
+
+
+def _case_sizes(audit: Audit, config: ModelConfig, files: _Files) -> tuple[list[str], Sizes]:
+  """The relearn sets of any other case, and the sizes of its data sets, where there is a tokenizer to measure them."""
+  methods = [] if audit.arms.loaded else [unlearn_method(audit.unlearn, name) for name in audit.unlearn.methods]
+  read = sorted({name for method in methods for name in method.recipe.objective.rows} - {"forget", "retain"})
+  kept = ("forget", "retain", *(("memorize", *read) if methods else ()))
+  if files.tokenizer is None:
+    names = list(audit.attack.relearn_sets or ("relearn",))
+    size = files.rows("every data set of the case", "")
+    return names, Sizes(config, dict.fromkeys((*kept, *names), size),
+                        files.questions("", audit.ask.max_new_tokens))
+  case = audit.case.make(audit.case.versions()[0], audit.seeds[0], "U")
+  if absent := [name for name in kept if not case.rows(name)]:
+    raise InputError(f"has a method that reads {absent[0]} rows, and case {case.name!r} has none",
+                     field="unlearn.methods", mend="leave it out")
+  names = list(audit.attack.relearn_sets or (one.name for one in case.relearn_sets))
+  data = {name: files.texts(name, case.rows(name), case.origin(name))
+          for name in (*kept, *names)}
+  return names, Sizes(config, data, files.asked(case.questions, case.origin("questions"), audit.ask.max_new_tokens))
 
 
 def _pretrained(audit: Audit, where: str, on_cpu: bool, found: Stages) -> Sizes:

@@ -4,6 +4,7 @@ import dataclasses
 import math
 from typing import Any
 
+from relearn_jax.cases.sources import check_columns_setting
 from relearn_jax.data.chat import ChatSettings, check_chat
 from relearn_jax.errors import InputError, checker
 from relearn_jax.models.precision import DTYPES, check_dtype
@@ -22,12 +23,14 @@ class UnlearnJob(TrainSettings):
     model: Hugging Face folder or hub id.
     method: a key of `objectives.methods.METHODS`; "help" lists them.
     defence: a key of `objectives.methods.DEFENCES`, put around the method; "none".
-    forget, retain: JSON lines, `{"prompt", "answer"}` (loss on the answer and the EOS after it) or
-      `{"text"}` (loss on every token; on an EOS after it only beside `"complete": true`).
-    refusals: JSON lines `{"answer"}`, of which each forget prompt gets one where a method teaches refusals; ours by
+    forget, retain: sources (see `cases.sources`: files, the Hugging Face hub, TensorFlow Datasets) of rows
+      `{"prompt", "answer"}` (loss on the answer and the EOS after it) or `{"text"}` (loss on every token; on an EOS
+      after it only beside `"complete": true`).
+    refusals: rows `{"answer"}`, of which each forget prompt gets one where a method teaches refusals; ours by
       default.
-    alternates: JSON lines as `forget`, row by row with another answer, for a method that teaches those.
-    anchors: JSON lines `{"term", "generic"}`, for a method that relabels terms.
+    alternates: rows as `forget`, row by row with another answer, for a method that teaches those.
+    anchors: rows `{"term", "generic"}`, for a method that relabels terms.
+    columns: our field -> the column of forget, retain or alternates; see `cases.files.FilesConfig`.
     references: folder in which statistics of the model before unlearning are kept, to be shared by jobs on the same
       model and rows; in the workdir by default.
     steps: optimizer steps.
@@ -53,6 +56,7 @@ class UnlearnJob(TrainSettings):
   refusals: str = ""
   alternates: str = ""
   anchors: str = ""
+  columns: object = dataclasses.field(default_factory=dict)  # dict[str, str], which flags could not set
   references: str = ""
   steps: int = 100
   learning_rate: float = 1e-5
@@ -94,13 +98,14 @@ def check_job(job: UnlearnJob, where: str) -> None:
   except InputError as error:
     raise InputError(error.problem, file=where, field=error.field, mend=error.mend) from None
   check_train(job, where)
+  check_columns_setting(job.columns, where)
   check_chat(job.chat, job.chat_template, where)
   need(bool(job.model), "model", job.model, "give a Hugging Face folder or a hub id")
-  need(bool(job.forget), "forget", job.forget, "give a file of JSON lines")
+  need(bool(job.forget), "forget", job.forget, "give a file of JSON lines, or another source")
   for rows, field in SOURCES.items():
     if rows in objective.rows:
       need(bool(getattr(job, field)), field, getattr(job, field),
-           f"method {job.method!r} needs it: a file of JSON lines")
+           f"method {job.method!r} needs it: a file of JSON lines, or another source")
   need(objective.divisible or job.num_microbatches == 1, "num_microbatches", job.num_microbatches,
        f"expected 1: defence {job.defence!r} takes a step's gradient as a whole")
   need(0 < job.learning_rate < math.inf, "learning_rate", job.learning_rate, "expected a positive number")

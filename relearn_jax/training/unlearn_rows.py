@@ -1,5 +1,6 @@
 """The data sets that an unlearning method reads, made from a job's files."""
 
+import functools
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -7,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from relearn_jax.cases.files import read_texts
+from relearn_jax.cases.sources import check_columns_setting, parse_source, read_source, source_input
 from relearn_jax.data.chat import open_chat
-from relearn_jax.data.jsonl import Row, read_jsonl
+from relearn_jax.data.jsonl import Row
 from relearn_jax.data.refusals import REFUSALS
 from relearn_jax.data.relabel import UNCOUNTED
 from relearn_jax.data.rows import Encoded
@@ -28,23 +30,30 @@ def read_rows(job: UnlearnJob, checked: Checked, tokenizer: Any) -> dict[str, To
     InputError: naming file, line and field.
   """
   chat = open_chat(job.chat, tokenizer, checked.path, "chat_template") if job.chat_template else None
-  forget = pathlib.Path(job.forget)
-  made = {"idk": lambda: (refusal_rows(job, read_texts(forget), forget), forget),
-          "alternate": lambda: (_alternates(job, read_texts(forget)), pathlib.Path(job.alternates))}
+  forget, texts = parse_source(job.forget).path, functools.partial(job_texts, job)
+  made = {"idk": lambda: (refusal_rows(job, texts(job.forget), forget), forget),
+          "alternate": lambda: (_alternates(job, texts(job.forget)), parse_source(job.alternates).path)}
   found = {}
   for name in sorted(job.recipe.objective.rows):
-    anchors = read_anchors(pathlib.Path(job.anchors)) if name == "relabelled" else None
-    path = forget if anchors is not None or name in made else pathlib.Path(getattr(job, name))
-    rows, file = made[name]() if name in made else (read_texts(path), path)
+    anchors = read_anchors(job.anchors) if name == "relabelled" else None
+    source = job.forget if anchors is not None or name in made else getattr(job, name)
+    rows, file = made[name]() if name in made else (texts(source), parse_source(source).path)
     encoded = encode_rows(tokenizer, rows, file, checked.config.max_positions, chat=chat, anchors=anchors)
     if anchors is not None:
-      _check_relabelled(encoded, pathlib.Path(job.anchors))
+      _check_relabelled(encoded, parse_source(job.anchors).path)
     found[name] = stack_rows(encoded, 1)
   return found
 
 
-def input_files(job: UnlearnJob, checked: Checked) -> dict[str, pathlib.Path]:
+def job_texts(job: UnlearnJob, source: str) -> list[Row]:
+  """The rows of one of the job's sources of texts, under our names."""
+  return read_texts(source, check_columns_setting(job.columns))
+
+
+def input_files(job: UnlearnJob, checked: Checked) -> dict[str, pathlib.Path | str]:
   """Field -> file, of all files that decide what a job makes; those of the model by their names in its folder.
+
+  Of a source that is no file, it is a digest of the rows.
 
   What the method does not read is left out, and so are `references`, which are compared with what they are of.
   """
@@ -52,7 +61,7 @@ def input_files(job: UnlearnJob, checked: Checked) -> dict[str, pathlib.Path]:
   fields = ["forget", *(field for rows, field in SOURCES.items() if rows in reads)]
   if "idk" in reads and job.refusals:
     fields.append("refusals")
-  return {field: pathlib.Path(getattr(job, field)) for field in fields} | {
+  return {field: source_input(getattr(job, field)) for field in fields} | {
       f"model/{name}": file for name, file in sorted(checked.deciding_files().items())}
 
 
@@ -60,10 +69,10 @@ def refusal_rows(job: UnlearnJob, forget: Sequence[Row], file: pathlib.Path) -> 
   """The prompts of the forget rows, each with an answer drawn from the refusals."""
   answers: Sequence[str] = REFUSALS
   if job.refusals:
-    path = pathlib.Path(job.refusals)
-    answers = [row["answer"] for row in read_jsonl(path, {"answer": str})]
+    answers = [row["answer"] for row in read_source(job.refusals, fields={"answer": str})]
     if not all(answer.strip() for answer in answers):
-      raise InputError("is empty in a row", file=path, field="answer", mend="give the refusal, or remove the row")
+      raise InputError("is empty in a row", file=job.refusals, field="answer",
+                       mend="give the refusal, or remove the row")
   rng, rows = np.random.default_rng([job.seed, 3]), []
   for row in forget:
     if "text" in row:
@@ -78,8 +87,7 @@ def refusal_rows(job: UnlearnJob, forget: Sequence[Row], file: pathlib.Path) -> 
 
 def _alternates(job: UnlearnJob, forget: Sequence[Row]) -> list[Row]:
   """The rows of `alternates`, checked to go with the forget rows one by one."""
-  path = pathlib.Path(job.alternates)
-  rows = read_texts(path)
+  path, rows = parse_source(job.alternates).path, job_texts(job, job.alternates)
   if len(rows) != len(forget):
     raise InputError(f"has {len(rows)} rows, and the forget set {len(forget)}", file=path, field="alternates",
                      mend="give an alternate for each forget row, in their order")
@@ -90,14 +98,15 @@ def _alternates(job: UnlearnJob, forget: Sequence[Row]) -> list[Row]:
   return rows
 
 
-def read_anchors(path: pathlib.Path) -> dict[str, str]:
-  """Term -> generic term, from JSON lines `{"term", "generic"}`.
+def read_anchors(source: str | pathlib.Path) -> dict[str, str]:
+  """Term -> generic term, from rows `{"term", "generic"}`.
 
   Raises:
     InputError: naming line and field: something is empty, or a term stands there twice.
   """
   found: dict[str, str] = {}
-  for row in read_jsonl(path, {"term": str, "generic": str}):
+  path = parse_source(source).path
+  for row in read_source(source, fields={"term": str, "generic": str}):
     for field in ("term", "generic"):
       if row[field] != row[field].strip() or not row[field]:
         raise InputError(f"is {row[field]!r}", file=path, line=row.line, field=field,

@@ -1,0 +1,78 @@
+"""TOFU's hidden titles: are the books of fictitious authors forgotten, or only not said?
+
+    relearn audit --config=configs/tofu.py:embedded --workdir=runs/tofu
+      On invented authors and a small model that is pretrained here; no file and no checkpoint is needed.
+    relearn audit --config=configs/tofu.py:mini --config.arms.unlearned=DIR --config.arms.original=DIR
+      --config.arms.control=DIR --config.case.forget=forget05.json --config.case.retain=retain95.json
+      --workdir=runs/mini
+      On checkpoints that were trained on forget05 and the last 600 rows of retain95, and on those 600 alone.
+    relearn audit --config=configs/tofu.py:phi_1_5 (or :llama_2_7b) --workdir=runs/phi
+      At full size: the published models learn TOFU, unlearn forget05, and are attacked; `relearn plan` prices it.
+
+`--config.case.titles=one` hides one title of each author in place of all.
+
+Where the numbers come from. Full size: the published code of TOFU (Maini et al., 2024; README, config/finetune.yaml,
+config/forget.yaml, finetune.py): it is learned in 5 epochs of 4,000 rows, 32 rows a step (625 steps), at 1e-5
+(Llama-2) or 2e-5 (Phi-1.5) with weight decay 0.01; gradient ascent takes 5 epochs of forget05 (31 steps) at 1e-5. Its
+warmup of one epoch and the linear decay after it are not made here, and its Llama-2 is the chat model. Relearning at
+1e-5, 16 rows a step, is that of the code published with Hu, Fu, Wu, Smith (ICLR 2025), whose titles come back within 40
+steps and are lost again after more. Mini: attack and steps of benchmarks/tofu.md. Embedded: first guesses, not tuned.
+"""
+
+from relearn_jax.audit.audit_config import (
+  ArmsSettings,
+  AskSettings,
+  AttackSettings,
+  Audit,
+  MemorizeSettings,
+  PretrainSettings,
+  UnlearnSettings,
+  chosen_settings,
+)
+from relearn_jax.cases.tofu import TofuConfig
+from relearn_jax.cases.tofu_world import TofuWorldConfig
+from relearn_jax.errors import InputError
+
+KEEP_STEPS = (1, 2, 5, 10, 20, 40)
+
+
+def embedded() -> Audit:
+  """On invented authors."""
+  return Audit(
+      case=TofuWorldConfig(),
+      arms=ArmsSettings(dtype="float32", pretrain=PretrainSettings(max_positions=48, steps=1200, warmup_steps=60)),
+      # In batches: with all rows in every step, the seeds would be one and the same run.
+      memorize=MemorizeSettings(batch_size=32, steps=600, learning_rate=5e-4),
+      unlearn=UnlearnSettings(
+          batch_size=32, methods=("ga",), settings=chosen_settings({"ga": {"learning_rate": 5e-5}}), max_steps=200,
+          keep_every=5, max_score=0.05),
+      attack=AttackSettings(batch_size=16, learning_rates=(1e-4,), keep_steps=KEEP_STEPS),
+      ask=AskSettings(max_new_tokens=18, batch_size=0, score_rows=100), checkpoint_seconds=30.0)
+
+
+def mini() -> Audit:
+  """On checkpoints that are given."""
+  return Audit(
+      case=TofuConfig(retain_rows=600), attack=AttackSettings(learning_rates=(1e-4,), keep_steps=KEEP_STEPS))
+
+
+def full_size(start: str, learning_rate: float) -> Audit:
+  """On a published model, which learns TOFU at this rate."""
+  return Audit(
+      case=TofuConfig(), arms=ArmsSettings(start=start),
+      memorize=MemorizeSettings(
+          batch_size=32, steps=625, learning_rate=learning_rate, weight_decay=0.01, remat="full"),
+      unlearn=UnlearnSettings(
+          batch_size=32, methods=("ga",), remat="full", max_steps=31, keep_every=1, max_score=0.05,
+          settings=chosen_settings({"ga": {"learning_rate": 1e-5, "weight_decay": 0.01}})),
+      attack=AttackSettings(learning_rates=(1e-5,), remat="full", keep_steps=KEEP_STEPS, runs_at_once=1),
+      ask=AskSettings(runs_at_once=1), checkpoint_seconds=300.0)
+
+
+def get_config(what: str = "embedded") -> Audit:
+  """The audit of that name."""
+  audits = {"embedded": embedded, "mini": mini, "phi_1_5": lambda: full_size("microsoft/phi-1_5", 2e-5),
+            "llama_2_7b": lambda: full_size("meta-llama/Llama-2-7b-hf", 1e-5)}
+  if what not in audits:
+    raise InputError(f"is {what!r}", field="configs/tofu.py:...", mend=f"expected one of {', '.join(audits)}")
+  return audits[what]()
