@@ -19,7 +19,7 @@ from relearn_jax.cases.files import VARIANT, FilesConfig
 from relearn_jax.parallel.mesh import repeat_runs, runs_mesh
 from relearn_jax.parallel.start import cache_dir, start
 from relearn_jax.training import checkpoints
-from relearn_jax.training.export import export_run
+from relearn_jax.training.export_run import export_run
 
 
 def main() -> None:

@@ -91,8 +91,8 @@ def _audit(values: flags.FlagValues) -> str:
   from relearn_jax.audit.pipeline import audit
   from relearn_jax.parallel.start import cache_dir, start
   from relearn_jax.plan.fit import fitting
-  from relearn_jax.report.command import closing
   from relearn_jax.report.render import report_from_rows
+  from relearn_jax.report.stored import closing
   config, path = _config(values, Audit)
   start()
   workdir = pathlib.Path(values.workdir)
@@ -111,7 +111,7 @@ def _define_report(values: flags.FlagValues) -> None:
 
 def _report(values: flags.FlagValues) -> str:
   _required(values, "workdir")
-  from relearn_jax.report.command import report
+  from relearn_jax.report.stored import report
   return report(pathlib.Path(values.workdir), values.metrics)
 
 
@@ -156,7 +156,7 @@ def _define_generate(values: flags.FlagValues) -> None:
 
 def _generate(values: flags.FlagValues) -> str:
   _required(values, "model", "prompts", "output", "max_new_tokens")
-  from relearn_jax.generation.files import generate_file
+  from relearn_jax.generation.prompt_files import generate_file
   from relearn_jax.parallel.start import start
   start()
   number = generate_file(
@@ -175,7 +175,7 @@ def _define_score(values: flags.FlagValues) -> None:
 
 def _score(values: flags.FlagValues) -> str:
   _required(values, "model", "data", "output")
-  from relearn_jax.metrics.files import score_file
+  from relearn_jax.metrics.answer_files import score_file
   from relearn_jax.parallel.start import start
   start()
   number = score_file(values.model, values.data, pathlib.Path(values.output),
@@ -196,7 +196,7 @@ def _define_export(values: flags.FlagValues) -> None:
 
 def _export(values: flags.FlagValues) -> str:
   _required(values, "checkpoint", "output")
-  from relearn_jax.training.export import export_run
+  from relearn_jax.training.export_run import export_run
   run, rounded = export_run(pathlib.Path(values.checkpoint), pathlib.Path(values.output), values.run,
                             merge=values.merge, save_dtype=values.save_dtype)
   return f"{rounded}\n{run}: {values.output}".lstrip()

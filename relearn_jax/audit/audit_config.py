@@ -17,7 +17,7 @@ from relearn_jax.models.lora import ALL, LoraConfig
 from relearn_jax.objectives.methods import METHODS, NO_DEFENCE, get_defence, get_method
 from relearn_jax.objectives.recipe import DefenceSettings, Recipe, make_recipe
 from relearn_jax.objectives.settings import config_class, group_class
-from relearn_jax.training.settings import StepSettings
+from relearn_jax.training.train_settings import StepSettings
 
 # Learning rate, weight decay and published hyper-parameters of every method.
 AuditMethods = group_class("AuditMethods", {

@@ -11,7 +11,7 @@ from relearn_jax.data.chat import check_chat
 from relearn_jax.errors import InputError, checker
 from relearn_jax.metrics.scores import get_metric
 from relearn_jax.models.precision import check_dtype
-from relearn_jax.training.settings import check_decay, check_steps
+from relearn_jax.training.train_settings import check_decay, check_steps
 
 Need = Callable[[bool, str, Any, str], None]
 

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from relearn_jax.audit.seed_tables import Key, Table
 from relearn_jax.audit.statistics import lower_limits, upper_limits
-from relearn_jax.audit.tables import Key, Table
 from relearn_jax.audit.thresholds import Design, VerdictSettings
 
 Tables = Mapping[Key, Table]

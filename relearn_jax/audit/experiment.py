@@ -25,10 +25,10 @@ from relearn_jax.errors import InputError
 from relearn_jax.generation.prompts import end_ids
 from relearn_jax.metrics.scores import Asked, score_texts
 from relearn_jax.models.checkpoint import Checked, check_checkpoint, load_params
+from relearn_jax.models.checkpoint_sources import load_tokenizer, open_checkpoint
 from relearn_jax.models.lora import check_lora
 from relearn_jax.models.model import Model, Params, fingerprint, unroll
 from relearn_jax.models.precision import compute_dtype
-from relearn_jax.models.sources import load_tokenizer, open_checkpoint
 from relearn_jax.objectives.core import TokenRows
 from relearn_jax.training.log import TrainLog
 from relearn_jax.workdir import file_digests

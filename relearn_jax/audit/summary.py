@@ -9,8 +9,8 @@ import pandas as pd
 
 from relearn_jax.audit.evidence import cluster_numbers
 from relearn_jax.audit.search import find_strongest
+from relearn_jax.audit.seed_tables import Key, StepKey, Table, make_tables, trajectory_tables
 from relearn_jax.audit.statistics import Interval, mean_limits, t_limits
-from relearn_jax.audit.tables import Key, StepKey, Table, make_tables, trajectory_tables
 from relearn_jax.audit.thresholds import Design, VerdictSettings
 from relearn_jax.audit.verdict import judge
 from relearn_jax.metrics.scores import METRICS

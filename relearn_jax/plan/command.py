@@ -7,8 +7,8 @@ from relearn_jax.parallel.mesh import check_divides, fill_mesh, parse_mesh
 from relearn_jax.plan.audit_plan import Size, merged
 from relearn_jax.plan.devices import GIB, get_device
 from relearn_jax.plan.estimate import estimate
+from relearn_jax.plan.plan_text import render
 from relearn_jax.plan.price import DEFAULT, stages
-from relearn_jax.plan.render import render
 
 
 def plan(config: Any, where: str, *, device: str, num_devices: int, mesh: str, memory_gib: float | None = None,

@@ -21,18 +21,18 @@ from relearn_jax.data.rows import Encoded
 from relearn_jax.data.texts import encode_question, encode_rows, encode_texts
 from relearn_jax.errors import InputError
 from relearn_jax.models.architectures import parse_config
+from relearn_jax.models.checkpoint_sources import load_tokenizer
 from relearn_jax.models.config import ModelConfig
 from relearn_jax.models.folders import chain, has_vocabulary, tokenizer_folder
 from relearn_jax.models.lora import check_lora
 from relearn_jax.models.model import Model
 from relearn_jax.models.safetensor_files import read_json
-from relearn_jax.models.sources import load_tokenizer
 from relearn_jax.plan.audit_plan import Size, Sizes, measured, plan_audit
 from relearn_jax.plan.presets import PRESETS, preset
 from relearn_jax.plan.recipes import reference_fields, step_fields
 from relearn_jax.plan.work import Work
 from relearn_jax.training.job import SOURCES, UnlearnJob, check_job
-from relearn_jax.training.settings import TrainSettings
+from relearn_jax.training.train_settings import TrainSettings
 from relearn_jax.training.unlearn_rows import job_texts, refusal_rows
 
 DEFAULT = Size(400, 512, 128)

@@ -12,7 +12,7 @@ import markupsafe
 from relearn_jax.audit.results_file import RESULTS_FILE, read_rows
 from relearn_jax.audit.summary import summarize
 from relearn_jax.metrics.keyword import find_keyword
-from relearn_jax.report import figures, leakage, tables
+from relearn_jax.report import figures, leak_findings, tables
 
 STORY = ("A model memorised a secret, unlearned it, and was then finetuned on text in which the secret never occurs. "
          "If the secret comes back, more than it does in a model that never knew it and went through the same, it had "
@@ -105,8 +105,8 @@ def context(whole: dict[str, Any], facts: dict[str, Any], folder: pathlib.Path) 
       "methods": [method_context(whole, facts, method, draw(method)) for method in whole["methods"]],
       "relearn_text": facts.get("relearn_text", {}),
       "provenance": facts.get("provenance", ""), "config": flat(facts.get("config", {})),
-      "settings": facts.get("settings", {}), "leakage": leakage.gather(whole["leakage"]),
-      "leakage_sentence": leakage.sentence(leakage.gather(whole["leakage"]))}
+      "settings": facts.get("settings", {}), "leakage": leak_findings.gather(whole["leakage"]),
+      "leakage_sentence": leak_findings.sentence(leak_findings.gather(whole["leakage"]))}
 
 
 def markdown(shown: dict[str, Any], workdir: pathlib.Path) -> str:
@@ -121,8 +121,8 @@ def markdown(shown: dict[str, Any], workdir: pathlib.Path) -> str:
     lines += [tables.markdown(table), ""]
   for method in shown["methods"]:
     lines += _markdown_method(method, shown["several"], code, workdir)
-  lines += ["", "## Leakage check", "", leakage.sentence(shown["leakage"]), ""]
-  lines += leakage.markdown_lines(shown["leakage"], code)
+  lines += ["", "## Leakage check", "", leak_findings.sentence(shown["leakage"]), ""]
+  lines += leak_findings.markdown_lines(shown["leakage"], code)
   lines += ["", "## Provenance", ""]
   for name in ("versions", "fingerprints", "seconds"):
     lines += [f"- {name}: " + ", ".join(f"{key} {value}" for key, value in summary[name].items())]

@@ -10,7 +10,7 @@ from relearn_jax.errors import InputError, checker
 from relearn_jax.models.precision import DTYPES, check_dtype
 from relearn_jax.objectives.methods import get_method
 from relearn_jax.objectives.recipe import DefenceSettings, MethodSettings, Recipe, make_recipe
-from relearn_jax.training.settings import TrainSettings, check_train
+from relearn_jax.training.train_settings import TrainSettings, check_train
 
 SCHEDULES = ("constant", "linear", "cosine")
 

@@ -14,11 +14,11 @@ from jax.sharding import Mesh
 from relearn_jax.data.order import small_batches
 from relearn_jax.errors import InputError
 from relearn_jax.models.checkpoint import Checked, load_params, read_leaves, tensors_digest, weights_digest
+from relearn_jax.models.checkpoint_sources import open_checkpoint
 from relearn_jax.models.export import export, rounding
 from relearn_jax.models.lora import check_lora, export_peft, init_lora, merge_lora
 from relearn_jax.models.model import Model, Params, whole
 from relearn_jax.models.precision import DTYPES, compute_dtype
-from relearn_jax.models.sources import open_checkpoint
 from relearn_jax.objectives.core import TokenRows
 from relearn_jax.objectives.losses import nll
 from relearn_jax.parallel.mesh import check_mesh, make_mesh, map_runs, repeat_runs, shard_rows, to_host
@@ -27,9 +27,9 @@ from relearn_jax.training.ended import AllEnded, Ended, Ledger, finite_runs
 from relearn_jax.training.job import PATHS, UnlearnJob, check_job
 from relearn_jax.training.log import TrainLog
 from relearn_jax.training.references import ReferenceCache, rows_digest
-from relearn_jax.training.settings import make_model
 from relearn_jax.training.stage import OnKeep, Stage, run_stage
 from relearn_jax.training.step import NOTHING, Frozen, model_outputs
+from relearn_jax.training.train_settings import make_model
 from relearn_jax.training.unlearn_rows import input_files, read_rows
 from relearn_jax.workdir import claim_workdir, file_digests, is_claimed, only_process
 

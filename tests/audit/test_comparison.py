@@ -15,7 +15,7 @@ from relearn_jax.cases.names import CHOSEN
 from relearn_jax.config_files import load_config_file
 from relearn_jax.errors import InputError
 from relearn_jax.objectives.methods import METHODS
-from relearn_jax.report.command import closing
+from relearn_jax.report.stored import closing
 from relearn_jax.report.tables import half, methods_table
 
 from ..command import ROOT, TINY, relearn, summary

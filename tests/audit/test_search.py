@@ -10,7 +10,7 @@ from relearn_jax.audit.check_audit import check_audit
 from relearn_jax.audit.evidence import RETAIN
 from relearn_jax.audit.grid import attacks
 from relearn_jax.audit.search import find_strongest, halves
-from relearn_jax.audit.tables import Key, Table
+from relearn_jax.audit.seed_tables import Key, Table
 from relearn_jax.audit.thresholds import Design, VerdictSettings
 from relearn_jax.config_files import load_config_file
 from relearn_jax.errors import InputError

@@ -18,7 +18,7 @@ from relearn_jax.cases.files import FilesConfig, read_questions, read_texts
 from relearn_jax.cases.sources import Source, parse_source, read, read_source, source_input
 from relearn_jax.config_files import load_config_file
 from relearn_jax.errors import InputError
-from relearn_jax.generation.files import generate_file
+from relearn_jax.generation.prompt_files import generate_file
 from relearn_jax.training.job import UnlearnJob, check_job
 from relearn_jax.training.unlearn_rows import job_texts
 from relearn_jax.workdir import file_digests

@@ -12,8 +12,7 @@ import pytest
 from relearn_jax.data.chat import ChatSettings
 from relearn_jax.data.tokens import completion_text, text_ids
 from relearn_jax.errors import InputError
-from relearn_jax.generation import files
-from relearn_jax.generation.files import generate_file
+from relearn_jax.generation.prompt_files import generate_file
 from relearn_jax.generation.prompts import end_ids
 from relearn_jax.generation.stop import find_stop
 from relearn_jax.models.checkpoint import check_checkpoint
@@ -153,7 +152,7 @@ def test_nothing_is_drawn_on_a_stderr_that_is_no_terminal(checkpoint: str, tmp_p
     ({"stop": ["x", ""]}, "--stop", "is empty", "give text")])
 def test_bad_arguments_are_named(checkpoint: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch,
                                  settings: dict[str, Any], field: str, problem: str, mend: str) -> None:
-  no_device(monkeypatch, files)
+  no_device(monkeypatch, prompt_files)
   with refuses(problem, field=field, mend=mend):
     generate(checkpoint, tmp_path, **settings)
 
@@ -167,7 +166,7 @@ def test_bad_arguments_are_named(checkpoint: str, tmp_path: pathlib.Path, monkey
      "shorten it, or lower --max_new_tokens")])
 def test_a_bad_row_is_named_with_its_line(checkpoint: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch,
                                           row: dict[str, Any], field: str, problem: str, mend: str) -> None:
-  no_device(monkeypatch, files)
+  no_device(monkeypatch, prompt_files)
   with refuses(problem, file=tmp_path / "prompts.jsonl", line=3, field=field, mend=mend):
     generate(checkpoint, tmp_path, [*ROWS[:2], row])
   assert not (tmp_path / "out.jsonl").exists()
@@ -175,7 +174,7 @@ def test_a_bad_row_is_named_with_its_line(checkpoint: str, tmp_path: pathlib.Pat
 
 def test_a_prompt_without_tokens_or_of_unknown_words_is_named(tmp_path: pathlib.Path,
                                                              monkeypatch: pytest.MonkeyPatch) -> None:
-  no_device(monkeypatch, files)
+  no_device(monkeypatch, prompt_files)
   folder = str(write_checkpoint(tmp_path / "bare", make_tokenizer("$A", unknown=False)))
   where: dict[str, Any] = {"file": tmp_path / "prompts.jsonl", "line": 2, "field": "prompt"}
   with refuses("gives no token", mend="give text", **where):
@@ -186,7 +185,7 @@ def test_a_prompt_without_tokens_or_of_unknown_words_is_named(tmp_path: pathlib.
 
 def test_a_bad_checkpoint_prompt_file_or_output_is_named(checkpoint: str, tmp_path: pathlib.Path,
                                                          monkeypatch: pytest.MonkeyPatch) -> None:
-  no_device(monkeypatch, files)
+  no_device(monkeypatch, prompt_files)
   missing = tmp_path / "none"
   with refuses("does not exist", file=missing, field="--model", mend="give an existing folder"):
     generate(str(missing), tmp_path)

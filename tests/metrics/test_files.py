@@ -13,8 +13,7 @@ from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
 from relearn_jax.errors import InputError
-from relearn_jax.metrics import files
-from relearn_jax.metrics.files import score_file
+from relearn_jax.metrics.answer_files import score_file
 from relearn_jax.models.export import export
 
 from ..generation.small import (
@@ -109,14 +108,14 @@ def test_where_the_boundary_merges_the_answer_begins_at_the_first_differing_toke
     ({"id": 5, "prompt": "w1", "answer": "w2"}, "id", "5 stands in line 2 too", "give every row an id of its own")])
 def test_a_bad_row_is_named_with_its_line(checkpoint: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch,
                                           row: dict[str, Any], field: str, problem: str, mend: str) -> None:
-  no_device(monkeypatch, files)
+  no_device(monkeypatch, answer_files)
   with refuses(problem, file=tmp_path / "data.jsonl", line=3, field=field, mend=mend):
     score(checkpoint, tmp_path, [*ROWS[:2], row])
   assert not (tmp_path / "out.jsonl").exists()
 
 
 def test_an_answer_needs_a_token_in_front(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-  no_device(monkeypatch, files)
+  no_device(monkeypatch, answer_files)
   folder = str(write_checkpoint(tmp_path / "bare", make_tokenizer("$A")))
   with refuses("leaves no token in front of the answer", file=tmp_path / "data.jsonl", line=1, field="prompt",
                mend="give a prompt"):
@@ -125,7 +124,7 @@ def test_an_answer_needs_a_token_in_front(tmp_path: pathlib.Path, monkeypatch: p
 
 def test_bad_arguments_and_files_are_named(checkpoint: str, tmp_path: pathlib.Path,
                                            monkeypatch: pytest.MonkeyPatch) -> None:
-  no_device(monkeypatch, files)
+  no_device(monkeypatch, answer_files)
   with refuses("is 0", field="--batch_size", mend="expected at least 1"):
     score(checkpoint, tmp_path, batch_size=0)
   with refuses("does not exist", file=tmp_path / "none", field="--model", mend="give an existing folder"):

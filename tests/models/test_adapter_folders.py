@@ -13,11 +13,11 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from relearn_jax.models.checkpoint import check_checkpoint, load_params, tensors_digest, weights_digest
+from relearn_jax.models.checkpoint_sources import open_checkpoint
 from relearn_jax.models.export import export
 from relearn_jax.models.folders import chain
 from relearn_jax.models.lora import LoraConfig, load_peft, merge_lora
 from relearn_jax.models.model import Model, flatten
-from relearn_jax.models.sources import open_checkpoint
 from relearn_jax.plan.price import find_model
 
 from .tiny import refuses, weights, write, write_json, write_tokenizer

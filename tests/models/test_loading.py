@@ -16,10 +16,10 @@ import safetensors.numpy
 from relearn_jax.models import export as export_module
 from relearn_jax.models.architectures import parse_config
 from relearn_jax.models.checkpoint import check_checkpoint, load_params
+from relearn_jax.models.checkpoint_sources import load_tokenizer
 from relearn_jax.models.export import export, hf_tensors
 from relearn_jax.models.model import Model, fingerprint, flatten
 from relearn_jax.models.safetensor_files import INDEX
-from relearn_jax.models.sources import load_tokenizer
 from relearn_jax.parallel.mesh import runs_mesh
 
 from .tiny import (

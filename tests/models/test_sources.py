@@ -13,7 +13,7 @@ from relearn_jax.data.jsonl import Row
 from relearn_jax.data.tokens import prompt_ids, split_ids
 from relearn_jax.errors import InputError
 from relearn_jax.models.checkpoint import check_checkpoint
-from relearn_jax.models.sources import load_tokenizer, resolve
+from relearn_jax.models.checkpoint_sources import load_tokenizer, resolve
 
 from .tiny import (
     refuses,

@@ -19,9 +19,9 @@ from relearn_jax.parallel.mesh import runs_mesh
 from relearn_jax.plan.advise import advise, suggest
 from relearn_jax.plan.devices import GIB, get_device
 from relearn_jax.plan.estimate import cache_per_token, estimate, flops_per_token, kept_per_token, mean_keys
+from relearn_jax.plan.plan_text import render
 from relearn_jax.plan.presets import PRESETS, preset
 from relearn_jax.plan.recipes import state_copies, step_fields
-from relearn_jax.plan.render import render
 from relearn_jax.plan.work import Work, adapter_leaves, count, count_shard, leaves
 from relearn_jax.training.step import init_state, make_step
 

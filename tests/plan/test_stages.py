@@ -16,7 +16,7 @@ from relearn_jax.plan.estimate import estimate
 from relearn_jax.plan.price import find_model, stages
 from relearn_jax.plan.work import Work
 from relearn_jax.training.job import UnlearnJob
-from relearn_jax.training.settings import AdapterSettings
+from relearn_jax.training.train_settings import AdapterSettings
 
 from ..command import ROOT, relearn, without_devices
 from ..small import CONFIG, write_checkpoint, write_lines

@@ -16,7 +16,7 @@ import pytest
 
 from relearn_jax.audit.results_file import read_rows, write_rows
 from relearn_jax.errors import InputError
-from relearn_jax.report.leakage import gather
+from relearn_jax.report.leak_findings import gather
 from relearn_jax.report.render import highlight, report_from_rows
 from relearn_jax.report.tables import closing
 

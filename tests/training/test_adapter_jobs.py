@@ -17,9 +17,9 @@ from relearn_jax.models.export import rounding
 from relearn_jax.models.lora import LoraConfig, export_peft, init_lora
 from relearn_jax.models.model import Params, flatten, unflatten
 from relearn_jax.training import checkpoints
-from relearn_jax.training.export import export_run
+from relearn_jax.training.export_run import export_run
 from relearn_jax.training.job import UnlearnJob
-from relearn_jax.training.settings import AdapterSettings
+from relearn_jax.training.train_settings import AdapterSettings
 from relearn_jax.training.unlearn import unlearn
 
 from ..small import MODEL, write_checkpoint, write_lines

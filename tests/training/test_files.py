@@ -19,7 +19,7 @@ from relearn_jax.parallel.mesh import repeat_runs, runs_mesh, to_host
 from relearn_jax.training import checkpoints
 from relearn_jax.training import stage as module
 from relearn_jax.training.ended import Ledger, read_ended
-from relearn_jax.training.export import export_run, model_of
+from relearn_jax.training.export_run import export_run, model_of
 from relearn_jax.training.log import TrainLog
 from relearn_jax.training.stage import Stage, _tokens, run_stage
 from relearn_jax.training.step import StepLog, init_state, train_step

@@ -14,7 +14,7 @@ from relearn_jax.audit.pipeline import AXES, OUTPUTS, audit
 from relearn_jax.cases.files import FilesConfig
 from relearn_jax.config_files import PATHS as ALL_PATHS
 from relearn_jax.errors import InputError
-from relearn_jax.models.sources import open_checkpoint
+from relearn_jax.models.checkpoint_sources import open_checkpoint
 from relearn_jax.training.job import PATHS, UnlearnJob
 from relearn_jax.training.unlearn import unlearn
 from relearn_jax.training.unlearn_rows import input_files

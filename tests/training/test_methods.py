@@ -16,13 +16,13 @@ from safetensors.numpy import load_file
 
 from relearn_jax.errors import InputError
 from relearn_jax.models.checkpoint import check_checkpoint, load_params
+from relearn_jax.models.checkpoint_sources import load_tokenizer
 from relearn_jax.models.lora import LoraConfig, init_lora, load_peft, merge_lora
 from relearn_jax.models.model import flatten, head_logits
-from relearn_jax.models.sources import load_tokenizer
 from relearn_jax.training import checkpoints
 from relearn_jax.training import unlearn as module
 from relearn_jax.training.job import UnlearnJob
-from relearn_jax.training.settings import AdapterSettings
+from relearn_jax.training.train_settings import AdapterSettings
 from relearn_jax.training.unlearn import unlearn
 
 from ..small import MODEL, params, write_checkpoint, write_lines

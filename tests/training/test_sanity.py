@@ -17,8 +17,8 @@ from relearn_jax.config_files import load_config_file
 from relearn_jax.data.jsonl import Row
 from relearn_jax.data.texts import encode_rows, encode_texts, stack_rows
 from relearn_jax.models.checkpoint import check_checkpoint, load_params
+from relearn_jax.models.checkpoint_sources import load_tokenizer
 from relearn_jax.models.model import Model, Params, flatten
-from relearn_jax.models.sources import load_tokenizer
 from relearn_jax.objectives.combinators import released
 from relearn_jax.objectives.core import TokenRows
 from relearn_jax.objectives.losses import nll

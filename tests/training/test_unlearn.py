@@ -18,8 +18,8 @@ from relearn_jax.objectives.methods import DEFENCES, METHODS
 from relearn_jax.objectives.recipe import default_recipe
 from relearn_jax.parallel.mesh import repeat_runs, runs_mesh
 from relearn_jax.training.job import UnlearnJob, check_job
-from relearn_jax.training.settings import AdapterSettings
 from relearn_jax.training.step import NOTHING
+from relearn_jax.training.train_settings import AdapterSettings
 from relearn_jax.training.unlearn import _check_outputs, learning_rates, unlearn
 
 from ..command import ROOT, relearn, without_devices
@@ -54,7 +54,7 @@ def log(workdir: pathlib.Path) -> list[dict]:
 
 def nll_by_hand(folder: pathlib.Path, rows: list[dict]) -> float:
   """Mean over the counted tokens, from the logits of each row alone."""
-  from relearn_jax.models.sources import load_tokenizer
+  from relearn_jax.models.checkpoint_sources import load_tokenizer
   tokenizer = load_tokenizer(folder / "base", MODEL.config)
   total, count = 0.0, 0
   for row in rows:

@@ -17,9 +17,9 @@ from relearn_jax.errors import InputError
 from relearn_jax.generation.prompts import check_batch_size, check_output
 from relearn_jax.metrics.likelihood import token_logprobs
 from relearn_jax.models.checkpoint import load_params
+from relearn_jax.models.checkpoint_sources import open_checkpoint
 from relearn_jax.models.model import Model, Params
 from relearn_jax.models.precision import check_dtype, compute_dtype
-from relearn_jax.models.sources import open_checkpoint
 from relearn_jax.parallel.mesh import check_mesh, make_mesh, use_mesh
 from relearn_jax.progress import progress
 

@@ -21,9 +21,9 @@ from relearn_jax.generation.decode import Generated, decode, prefill
 from relearn_jax.generation.prompts import check_batch_size, check_output, end_ids
 from relearn_jax.generation.stop import find_stop
 from relearn_jax.models.checkpoint import load_params
+from relearn_jax.models.checkpoint_sources import open_checkpoint
 from relearn_jax.models.model import Model, Params
 from relearn_jax.models.precision import check_dtype, compute_dtype
-from relearn_jax.models.sources import open_checkpoint
 from relearn_jax.parallel.mesh import check_mesh, make_mesh, use_mesh
 from relearn_jax.progress import progress
 
