@@ -12,6 +12,7 @@ import pytest
 from relearn_jax.data.chat import ChatSettings
 from relearn_jax.data.tokens import completion_text, text_ids
 from relearn_jax.errors import InputError
+from relearn_jax.generation import prompt_files
 from relearn_jax.generation.prompt_files import generate_file
 from relearn_jax.generation.prompts import end_ids
 from relearn_jax.generation.stop import find_stop

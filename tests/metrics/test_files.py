@@ -13,6 +13,7 @@ from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
 from relearn_jax.errors import InputError
+from relearn_jax.metrics import answer_files
 from relearn_jax.metrics.answer_files import score_file
 from relearn_jax.models.export import export
 
