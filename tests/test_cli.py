@@ -25,7 +25,7 @@ def test_help_lists_commands_flags_and_fields(cache: pathlib.Path) -> None:
     assert f"  {flag}: " in relearn(cache, name, "--help").stdout
   shown = relearn(cache, "audit", f"--config={CONFIG}", "--help").stdout
   assert "  --config: " in shown and "unlearn.methods = ('ga',)" in shown
-  assert "attack.learning_rates = (0.0001,)" in shown
+  assert "attack.learning_rates = (0.0001, 0.001, 0.003)" in shown
   assert "usage:" in relearn(cache, status=2).stdout
 
 

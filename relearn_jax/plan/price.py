@@ -35,6 +35,7 @@ from relearn_jax.training.job import SOURCES, UnlearnJob, check_job
 from relearn_jax.training.train_settings import TrainSettings
 from relearn_jax.training.unlearn_rows import job_texts, refusal_rows
 
+SAMPLED_TEXTS = 2000  # of those that a model is pretrained on, for the length of the longest
 DEFAULT = Size(400, 512, 128)
 
 
@@ -288,8 +289,9 @@ def _pretrained(audit: Audit, where: str, on_cpu: bool, found: Stages) -> Sizes:
 def _measured(audit: Audit, where: str, found: Stages) -> tuple[Experiment, Sizes]:
   exp = Experiment(audit, where, pathlib.Path("."))
   sizes = measured(exp)
-  texts = itertools.islice(audit.case.pretraining_texts(audit.arms.pretrain.seed),
-                           audit.arms.pretrain.steps * audit.arms.pretrain.batch_size)
+  pretrain = audit.arms.pretrain
+  number = min(pretrain.steps * pretrain.batch_size, SAMPLED_TEXTS)
+  texts = itertools.islice(audit.case.pretraining_texts(pretrain.seed), number)
   longest = max(len(text.split()) for text in texts) + 2  # BOS and EOS
   sizes = dataclasses.replace(sizes, data={**sizes.data, "pretrain": Size(0, longest, longest - 1)})
   most = max(size.length for name, size in sizes.data.items() if name != "pretrain")

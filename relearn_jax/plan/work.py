@@ -178,7 +178,8 @@ def output_head(config: ModelConfig) -> Leaf:
   return next(leaf for leaf in leaves(config) if leaf.path == name)
 
 
-def adapter_leaves(config: ModelConfig, rank: int, targets: Sequence[str]) -> tuple[Leaf, ...]:
+@functools.lru_cache(maxsize=64)
+def adapter_leaves(config: ModelConfig, rank: int, targets: tuple[str, ...]) -> tuple[Leaf, ...]:
   """A low-rank adapter: `a [L, rank, in]` and `b [L, out, rank]` of every target (Hu et al., 2021).
 
   Raises:
@@ -186,7 +187,7 @@ def adapter_leaves(config: ModelConfig, rank: int, targets: Sequence[str]) -> tu
   """
   model, made = Model(config), []
   by_path = {leaf.path.removesuffix("/weight"): leaf for leaf in linears(config)}
-  for path in check_lora(model, LoraConfig(rank, 1.0, tuple(targets)), None):
+  for path in check_lora(model, LoraConfig(rank, 1.0, targets), None):
     _, (layers, out, width), (_, out_axis, in_axis) = by_path[path]
     made += [Leaf(f"lora/{path}/weight/a", (layers, rank, width), ("layers", None, in_axis)),
              Leaf(f"lora/{path}/weight/b", (layers, out, rank), ("layers", out_axis, None))]

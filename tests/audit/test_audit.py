@@ -149,6 +149,7 @@ def test_weights_are_kept_of_what_is_attacked_alone(finished: pathlib.Path) -> N
   assert kept_weights(finished, ATTACKS[0]) == kept_weights(finished, ATTACKS[1]) == {}
 
 
+@pytest.mark.slow
 def test_all_weights_are_kept_where_that_is_wanted(keeper: pathlib.Path) -> None:
   both, found = {"U-7-1", "N-7-1"}, kept_weights(keeper, "unlearn-ga")
   assert kept_weights(keeper, "memorize") == {30: both} and set(kept_weights(keeper, ATTACKS[1])) == {5}

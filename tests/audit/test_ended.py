@@ -126,6 +126,7 @@ def test_a_sweep_names_candidates_that_are_not_finite(cache: pathlib.Path, tmp_p
     sweep(Sweep({"ga": {"learning_rate": (1e38,)}}, audit=tiny()), "here", tmp_path / "none", cache)
 
 
+@pytest.mark.slow
 def test_the_other_methods_go_on_without_one(cache: pathlib.Path, tmp_path: pathlib.Path) -> None:
   both = {"unlearn__methods": ("ga", "gd"), "unlearn__settings__gd__learning_rate": 1e-3}
   found = audited(tiny(1e38, **both), tmp_path / "both", cache)

@@ -67,6 +67,7 @@ def test_where_there_is_nothing_to_choose_it_says_so() -> None:
 
 def test_attacks_are_drawn_within_their_bounds_and_again_alike() -> None:
   config = load_config_file(str(ROOT / "configs" / "names.py"))
+  config.attack.learning_rates = (1e-4,)
   config.attack.search = SearchSettings(trials=20, lowest_rate=1e-5, highest_rate=1e-2, adapters=("full", "lora4"),
                                         batch_sizes=(0, 2), seed=3)
   drawn = attacks(config, ("prefixes",))

@@ -111,6 +111,7 @@ def test_names(tmp_path: pathlib.Path) -> None:
   assert len(cells) == 2 * 2 * (2 * 3 + 1)
 
 
+@pytest.mark.slow  # the names audit and loaded models are the quick ones
 def test_methods(tmp_path: pathlib.Path) -> None:
   """Unlearning is through at its first step, one of two."""
   config = trained("methods.py", ("ga", "whp_logits", "npo_gd+sam"), (0,), 1)
