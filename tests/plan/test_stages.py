@@ -46,7 +46,7 @@ def test_the_names_audit() -> None:
   for name in attacks:  # 3 depths of U and N, and O, at 3 rates
     assert (found[name].runs, found[name].rows, found[name].steps) == (3 * 4 * 7, 4, 80)
   assert found["ask"].max_new_tokens == 8 and found["ask"].compute_bytes == 4
-  # 24 that have memorised, 12 U chains after every 5 of 200 steps; in each of 3 attacks 28 before it, and 84 at 7 steps.
+  # 24 that memorised, 12 U chains after every 5 of 200 steps; in each of 3 attacks 28 before it, and 84 at 7 steps.
   calls = 2 + 40 + 3 * (2 + 7 * 6)
   assert (found["ask"].runs, found["ask"].rows, found["ask"].waiting, found["ask"].steps) == (14, 100, 84, calls)
   assert (found["utility"].rows, found["utility"].steps) == (11, 3 * calls)  # forget, retain and relearn rows
