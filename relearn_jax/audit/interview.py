@@ -58,7 +58,7 @@ def save_answers(path: pathlib.Path, answers: Answers) -> None:
   path.parent.mkdir(parents=True, exist_ok=True)
   temporary = path.with_suffix(".tmp")
   with temporary.open("wb") as file:
-    np.savez(file, **{name: array for name, array in vars(answers).items() if array is not None})
+    np.savez_compressed(file, **{name: array for name, array in vars(answers).items() if array is not None})
   temporary.replace(path)
 
 
