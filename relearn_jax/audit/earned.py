@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from relearn_jax.audit.evidence import CellEvidence, Evidence, Limits, cluster_numbers
+from relearn_jax.audit.seed_tables import DRAWN
 from relearn_jax.audit.statistics import seeds_needed
 from relearn_jax.audit.thresholds import Design, VerdictSettings
 
@@ -103,9 +104,14 @@ def _model_doubts(counted: Sequence[CellEvidence], settings: VerdictSettings) ->
 
 def _rate_doubts(cells: Sequence[CellEvidence], counted: Sequence[CellEvidence], knew: float,
                  settings: VerdictSettings) -> list[str]:
-  """Whether each attack was tried over a range of learning rates, up to where it destroys."""
+  """Whether each attack was tried over a range of learning rates, up to where it destroys.
+
+  Attacks that were drawn in a search are cells like others, but have each a rate of their own: no range is asked of
+  them.
+  """
   doubts = []
-  for kind in dict.fromkeys((cell.where.relearn_set, cell.where.adapter) for cell in cells):
+  for kind in dict.fromkeys((cell.where.relearn_set, cell.where.adapter) for cell in cells
+                            if DRAWN not in cell.where.adapter):
     of = lambda some, kind=kind: [cell for cell in some if (cell.where.relearn_set, cell.where.adapter) == kind]
     doubts += _rates_of_one(of(cells), of(counted), knew, settings)
   return list(dict.fromkeys(doubts))

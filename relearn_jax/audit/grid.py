@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from relearn_jax.audit.audit_config import Audit
+from relearn_jax.audit.seed_tables import DRAWN
 from relearn_jax.cases.base import Arm
 
 
@@ -80,7 +81,7 @@ class Attack:
   @property
   def trained(self) -> str:
     """What is trained, and on how many rows at a time where the attack says so: the rows' column `adapter`."""
-    return self.adapter if self.batch_size is None else f"{self.adapter}, batch {self.batch_size or 'of all rows'}"
+    return self.adapter if self.batch_size is None else f"{self.adapter}{DRAWN}{self.batch_size or 'of all rows'}"
 
 
 @dataclasses.dataclass(frozen=True)

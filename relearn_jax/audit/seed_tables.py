@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 NONE = -1  # stands for None in groups
+DRAWN = ", batch "  # in the rows' column `adapter` of attacks that a search has drawn
 NULLABLE = ("method", "depth", "relearn_set", "adapter", "learning_rate")
 
 

@@ -162,6 +162,8 @@ def rate_curves(summary: dict[str, Any], method: str) -> Figure:
           _line(ax, curve(cells, variant, arm, 0, metric), "relearn_step", colour(attack[2]), label, style)
     ax.set_xscale("symlog", linthresh=1)
     ax.set_ylim(-0.02, 1.02)
+    steps = sorted({cell["relearn_step"] for cell in pick(summary["cells"], variant=variant)})
+    ax.set_xticks(steps, [str(step) for step in steps], fontsize=8)
     ax.minorticks_off()
   figure = _panels(list(summary["verdicts"][method]), draw, lambda v: f"variant {v}", METRICS[metric].title,
                    "relearning steps", 3.6)

@@ -12,10 +12,12 @@ from relearn_jax.audit.grid import attacks
 from relearn_jax.audit.search import find_strongest, halves
 from relearn_jax.audit.seed_tables import Key, Table
 from relearn_jax.audit.thresholds import Design, VerdictSettings
+from relearn_jax.audit.verdict import judge
 from relearn_jax.config_files import load_config_file
 from relearn_jax.errors import InputError
 
 from ..command import ROOT
+from .synthetic import CHECKED
 
 SEEDS, QUESTIONS = tuple(range(6)), tuple(f"q{i:02d}" for i in range(40))
 SEARCH = dataclasses.asdict(SearchSettings(trials=3))
@@ -53,6 +55,16 @@ def test_the_strongest_that_spares_utility_is_chosen_and_reported_elsewhere() ->
   assert found["chosen_excess"] == pytest.approx(0.9) and found["excess"] == pytest.approx(0.2)
   assert found["seeds"] == tuple(other) and found["unlearned"]["mean"] == pytest.approx(0.2)
   assert found["unlearned"]["low"] <= 0.2 <= found["unlearned"]["high"] and found["control"]["mean"] == 0.0
+
+
+def test_no_range_of_rates_is_asked_of_drawn_attacks() -> None:
+  """Each has a rate of its own; the grid's own attack spans none here, and is asked for one."""
+  scores: dict[float, float | np.ndarray] = {1e-4: 0.0}
+  grid = tables(scores, {1e-4: -0.5})
+  drawn = {key._replace(adapter="full, batch 2"): one for key, one in grid.items() if key.adapter}
+  alone, both = (judge(some, "7", "ga", CHECKED, SETTINGS, DESIGN).reason for some in (grid, grid | drawn))
+  assert alone.count("rates still to be tried") == both.count("rates still to be tried") == 1
+  assert "adapter full, batch 2" not in both
 
 
 def test_where_there_is_nothing_to_choose_it_says_so() -> None:
