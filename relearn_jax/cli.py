@@ -19,6 +19,7 @@ from relearn_jax.config_files import (
   fields_of,
   last_values,
   load_config_file,
+  moved_fields,
 )
 from relearn_jax.errors import InputError
 from relearn_jax.interrupts import INTERRUPTED, handle_interrupts
@@ -312,6 +313,7 @@ def run_command(name: str, arguments: Sequence[str]) -> str:
     arguments = expand_config(arguments)
     if not shows_help and (path := config_path(arguments)):
       config = load_config_file(path)
+      arguments = moved_fields(arguments, config)
       check_overrides(arguments, path, config)
       arguments = last_values(arguments, config)
   line = [f"relearn {name}", *arguments]

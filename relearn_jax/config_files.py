@@ -49,6 +49,44 @@ def load_config_file(path: str) -> Any:
   return config
 
 
+# Fields, and groups of fields (with a dot), of audits as they were called before; see CHANGELOG.md.
+MOVED = {
+    "unlearned": "arms.unlearned", "original": "arms.original", "control": "arms.control", "dtype": "arms.dtype",
+    "name": "case.name", "forget": "case.forget", "retain": "case.retain", "relearn": "case.relearn",
+    "questions": "case.questions", "chat_template": "ask.chat_template", "chat.": "ask.chat.",
+    "interview.": "ask.", "evaluate.runs_per_call": "ask.runs_at_once", "evaluate.": "ask.", "relearn.": "attack.",
+    "attack.adapter.kind": "attack.adapters", "attack.adapter.": "attack.lora.", "base.couples": "case.couples",
+    "base.attachment": "case.attachment", "base.max_names": "case.max_names", "base.": "arms.pretrain.",
+    "case.seeds": "seeds", "unlearn.max_asr": "unlearn.max_score", "methods": "unlearn.methods",
+    "methods.": "unlearn.settings.", "defences.": "unlearn.defences."}
+
+
+def moved_fields(arguments: Sequence[str], config: Any) -> list[str]:
+  """The command line, with fields of an audit by their present names where they are given by those they had before."""
+  known = fields_of(config)
+  found = []
+  for argument in arguments:
+    name, equals, value = argument.partition("=")
+    field = name.lstrip("-").removeprefix("config.")
+    if name.startswith("-") and name.lstrip("-") != field and field not in known:
+      for plain in (field, field.removeprefix("audit.")):
+        if (now := _moved(plain, "case.forget" in known)) in known:
+          argument = f"--config.{now}{equals}{value}"
+          break
+    found.append(argument)
+  return found
+
+
+def _moved(field: str, is_loaded: bool) -> str:
+  """The present name of a field; its own where it has not moved."""
+  if field == "method":
+    return "arms.method" if is_loaded else "unlearn.methods"
+  if field in MOVED:
+    return MOVED[field]
+  group = max((old for old in MOVED if old.endswith(".") and field.startswith(old)), key=len, default="")
+  return MOVED[group] + field.removeprefix(group) if group else field
+
+
 def check_overrides(arguments: Sequence[str], path: str, config: Any) -> None:
   """Refuses `--config.some.field` where there is no such field, naming the nearest ones."""
   known = fields_of(config)

@@ -25,6 +25,7 @@ from relearn_jax.audit.unlearning import resolved
 from relearn_jax.cases import names
 from relearn_jax.cases.base import Text
 from relearn_jax.cases.files import FilesConfig
+from relearn_jax.config_files import load_config_file, moved_fields
 from relearn_jax.data.rows import stack_runs
 from relearn_jax.data.texts import encode_texts
 from relearn_jax.data.tokens import completion_text
@@ -33,6 +34,7 @@ from relearn_jax.metrics.scores import Asked, judged, keyword_success
 from relearn_jax.parallel.mesh import repeat_runs, runs_mesh
 from relearn_jax.workdir import claim_workdir, differences, to_dict
 
+from ..command import ROOT
 from ..small import MODEL, make_tokenizer, params
 from .tiny import names_audit
 
@@ -283,3 +285,23 @@ def test_a_question_has_its_own_stop_strings_and_those_of_the_audit(tmp_path: pa
   assert own.begun == first.prompt and judged(own, " Mark Kevin") == " Mark "
   alone.first = dataclasses.replace(alone.first, begins_in_prompt=False)
   assert {question.begun for question in alone.questions} == {""}
+
+
+def test_fields_are_understood_by_their_former_names() -> None:
+  """Commands that were written for audits before they were one go on to work; what is unknown stays, to be refused."""
+  names, files = (load_config_file(str(ROOT / "configs" / f"{name}.py")) for name in ("names", "checkpoint"))
+  old = ["unlearned=a", "relearn=b", "interview.max_new_tokens=2", "method=x", "attack.adapter.kind=lora",
+         "attack.adapter.rank=4", "chat.date=c", "seeds=(7,)", "nope=1"]
+  now = ["arms.unlearned=a", "case.relearn=b", "ask.max_new_tokens=2", "arms.method=x", "attack.adapters=lora",
+         "attack.lora.rank=4", "ask.chat.date=c", "seeds=(7,)", "nope=1"]
+  form = lambda fields: [f"--config.{field}" for field in fields]
+  assert moved_fields(["--config=f", *form(old)], files) == ["--config=f", *form(now)]
+  old = ["method=npo", "methods.ga.learning_rate=1", "relearn.keep_steps=(1,)", "audit.case.seeds=(1,)",
+         "methods=('ga',)", "base.couples=3", "base.steps=3", "evaluate.runs_per_call=2", "unlearn.max_asr=0.1"]
+  now = ["unlearn.methods=npo", "unlearn.settings.ga.learning_rate=1", "attack.keep_steps=(1,)", "seeds=(1,)",
+         "unlearn.methods=('ga',)", "case.couples=3", "arms.pretrain.steps=3", "ask.runs_at_once=2",
+         "unlearn.max_score=0.1"]
+  assert moved_fields(form(old), names) == form(now)
+  job = load_config_file(str(ROOT / "configs" / "unlearn.py"))
+  assert moved_fields(form(["method=npo", "methods.npo.beta=1", "forget=f"]), job) == form(
+      ["method=npo", "methods.npo.beta=1", "forget=f"])
