@@ -23,7 +23,7 @@ from relearn_jax.models.model import Params
 from relearn_jax.objectives.losses import nll
 from relearn_jax.parallel.mesh import repeat_runs, shard_runs, to_host
 from relearn_jax.progress import progress
-from relearn_jax.training.ended import AllEnded, Ledger, read_ended
+from relearn_jax.training.ended import AllEnded, Ledger
 from relearn_jax.training.stage import OnKeep, Stage, run_stage
 from relearn_jax.training.step import NOTHING, Build, Frozen, StepLog
 
@@ -166,7 +166,7 @@ def gone(exp: Experiment, method: UnlearnMethod | None = None) -> dict[Chain, in
     if method:
       keys += [(exp.unlearned_key(chain, method, "reinforce"), 1), (exp.unlearned_key(chain, method), None)]
     for key, step in keys:
-      if key in exp.done and (one := read_ended(exp.done[key][0].path).get(exp.done[key][1])):
+      if one := exp.ended(key):
         found[chain] = one.step if step is None else step
         break
   return found

@@ -16,7 +16,6 @@ from relearn_jax.audit.interview import ROWS, Answers
 from relearn_jax.audit.results_file import QUESTION, answer_rows
 from relearn_jax.audit.stages import Planned
 from relearn_jax.audit.unlearning import curves_of, resolved, unlearned_points
-from relearn_jax.training.ended import read_ended
 
 
 @dataclasses.dataclass
@@ -28,14 +27,12 @@ class Found:
     steps: method -> unlearn steps of each U chain, by depth.
     lost: method, and None for memorising -> chains that ended, and when.
     cells: every cell whose point there is, and its answers.
-    planned: the number of cells that were planned.
   """
 
   methods: list[UnlearnMethod] = dataclasses.field(default_factory=list)
   steps: dict[str, dict[Chain, list[int]]] = dataclasses.field(default_factory=dict)
   lost: dict[str | None, dict[Chain, int]] = dataclasses.field(default_factory=dict)
   cells: dict[Cell, Attacked] = dataclasses.field(default_factory=dict)
-  planned: int = 0
 
 
 def find(exp: Experiment, stages: Sequence[Planned]) -> Found:
@@ -47,7 +44,6 @@ def find(exp: Experiment, stages: Sequence[Planned]) -> Found:
     found.steps[method.name], found.lost[method.name] = unlearned_points(exp, method), gone(exp, method)
   cache: dict[Any, Answers] = {}
   for cell in (cell for stage in stages for cell in stage.cells):
-    found.planned += 1
     if point := resolved(exp, cell.point, found.steps, found.lost):
       there = Cell(point, cell.attack)
       if answers := attacked(exp, there, cache):
@@ -133,10 +129,7 @@ def ended_facts(exp: Experiment, found: Found) -> list[dict[str, Any]]:
 
 
 def _ended(exp: Experiment, key: str, arm: str, variant: str, method: str | None, seed: int) -> list[dict[str, Any]]:
-  if key not in exp.done:
-    return []
-  folder, run = exp.done[key]
-  one = read_ended(folder.path).get(run)
+  one = exp.ended(key)
   return [] if one is None else [{"run": one.run, "arm": arm, "variant": variant, "method": method, "seed": seed,
                                   "stage": one.stage, "step": one.step, "what": one.what}]
 

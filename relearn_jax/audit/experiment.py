@@ -30,6 +30,7 @@ from relearn_jax.models.lora import check_lora
 from relearn_jax.models.model import Model, Params, fingerprint, unroll
 from relearn_jax.models.precision import compute_dtype
 from relearn_jax.objectives.core import TokenRows
+from relearn_jax.training.ended import Ended, read_ended
 from relearn_jax.training.log import TrainLog
 from relearn_jax.workdir import file_digests
 
@@ -265,6 +266,13 @@ class Experiment:
     """Nothing is left to do in a stage."""
     folder.finish()
     self.done |= {key: (folder, run) for run, key in folder.keys.items()}
+
+  def ended(self, key: str) -> Ended | None:
+    """How the run of a content key ended; None where it did not, or has not been yet."""
+    if key not in self.done:
+      return None
+    folder, run = self.done[key]
+    return read_ended(folder.path).get(run)
 
   @functools.cached_property
   def memorized_keys(self) -> dict[Chain, str]:

@@ -26,7 +26,7 @@ from relearn_jax.audit.stages import MEMORIZE, PRETRAIN, AtOnce, Planned, plan_s
 from relearn_jax.config_files import PATHS
 from relearn_jax.parallel.mesh import DEFAULT, check_mesh, make_mesh
 from relearn_jax.training.checkpoints import remove_resumes
-from relearn_jax.training.ended import AllEnded, Ended, read_ended
+from relearn_jax.training.ended import AllEnded, Ended
 from relearn_jax.workdir import claim_workdir, only_process
 
 OUTPUTS = (RESULTS_FILE, ANSWERS_FILE, "summary.json", "report.html", "report.md")
@@ -178,15 +178,9 @@ def _wanted(exp: Experiment, stages: Sequence[Planned]) -> list[Chain]:
   return [chain for chain in exp.chains if chain in wanted]
 
 
-def _ended(exp: Experiment, keys: Sequence[str]) -> list[Ended | None]:
-  """How the runs of some content keys ended; None: they did not."""
-  there = [exp.done.get(key) for key in keys]
-  return [None if place is None else read_ended(place[0].path).get(place[1]) for place in there]
-
-
 def _refuse_all(exp: Experiment, keys: Sequence[str], field: str, rates: Any) -> None:
   """`AllEnded` where every run of some content keys has ended."""
-  ended = [one for one in _ended(exp, keys) if one is not None]
+  ended = [one for one in map(exp.ended, keys) if one is not None]
   if keys and len(ended) == len(keys):
     raise AllEnded(ended, field, rates)
 
@@ -197,7 +191,7 @@ def _refuse_all_methods(exp: Experiment) -> None:
   every: list[Ended] = []
   for method in methods:
     keys = lambda chain, method=method: [exp.unlearned_key(chain, method, kind) for kind in ("reinforce", "unlearn")]
-    of = [next(filter(None, _ended(exp, keys(chain))), None) for chain in exp.chains if chain not in acquire.gone(exp)]
+    of = [next(filter(None, map(exp.ended, keys(chain))), None) for chain in exp.chains if chain not in acquire.gone(exp)]
     if not of or any(one is None for one in of):
       return
     every += [one for one in of if one]

@@ -13,7 +13,7 @@ from relearn_jax.audit.seed_tables import Key, StepKey, Table, make_tables, traj
 from relearn_jax.audit.statistics import Interval, mean_limits, t_limits
 from relearn_jax.audit.thresholds import Design, VerdictSettings
 from relearn_jax.audit.verdict import judge
-from relearn_jax.metrics.scores import METRICS
+from relearn_jax.metrics.scores import METRICS, Metric
 
 SCHEMA_VERSION = 3
 FACTS = ("leakage", "seconds", "versions", "fingerprints", "notes", "ended")
@@ -52,7 +52,8 @@ def _cells(tables: Mapping[Key, Table], settings: VerdictSettings, designs: Mapp
   cells = []
   for key, table in tables.items():
     steps = set(table.unlearn_steps)
-    interval = cell_interval(table, key.metric in METRICS, settings, designs[key.variant], varies=key.relearn_step > 0)
+    interval = cell_interval(table, METRICS.get(key.metric), settings, designs[key.variant],
+                             varies=key.relearn_step > 0)
     cells.append(_cell(key.variant, key.arm, key.method, key.point, key.metric, table, interval,
                        steps.pop() if len(steps) == 1 else None, key))
   return sorted(cells, key=_order)
@@ -63,7 +64,7 @@ def _trajectory(tables: Mapping[StepKey, Table], settings: VerdictSettings, desi
   """A cell for each point along unlearning."""
   cells = []
   for key, table in tables.items():
-    interval = cell_interval(table, key.metric in METRICS, settings, designs[key.variant], varies=False)
+    interval = cell_interval(table, METRICS.get(key.metric), settings, designs[key.variant], varies=False)
     cells.append(_cell(key.variant, "U", key.method, "trajectory", key.metric, table, interval, key.unlearn_step, None))
   return sorted(cells, key=_order)
 
@@ -74,13 +75,13 @@ def _order(cell: Mapping[str, Any]) -> tuple:
           cell["learning_rate"] or 0.0, cell["relearn_step"], cell["unlearn_step"] or 0)
 
 
-def cell_interval(table: Table, proportion: bool, settings: VerdictSettings, design: Design, *, varies: bool
+def cell_interval(table: Table, metric: Metric | None, settings: VerdictSettings, design: Design, *, varies: bool
                   ) -> Interval:
   """The interval of a cell; none where it has fewer clusters than settings allow, or a single seed.
 
   Args:
     table: its values.
-    proportion: they lie between 0 and 1.
+    metric: in whose range they lie; None: they have none.
     settings: thresholds.
     design: how the audit was made.
     varies: seeds differ even where the models were given: the cell lies behind the attack.
@@ -89,9 +90,9 @@ def cell_interval(table: Table, proportion: bool, settings: VerdictSettings, des
   vary = varies or not design.loaded
   if ids.max() + 1 < settings.min_clusters or (vary and len(table.seeds) < 2):
     return Interval(mean, None, None)
-  if proportion:
-    low, high = mean_limits(table.values, ids, settings.alpha, seeds_vary=vary, draws=settings.draws,
-                            seed=settings.seed)
+  if metric:
+    low, high = mean_limits(table.values, ids, settings.alpha, ends=(metric.low, metric.high), seeds_vary=vary,
+                            draws=settings.draws, seed=settings.seed)
   else:
     low, high = t_limits(table.values, ids, settings.alpha, seeds_vary=vary)
   return Interval(mean, float(low), float(high))

@@ -55,11 +55,6 @@ def read_texts(source: str | pathlib.Path, columns: Columns | None = None) -> li
   return rows
 
 
-def whole_text(row: Row) -> str:
-  """All of a row's text: the prompt and its answer, or the text."""
-  return str(row["text"]) if "text" in row else str(row["prompt"]) + str(row["answer"])
-
-
 def is_complete(row: Row) -> bool:
   """Whether a row's text ends where the row does: that of an answer does, any other where its `complete` says so."""
   return bool(row.get("complete", "answer" in row))
