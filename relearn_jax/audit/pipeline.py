@@ -189,9 +189,10 @@ def _refuse_all_methods(exp: Experiment) -> None:
   """`AllEnded` where no chain is left of any method."""
   methods = [unlearn_method(exp.config.unlearn, name) for name in exp.config.unlearn.methods] if exp.chains else []
   every: list[Ended] = []
+  chains = [chain for chain in exp.chains if chain not in acquire.gone(exp)]
   for method in methods:
     keys = lambda chain, method=method: [exp.unlearned_key(chain, method, kind) for kind in ("reinforce", "unlearn")]
-    of = [next(filter(None, map(exp.ended, keys(chain))), None) for chain in exp.chains if chain not in acquire.gone(exp)]
+    of = [next(filter(None, map(exp.ended, keys(chain))), None) for chain in chains]
     if not of or any(one is None for one in of):
       return
     every += [one for one in of if one]
