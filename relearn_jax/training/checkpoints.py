@@ -9,7 +9,7 @@ import json
 import logging
 import pathlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,6 +23,7 @@ from relearn_jax.models.model import Model
 from relearn_jax.parallel.mesh import lay_out, pad_runs, to_host
 
 TOKENIZER = "../../base"  # folder of the tokenizer, from a step's folder
+POSITIONS = "row_positions"  # of a resume state: data set -> rows taken so far
 
 
 def _context() -> ocp.Context:
@@ -129,7 +130,7 @@ def remove_resumes(folder: pathlib.Path) -> None:
 
 
 def description(model: Model, runs: list[str], stage: str, step: int, *, tokenizer: str = TOKENIZER,
-                lora: LoraConfig | None = None) -> dict[str, Any]:
+                lora: LoraConfig | None = None, positions: Mapping[str, int] | None = None) -> dict[str, Any]:
   """The description of a checkpoint, as JSON-safe values.
 
   Args:
@@ -139,7 +140,8 @@ def description(model: Model, runs: list[str], stage: str, step: int, *, tokeniz
     step: of that stage.
     tokenizer: folder of the base, with its tokenizer, from the step's folder.
     lora: of the adapters, where those are what is kept.
+    positions: of a resume state: data set -> rows taken so far, over all devices and processes.
   """
   plain = lambda value: json.loads(json.dumps(dataclasses.asdict(value)))
   return {"model": plain(model.config), "runs": runs, "stage": stage, "step": step, "tokenizer": tokenizer,
-          **({"lora": plain(lora)} if lora else {})}
+          **({"lora": plain(lora)} if lora else {}), **({} if positions is None else {POSITIONS: dict(positions)})}
