@@ -13,8 +13,8 @@
 
 Where the numbers come from. Full size: the published code of TOFU (Maini et al., 2024; README, config/finetune.yaml,
 config/forget.yaml, finetune.py): it is learned in 5 epochs of 4,000 rows, 32 rows a step (625 steps), at 1e-5
-(Llama-2) or 2e-5 (Phi-1.5) with weight decay 0.01; gradient ascent takes 5 epochs of forget05 (31 steps) at 1e-5. Its
-warmup of one epoch and the linear decay after it are not made here, and its Llama-2 is the chat model. Relearning at
+(Llama-2) or 2e-5 (Phi-1.5) with weight decay 0.01; gradient ascent takes 5 epochs of forget05 (31 steps) at 1e-5;
+both with a warmup of one epoch and linear decay after it. Its Llama-2 is the chat model. Relearning at
 1e-5, 16 rows a step, is that of the code published with Hu, Fu, Wu, Smith (ICLR 2025), whose titles come back within 40
 steps and are lost again after more. Mini: attack and steps of benchmarks/tofu.md. Embedded: first guesses, not tuned.
 """
@@ -24,6 +24,7 @@ from relearn_jax.audit.audit_config import (
   AskSettings,
   AttackSettings,
   Audit,
+  LoraSettings,
   MemorizeSettings,
   PretrainSettings,
   UnlearnSettings,
@@ -34,6 +35,8 @@ from relearn_jax.cases.tofu_world import TofuWorldConfig
 from relearn_jax.errors import InputError
 
 KEEP_STEPS = (1, 2, 5, 10, 20, 40)
+EMBEDDED = {"ga": {"learning_rate": 5e-5}, "npo": {"learning_rate": 1e-4, "beta": 0.1}}
+MINI = {"ga": {"learning_rate": 3e-4}, "npo": {"learning_rate": 1e-4}, "rmu": {"learning_rate": 1e-4}}
 
 
 def embedded() -> Audit:
@@ -44,16 +47,23 @@ def embedded() -> Audit:
       # In batches: with all rows in every step, the seeds would be one and the same run.
       memorize=MemorizeSettings(batch_size=32, steps=600, learning_rate=5e-4),
       unlearn=UnlearnSettings(
-          batch_size=32, methods=("ga",), settings=chosen_settings({"ga": {"learning_rate": 5e-5}}), max_steps=200,
-          keep_every=5, max_score=0.05),
-      attack=AttackSettings(batch_size=16, learning_rates=(1e-4,), keep_steps=KEEP_STEPS),
+          batch_size=32, methods=("ga", "npo"), settings=chosen_settings(EMBEDDED), max_steps=100, keep_every=5,
+          max_score=0.05, depths=2),
+      attack=AttackSettings(batch_size=16, learning_rates=(1e-4, 1e-3), keep_steps=KEEP_STEPS),
       ask=AskSettings(max_new_tokens=18, batch_size=0, score_rows=100), checkpoint_seconds=30.0)
 
 
 def mini() -> Audit:
-  """On checkpoints that are given."""
+  """On checkpoints that are given: an original that knows forget05, and a control that does not."""
   return Audit(
-      case=TofuConfig(retain_rows=600), attack=AttackSettings(learning_rates=(1e-4,), keep_steps=KEEP_STEPS))
+      case=TofuConfig(retain_rows=600),
+      unlearn=UnlearnSettings(
+          batch_size=16, methods=("ga", "npo"), settings=chosen_settings(MINI), max_steps=60, keep_every=2,
+          max_score=0.05, depths=2),
+      attack=AttackSettings(
+          batch_size=8, adapters=("full", "lora"), learning_rates=(1e-4,), lora=LoraSettings(learning_rates=(1e-3,)),
+          keep_steps=(5, 10, 20, 40, 50, 60)),
+      ask=AskSettings(batch_size=0, score_rows=10))
 
 
 def full_size(start: str, learning_rate: float) -> Audit:
@@ -61,9 +71,11 @@ def full_size(start: str, learning_rate: float) -> Audit:
   return Audit(
       case=TofuConfig(), arms=ArmsSettings(start=start),
       memorize=MemorizeSettings(
-          batch_size=32, steps=625, learning_rate=learning_rate, weight_decay=0.01, remat="full"),
+          batch_size=32, steps=625, learning_rate=learning_rate, weight_decay=0.01, warmup_steps=125,
+          schedule="linear", remat="full", runs_at_once=1),
       unlearn=UnlearnSettings(
-          batch_size=32, methods=("ga",), remat="full", max_steps=31, keep_every=1, max_score=0.05,
+          batch_size=32, methods=("ga",), remat="full", max_steps=31, keep_every=1, max_score=0.05, warmup_steps=6,
+          schedule="linear", runs_at_once=1,
           settings=chosen_settings({"ga": {"learning_rate": 1e-5, "weight_decay": 0.01}})),
       attack=AttackSettings(learning_rates=(1e-5,), remat="full", keep_steps=KEEP_STEPS, runs_at_once=1),
       ask=AskSettings(runs_at_once=1), checkpoint_seconds=300.0)
