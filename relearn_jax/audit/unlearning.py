@@ -95,7 +95,7 @@ class _Trajectory:
     self.exp, self.folder, self.ledger = exp, folder, ledger
     self.u_chains, self.runs = [chain for chain in mine if chain.arm == "U"], [chain.name for chain in mine]
     self.names, self.curves = [chain.name for chain in self.u_chains], dict[Chain, dict[int, float]]()
-    elsewhere = {partner(chain) for chain in mine if chain.arm == "N"} - set(self.u_chains)
+    elsewhere = {dataclasses.replace(chain, arm="U") for chain in mine} - set(self.u_chains)
     before = unlearned_points(exp, method) if elsewhere else {}
     self.known = {chain: before.get(chain, []) for chain in exp.chains if chain in elsewhere}
     self.last = max((step for steps in self.known.values() for step in steps), default=0)
