@@ -187,13 +187,13 @@ def test_seeds_share_questions_and_rows_but_not_refusals() -> None:
   assert one.questions == two.questions and one.relearn_sets == two.relearn_sets and one.refusals != two.refusals
 
 
-@pytest.mark.parametrize("what", ["embedded", "mini", "phi_1_5", "llama_2_7b"])
+@pytest.mark.parametrize("what", ["embedded", "mini", "mini_grid", "phi_1_5", "llama_2_7b"])
 def test_every_audit_of_the_configuration_is_accepted(what: str) -> None:
   config = load_config_file(f"{CONFIG}:{what}")
-  if what == "mini":
+  if what.startswith("mini"):
     config.arms.original, config.arms.control = "given", "given too"
   check_audit(config, "here")
-  with pytest.raises(InputError, match="expected one of embedded, mini, phi_1_5, llama_2_7b"):
+  with pytest.raises(InputError, match="expected one of embedded, mini, mini_grid, phi_1_5, llama_2_7b"):
     load_config_file(f"{CONFIG}:other")
 
 
