@@ -68,7 +68,7 @@ def mini() -> Audit:
           max_score=0.05, depths=2),
       attack=AttackSettings(
           batch_size=8, adapters=("full", "lora"), learning_rates=(1e-4,), lora=LoraSettings(learning_rates=(1e-3,)),
-          keep_steps=(5, 10, 20, 40, 50, 60)),
+          keep_steps=(10, 20, 40, 60)),
       ask=AskSettings(batch_size=0, score_rows=10))
 
 
