@@ -22,6 +22,7 @@ from relearn_jax.data.order import small_batches
 from relearn_jax.models.model import Params
 from relearn_jax.objectives.losses import nll
 from relearn_jax.parallel.mesh import repeat_runs, shard_runs, to_host
+from relearn_jax.parallel.processes import agree
 from relearn_jax.progress import progress
 from relearn_jax.training.ended import AllEnded, Ledger
 from relearn_jax.training.stage import OnKeep, Stage, run_stage
@@ -61,7 +62,7 @@ def every(last: int, interval: int) -> list[int]:
 def ask_once(folder: StageFolder, step: int, ask: Callable[[], Answers]) -> Answers:
   """Answers of a stage's runs after a number of steps: those that were kept, or asked for now and kept."""
   path = folder.answers(step)
-  if not path.exists():
+  if not agree(path.exists):
     save_answers(path, ask())
   return load_answers(path)
 

@@ -51,7 +51,7 @@ def attack(exp: Experiment, stage: Planned, cells: Sequence[Cell]) -> None:
   ledger = Ledger(folder.path, folder.name, [cell.name for cell in mine], "attack.learning_rates",
                   [cell.attack.learning_rate for cell in mine])
   try:
-    if folder.answers(exp.config.attack.keep_steps[-1]).exists():  # a kill may have come before the ledger was written
+    if exp.config.attack.keep_steps[-1] in folder.asked():  # a kill may have come before the ledger was written
       for step in folder.asked():
         ledger.look(step, "answers", finite_by_name(load_answers(folder.answers(step))))
     else:

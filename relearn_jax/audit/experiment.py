@@ -30,6 +30,7 @@ from relearn_jax.models.lora import check_lora
 from relearn_jax.models.model import Model, Params, fingerprint, unroll
 from relearn_jax.models.precision import compute_dtype
 from relearn_jax.objectives.core import TokenRows
+from relearn_jax.parallel.processes import agree, by_first, is_first, write_atomically
 from relearn_jax.training.ended import Ended, read_ended
 from relearn_jax.training.log import TrainLog
 from relearn_jax.workdir import file_digests
@@ -220,8 +221,8 @@ class Experiment:
     config, self.mesh = self.config, mesh
     if not self.checked:
       folder = self.checkpoints / "base"
-      if not folder.exists():
-        on_pretrain(folder)
+      if not agree(folder.exists):
+        by_first(lambda: on_pretrain(folder))
       self.checked["start"] = check_checkpoint(folder)
       self.tokenizer = load_tokenizer(folder, self.checked["start"].config)
     checked = next(iter(self.checked.values()))
@@ -248,7 +249,8 @@ class Experiment:
 
   def fingerprint(self, folder: StageFolder, params: Params) -> None:
     """Keeps the hash of a stage's weights beside them, `[runs, ...]` on the host; they may be removed."""
-    (folder.path / FINGERPRINT).write_text(json.dumps(fingerprint(params)) + "\n")
+    if is_first():
+      write_atomically(folder.path / FINGERPRINT, json.dumps(fingerprint(params)) + "\n")
 
   def one_run(self) -> Any:
     """Shapes and dtypes of one run's weights."""

@@ -1,9 +1,9 @@
 """Folders of stages, and the weights that later stages start from: on the device while there is room, and on disk."""
 
 import dataclasses
+import itertools
 import json
 import pathlib
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from relearn_jax.models.model import Model, Params
+from relearn_jax.parallel.processes import agree, remove, write_atomically
 from relearn_jax.training import checkpoints
 
 HELD_BYTES = 2**31  # of weights that stay on the device between stages; what does not fit is read back from disk
@@ -38,11 +39,11 @@ class StageFolder:
   @property
   def is_done(self) -> bool:
     """Whether nothing is left to do in it."""
-    return (self.path / DONE).exists()
+    return agree((self.path / DONE).exists)
 
   def finish(self) -> None:
     """Marks it so."""
-    (self.path / DONE).touch()
+    write_atomically(self.path / DONE, "")
 
   def answers(self, step: int) -> pathlib.Path:
     """Where the answers after a number of steps are."""
@@ -50,32 +51,32 @@ class StageFolder:
 
   def asked(self) -> list[int]:
     """The steps with answers, ascending."""
-    return sorted(int(path.stem) for path in (self.path / ANSWERS).glob("*.npz"))
+    return agree(lambda: sorted(int(path.stem) for path in (self.path / ANSWERS).glob("*.npz")))
 
 
 def open_folder(root: pathlib.Path, name: str, keys: Mapping[str, str]) -> StageFolder:
   """The folder of a stage with these runs, begun before or now."""
-  number = 1
-  while True:
-    path = root / (name if number == 1 else f"{name}-{number}")
-    if not (path / RUNS).exists():
-      path.mkdir(parents=True, exist_ok=True)
-      temporary = path / (RUNS + ".tmp")
-      temporary.write_text(json.dumps(dict(keys), indent=1) + "\n")
-      temporary.replace(path / RUNS)
-    if json.loads((path / RUNS).read_text()) == dict(keys):
-      return StageFolder(path, keys)
-    number += 1
+  def find() -> int:
+    for number in itertools.count(1):
+      file = _numbered(root, name, number) / RUNS
+      if not file.exists():
+        write_atomically(file, json.dumps(dict(keys), indent=1) + "\n")
+      if json.loads(file.read_text()) == dict(keys):
+        break
+    return number
+  return StageFolder(_numbered(root, name, agree(find)), keys)
+
+
+def _numbered(root: pathlib.Path, name: str, number: int) -> pathlib.Path:
+  return root / (name if number == 1 else f"{name}-{number}")
 
 
 def finished(root: pathlib.Path) -> dict[str, tuple[StageFolder, str]]:
   """Content key -> folder and name of every run of every stage that is done."""
-  found: dict[str, tuple[StageFolder, str]] = {}
-  for file in sorted(root.glob(f"*/{RUNS}")):
-    folder = StageFolder(file.parent, json.loads(file.read_text()))
-    if folder.is_done:
-      found |= {key: (folder, run) for run, key in folder.keys.items()}
-  return found
+  def look() -> list[tuple[str, dict[str, str]]]:
+    folders = [(file.parent, json.loads(file.read_text())) for file in sorted(root.glob(f"*/{RUNS}"))]
+    return [(path.name, keys) for path, keys in folders if StageFolder(path, keys).is_done]
+  return {key: (StageFolder(root / name, keys), run) for name, keys in agree(look) for run, key in keys.items()}
 
 
 Place = tuple[pathlib.Path, int, str]  # a stage's folder, a step, a run
@@ -168,8 +169,8 @@ class Shelf:
     names = checkpoints.describe(path)["runs"]
     kept = [name for name in names if name in set(some)]
     if not kept:
-      shutil.rmtree(path)
+      remove(path)
     elif kept != names:
       index = np.array([names.index(name) for name in kept])
-      tree = jax.tree.map(lambda leaf: jnp.asarray(leaf[index]), checkpoints.load_tree(path, one_run, len(names)))
+      tree = jax.tree.map(lambda leaf: leaf[index], checkpoints.load_tree(path, one_run, len(names)))
       checkpoints.save_tree(path, tree, len(kept), checkpoints.description(model, kept, stage, step))

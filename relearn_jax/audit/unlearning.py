@@ -4,7 +4,6 @@ A stage of a larger grid does only what an earlier one left undone: chains are f
 """
 
 import dataclasses
-import shutil
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -20,6 +19,8 @@ from relearn_jax.audit.stages import Planned
 from relearn_jax.models.model import Params
 from relearn_jax.objectives.losses import nll
 from relearn_jax.parallel.mesh import shard_runs
+from relearn_jax.parallel.processes import agree, remove
+from relearn_jax.training.checkpoints import saved_steps, step_path
 from relearn_jax.training.ended import Ledger
 
 
@@ -210,8 +211,8 @@ def resolved(exp: Experiment, point: Point, steps: dict[str, dict[Chain, list[in
 
 def remove_reinforced(exp: Experiment) -> None:
   """Removes the weights of second models, which only unlearning compares with."""
-  for folder in exp.checkpoints.glob("reinforce-*"):
+  for name in agree(lambda: [folder.name for folder in exp.checkpoints.glob("reinforce-*")]):
+    folder = exp.checkpoints / name
     exp.shelf.forget(folder)
-    for path in folder.iterdir():
-      if path.name.isdigit():
-        shutil.rmtree(path)
+    for step in saved_steps(folder):
+      remove(step_path(folder, step))

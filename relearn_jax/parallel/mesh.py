@@ -20,6 +20,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from relearn_jax.errors import InputError
 from relearn_jax.models.config import ModelConfig
+from relearn_jax.parallel.processes import check_takes_part, fetch, is_alone
 from relearn_jax.parallel.rules import spec
 
 Tree = TypeVar("Tree")
@@ -107,14 +108,20 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None, co
   """The mesh of the four axes over as many of the first devices as it needs.
 
   Raises:
-    InputError: there are fewer, or it does not divide a dimension of the model.
+    InputError: there are fewer, it does not divide a dimension of the model, or a process has none of its devices.
   """
   use = list(jax.devices() if devices is None else devices)
   shape = fill_mesh(sizes, len(use))
   if config is not None:
     check_divides(shape, config)
-  return jax.make_mesh(tuple(shape.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES),
-                       devices=use[:math.prod(shape.values())])
+  used = use[:math.prod(shape.values())]
+  check_takes_part(used, FIELD)
+  return jax.make_mesh(tuple(shape.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=used)
+
+
+def default_mesh() -> str | None:
+  """Of commands that ask one model about rows: one device; several processes share the rows among all devices."""
+  return None if is_alone() else "data:-1"
 
 
 def use_mesh(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
@@ -252,12 +259,7 @@ def map_runs(function: Callable[[Any, Any], Any], mesh: Mesh, stacked: Callable[
 
 def to_host(tree: Tree, num_runs: int | None = None) -> Tree:
   """Numpy copies on every process, with the padding of the runs axis dropped."""
-  def fetch(leaf: jax.Array) -> np.ndarray:
-    if not leaf.is_fully_addressable:
-      from jax.experimental import multihost_utils
-      leaf = multihost_utils.process_allgather(leaf, tiled=True)
-    return np.asarray(leaf)[:num_runs]
-  return jax.tree.map(fetch, tree)
+  return jax.tree.map(lambda leaf: fetch(leaf)[:num_runs] if num_runs else fetch(leaf), tree)
 
 
 def shard_rows(tree: Tree, mesh: Mesh, multiple: int = 1) -> Tree:

@@ -21,6 +21,7 @@ from relearn_jax.errors import InputError
 from relearn_jax.models.lora import LoraConfig
 from relearn_jax.models.model import Model
 from relearn_jax.parallel.mesh import lay_out, pad_runs, to_host
+from relearn_jax.parallel.processes import agree, is_first
 
 TOKENIZER = "../../base"  # folder of the tokenizer, from a step's folder
 
@@ -61,14 +62,14 @@ def save_tree(path: pathlib.Path, tree: Any, num_runs: int, about: dict[str, Any
 def is_saved(path: pathlib.Path) -> bool:
   """Whether a complete checkpoint is at `path`."""
   # The metadata is looked for by name: Orbax takes an empty folder for a checkpoint.
-  return (path / "_CHECKPOINT_METADATA").is_file() and ocp.is_orbax_checkpoint(path.absolute())
+  return agree(lambda: (path / "_CHECKPOINT_METADATA").is_file() and ocp.is_orbax_checkpoint(path.absolute()))
 
 
 def saved_steps(stage: pathlib.Path) -> list[int]:
   """The complete steps of a stage, ascending."""
-  if not stage.is_dir():
-    return []
-  return sorted(int(p.name) for p in stage.iterdir() if p.name.isdigit() and is_saved(p))
+  def look() -> list[int]:
+    return sorted(int(p.name) for p in stage.iterdir() if p.name.isdigit() and is_saved(p)) if stage.is_dir() else []
+  return agree(look)
 
 
 def load_tree(path: pathlib.Path, one_run: Any, num_runs: int) -> Any:
@@ -109,7 +110,7 @@ def describe(path: pathlib.Path) -> dict[str, Any]:
   if not is_saved(path):
     raise InputError("is not a complete checkpoint", file=path,
                      mend="give a step folder such as WORKDIR/checkpoints/unlearn/000040")
-  about = ocp.metadata(path.absolute()).custom_metadata
+  about = agree(lambda: ocp.metadata(path.absolute()).custom_metadata)
   if not about or "model" not in about:
     raise InputError("holds no description of its model", file=path, mend="give a checkpoint that this program wrote")
   return dict(about)
@@ -117,14 +118,14 @@ def describe(path: pathlib.Path) -> dict[str, Any]:
 
 def keep_only(folder: pathlib.Path, step: int) -> None:
   """Removes the other steps of a folder of resume states, once `step` is complete."""
-  for path in folder.iterdir():
+  for path in folder.iterdir() if is_first() else ():
     if path.name != step_path(folder, step).name:
       shutil.rmtree(path)
 
 
 def remove_resumes(folder: pathlib.Path) -> None:
   """Removes the resume states of stages that were killed after their last result, from which nothing goes on."""
-  for left in folder.glob("*/resume"):
+  for left in folder.glob("*/resume") if is_first() else ():
     shutil.rmtree(left)
 
 

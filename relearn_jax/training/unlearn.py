@@ -22,6 +22,7 @@ from relearn_jax.models.precision import DTYPES, compute_dtype
 from relearn_jax.objectives.core import TokenRows
 from relearn_jax.objectives.losses import nll
 from relearn_jax.parallel.mesh import check_mesh, make_mesh, map_runs, repeat_runs, shard_rows, to_host
+from relearn_jax.parallel.processes import agree, is_alone, is_first
 from relearn_jax.training import checkpoints
 from relearn_jax.training.ended import AllEnded, Ended, Ledger, finite_runs
 from relearn_jax.training.job import PATHS, UnlearnJob, check_job
@@ -31,14 +32,14 @@ from relearn_jax.training.stage import OnKeep, Stage, run_stage
 from relearn_jax.training.step import NOTHING, Frozen, model_outputs
 from relearn_jax.training.train_settings import make_model
 from relearn_jax.training.unlearn_rows import input_files, read_rows
-from relearn_jax.workdir import claim_workdir, file_digests, is_claimed, only_process
+from relearn_jax.workdir import check_inputs_alike, claim_workdir, file_digests, is_claimed, only_process
 
 STAGE, RUN, REINFORCE = "unlearn", "U", "reinforce"
 
 
 def default_mesh() -> str:
-  """All accelerators share the model; on CPU one device, which uses all cores."""
-  return "fsdp:1" if jax.default_backend() == "cpu" else "fsdp:-1"
+  """All accelerators share the model, and so do several processes; on CPU one device, which uses all cores."""
+  return "fsdp:1" if jax.default_backend() == "cpu" and is_alone() else "fsdp:-1"
 
 
 def learning_rates(job: UnlearnJob, step: int) -> float:
@@ -77,11 +78,12 @@ def unlearn(job: UnlearnJob, where: str, workdir: pathlib.Path, mesh: str | None
     check_lora(Model(checked.config), lora, where, "adapter")
   if mesh is not None:
     check_mesh(mesh, checked.config)
-  done = (workdir / "model").exists()
-  if done and not (workdir / "config.json").exists():
+  done, claimed = agree(lambda: [(workdir / name).exists() for name in ("model", "config.json")])
+  if done and not claimed:
     raise InputError("is there, without the configuration that it was made by", file=workdir / "model",
                      field="--workdir", mend="give another folder")
   inputs = file_digests(input_files(job, checked))
+  check_inputs_alike(lambda: inputs)
   is_claimed(workdir, job, inputs, PATHS)  # before statistics of other rows are found wanting
   if not done:
     cache = _cache(job, workdir, checked, rows)
@@ -193,13 +195,15 @@ def _export(job: UnlearnJob, workdir: pathlib.Path, checked: Checked, model: Mod
   """Writes what was trained, `[1, ...]` on the host; `model/` comes last, since it says that the job is done."""
   one = jax.tree.map(lambda leaf: leaf[0], trained)
   if lora := job.adapter.lora():
-    if not (workdir / "adapter").exists():
+    if is_first() and not (workdir / "adapter").exists():
       export_peft(one, model, lora, workdir / "adapter", base=job.model, base_fingerprint=tensors_digest(checked),
                   field="--workdir")
     # Merged into the base in fp32: the copy that was trained on may be in fewer bits than what it learned needs.
     one = to_host(merge_lora(load_params(checked, model, mesh=mesh), one, lora.scale))
   if job.save_dtype != "float32":
     before = ((path, to_host(leaf)) for path, leaf in read_leaves(checked, model, mesh=mesh))
-    print(rounding(one, before, job.save_dtype, "--config.save_dtype"))
-  export(one, model, workdir / "model", source=checked.path, dtype=DTYPES[job.save_dtype],
-         field="--workdir")
+    lost = rounding(one, before, job.save_dtype, "--config.save_dtype")
+    if is_first():
+      print(lost)
+  if is_first():
+    export(one, model, workdir / "model", source=checked.path, dtype=DTYPES[job.save_dtype], field="--workdir")
