@@ -310,11 +310,18 @@ def run_command(name: str, arguments: Sequence[str]) -> str:
   Raises:
     InputError, flags.Error: the arguments, or what they name, are bad.
   """
+  if not COMMANDS[name].spreads:
+    return _run(name, arguments)
+  own, rest = join.take_flags(arguments)
+  with join.together(own, name, _interrupted(name)):
+    text = _run(name, rest)
+  return text if is_first() else ""
+
+
+def _run(name: str, arguments: Sequence[str]) -> str:
+  """Runs a command of this process, told apart from how it finds the others."""
   command, values = COMMANDS[name], flags.FlagValues()
   command.define(values)
-  if command.spreads:
-    join.define_flags(values)
-    flags.adopt_module_key_flags(join, values)
   shows_help = bool({"--help", "-h", "--helpfull"} & set(arguments))
   if command.config:
     arguments = expand_config(arguments)
@@ -329,18 +336,13 @@ def run_command(name: str, arguments: Sequence[str]) -> str:
         "config", None, f"Experiment file, such as {command.config}; --config.some.field=value sets a field.",
         flag_values=values, sys_argv=line)
   if shows_help:
+    if command.spreads:  # which are not among those that are parsed here
+      join.define_flags(values)
+      flags.adopt_module_key_flags(join, values)
     return command_help(name, values, arguments)
   if rest := values(line)[1:]:
     raise InputError(f"is not understood: {' '.join(rest)}", field="argument", mend="flags are --name=value")
-  if not command.spreads:
-    return _run(command, values)
-  with join.together(values, name, _interrupted(name)):
-    text = _run(command, values)
-  return text if is_first() else ""
-
-
-def _run(command: Command, values: flags.FlagValues) -> str:
-  """Runs a command whose flags are parsed; `InputError` for trouble with a disk."""
+  join.check_started_alike(values, name)
   try:
     return command.run(values)
   except (InputError, flags.Error, BrokenPipeError):

@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from typing import Any, NoReturn
 
@@ -50,6 +50,14 @@ def define_flags(values: flags.FlagValues) -> None:
                      flag_values=values)
 
 
+def take_flags(arguments: Sequence[str]) -> tuple[flags.FlagValues, list[str]]:
+  """These flags, and the other arguments: processes meet before anything else is looked at, to fail together."""
+  values = flags.FlagValues()
+  define_flags(values)
+  values.set_gnu_getopt(True)
+  return values, values(["relearn", *arguments], known_only=True)[1:]
+
+
 def several_by_environment(environment: Mapping[str, str]) -> bool:
   """Whether a scheduler has started several processes of this command; looks at variables alone, and connects nowhere.
 
@@ -72,7 +80,7 @@ def together(values: flags.FlagValues, name: str, interrupted: str) -> Iterator[
   Where the block fails in one of several, every process ends here, with its exit status and its message.
 
   Args:
-    values: the command's flags.
+    values: from `take_flags`.
     name: of the command.
     interrupted: what is said after Ctrl-C.
 
@@ -89,7 +97,6 @@ def together(values: flags.FlagValues, name: str, interrupted: str) -> Iterator[
   watcher = threading.Thread(target=_watch, args=(name,), daemon=True)
   watcher.start()
   try:
-    _check_started_alike(values, name)
     yield
     processes.barrier()
   except (InputError, flags.Error) as error:
@@ -187,14 +194,24 @@ def _nobody_came(address: str | None, count: int | None, timeout: float) -> None
   leave(2)
 
 
-def _check_started_alike(values: flags.FlagValues, name: str) -> None:
-  """Refuses processes with another command, other flags, another configuration or other code."""
+def check_started_alike(values: flags.FlagValues, name: str) -> None:
+  """Refuses processes with another command, other flags, another configuration or other code.
+
+  Args:
+    values: the command's flags, but for those that `take_flags` took.
+    name: of the command.
+
+  Raises:
+    InputError: on every process, naming in what which of them differ from process 0.
+  """
+  if processes.is_alone():
+    return
   root = pathlib.Path(__file__).parents[1]
   code = hashlib.sha256()
   for file in sorted(root.rglob("*.py")):
     code.update(file.relative_to(root).as_posix().encode() + file.read_bytes())
   version = lambda package: f"{package} {metadata.version(package)}"
-  own = (*FLAGS, *PLACES, "config", "?", "help", "helpfull", "helpshort", "helpxml")
+  own = (*PLACES, "config", "?", "help", "helpfull", "helpshort", "helpxml")
   mine: dict[str, Any] = {f"--{flag}": str(values[flag].value) for flag in values if flag.split(".")[0] not in own}
   mine |= {"command": name, "code": f"{version('relearn_jax')} ({code.hexdigest()[:12]})", "jax": version("jax")}
   if "config" in values:
