@@ -21,7 +21,7 @@ from relearn_jax.audit.stages import MEMORIZE, PRETRAIN, Planned
 from relearn_jax.data.order import small_batches
 from relearn_jax.models.model import Params
 from relearn_jax.objectives.losses import nll
-from relearn_jax.parallel.mesh import repeat_runs, shard_runs, to_host
+from relearn_jax.parallel.mesh import repeat_runs, to_host
 from relearn_jax.parallel.processes import agree
 from relearn_jax.progress import progress
 from relearn_jax.training.ended import AllEnded, Ledger
@@ -129,7 +129,7 @@ def memorize(exp: Experiment, stage: Planned, wanted: Iterable[Chain]) -> None:
   places = [(folder.path, config.steps, run) for run in runs]
   with finishing(exp, folder):
     if all(map(exp.shelf.has, places)):  # a kill came after the last step
-      ask(config.steps, shard_runs(exp.shelf.take(places, exp.one_run()), exp.mesh))
+      ask(config.steps, exp.take(places))
     else:
       train(exp, folder, runs, how, start, on_keep, ledger)
 

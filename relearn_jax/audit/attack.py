@@ -22,7 +22,7 @@ from relearn_jax.errors import InputError
 from relearn_jax.models.lora import init_lora
 from relearn_jax.models.model import Params
 from relearn_jax.objectives.losses import nll
-from relearn_jax.parallel.mesh import shard_runs, stack_trees, to_host
+from relearn_jax.parallel.mesh import stack_trees, to_host
 from relearn_jax.training.ended import AllEnded, Ledger, read_ended
 from relearn_jax.training.step import NOTHING, Frozen
 
@@ -117,7 +117,7 @@ def _weights(exp: Experiment, mine: Sequence[Cell]) -> tuple[list[Params], Froze
 
 def _points(exp: Experiment, mine: Sequence[Cell]) -> Params:
   """The weights of trained points, stacked on the mesh."""
-  return shard_runs(exp.shelf.take([place(exp, cell.point) for cell in mine], exp.one_run()), exp.mesh)
+  return exp.take([place(exp, cell.point) for cell in mine])
 
 
 def place(exp: Experiment, point: Point) -> Place:

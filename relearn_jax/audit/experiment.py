@@ -16,7 +16,7 @@ from relearn_jax.audit import pretrained
 from relearn_jax.audit.audit_config import FULL, Audit, UnlearnMethod, unlearn_method
 from relearn_jax.audit.grid import Cell, Chain, chains, content_key
 from relearn_jax.audit.interview import Answers, Interviewer
-from relearn_jax.audit.shelf import Shelf, StageFolder, finished
+from relearn_jax.audit.shelf import Place, Shelf, StageFolder, finished
 from relearn_jax.cases.base import Case
 from relearn_jax.data.chat import open_chat
 from relearn_jax.data.rows import Encoded, stack_runs
@@ -30,6 +30,7 @@ from relearn_jax.models.lora import check_lora
 from relearn_jax.models.model import Model, Params, fingerprint, unroll
 from relearn_jax.models.precision import compute_dtype
 from relearn_jax.objectives.core import TokenRows
+from relearn_jax.parallel.mesh import spreads_runs
 from relearn_jax.parallel.processes import agree, by_first, is_first, write_atomically
 from relearn_jax.training.ended import Ended, read_ended
 from relearn_jax.training.log import TrainLog
@@ -229,7 +230,7 @@ class Experiment:
     self.dtype = compute_dtype(config.arms.dtype, self.where, "arms.dtype")
     self.model = Model(checked.config, dtype=self.dtype, unroll=unroll(checked.config))
     if "start" in self.checked:
-      self.base_params = load_params(checked, self.model)
+      self.base_params = load_params(checked, self.model, mesh=mesh if spreads_runs(mesh) else None)
     self.block, self._interviewers = min(config.ask.runs_at_once or most, most), dict[float, Interviewer]()
 
   def adapted(self, adapter: str) -> Model:
@@ -255,6 +256,10 @@ class Experiment:
   def one_run(self) -> Any:
     """Shapes and dtypes of one run's weights."""
     return jax.eval_shape(lambda: self.base_params)
+
+  def take(self, places: Sequence[Place]) -> Params:
+    """Trained weights of some runs, stacked on the mesh."""
+    return self.shelf.take(places, self.one_run(), self.mesh, self.model.axes())
 
   def load(self, arm: str, dtype: Any) -> Params:
     """The weights of a loaded arm, on the mesh."""

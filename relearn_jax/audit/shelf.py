@@ -10,8 +10,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from relearn_jax.models.model import Model, Params
+from relearn_jax.parallel.mesh import lay_out, padded_runs, weight_shardings
 from relearn_jax.parallel.processes import agree, remove, write_atomically
 from relearn_jax.training import checkpoints
 
@@ -121,35 +123,35 @@ class Shelf:
     return path in self.held and place[2] in self.held[path][0] or (
         checkpoints.is_saved(path) and place[2] in checkpoints.describe(path)["runs"])
 
-  def take(self, places: Sequence[Place], one_run: Params) -> Params:
-    """Weights as `[len(places), ...]`, forked on the device where all of them are held, else on the host.
+  def take(self, places: Sequence[Place], one_run: Params, mesh: Mesh, axes: Mapping[str, tuple[str, ...]]) -> Params:
+    """Weights as `[runs, ...]`, padded and laid out: forked on the device where all of them are held, else from disk.
 
     Args:
       places: of the runs.
       one_run: a tree whose leaves have the shape and dtype of one run's.
+      mesh: where they are to lie.
+      axes: see `weight_shardings`.
     """
-    steps = list(dict.fromkeys(place[:2] for place in places))
-    sources = [self._source(folder, step, one_run) for folder, step in steps]
-    order, start = np.empty(len(places), np.int64), 0
+    size = padded_runs(len(places), mesh)
+    like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((size, *leaf.shape), leaf.dtype), one_run)
+    shardings = weight_shardings(like, axes, mesh, stacked=True)
+    every = [(checkpoints.step_path(*places[i % len(places)][:2]), places[i % len(places)][2]) for i in range(size)]
+    if all(path in self.held for path, _ in every):
+      return lay_out(self._fork(every), shardings)
+    names = {path: checkpoints.describe(path)["runs"] for path in dict.fromkeys(path for path, _ in every)}
+    return checkpoints.load_runs([(path, names[path].index(run)) for path, run in every], like, shardings)
+
+  def _fork(self, every: Sequence[tuple[pathlib.Path, str]]) -> Params:
+    """Held weights, in an order."""
+    paths, order, start = list(dict.fromkeys(path for path, _ in every)), np.empty(len(every), np.int64), 0
     picked: list[np.ndarray] = []
-    for step, (names, _) in zip(steps, sources, strict=True):
-      here = [i for i, place in enumerate(places) if place[:2] == step]
+    for path in paths:
+      here = [i for i, (other, _) in enumerate(every) if other == path]
       order[here] = start + np.arange(len(here))
       start += len(here)
-      picked.append(np.array([names.index(places[i][2]) for i in here]))
-    on_device = all(isinstance(leaf, jax.Array) for _, tree in sources for leaf in jax.tree.leaves(tree))
-    join = jnp.concatenate if on_device else np.concatenate
-    fork = lambda *leaves: join([leaf[i] for leaf, i in zip(leaves, picked, strict=True)])[order]
-    if not on_device:
-      sources = [(names, jax.tree.map(np.asarray, tree)) for names, tree in sources]
-    return jax.tree.map(fork, *(tree for _, tree in sources))
-
-  def _source(self, folder: pathlib.Path, step: int, one_run: Params) -> tuple[list[str], Params]:
-    path = checkpoints.step_path(folder, step)
-    if path in self.held:
-      return self.held[path]
-    names = checkpoints.describe(path)["runs"]
-    return names, checkpoints.load_tree(path, one_run, len(names))
+      picked.append(np.array([self.held[path][0].index(every[i][1]) for i in here]))
+    fork = lambda *leaves: jnp.concatenate([leaf[i] for leaf, i in zip(leaves, picked, strict=True)])[order]
+    return jax.tree.map(fork, *(self.held[path][1] for path in paths))
 
   def folders(self) -> list[pathlib.Path]:
     """The stages of which something is held."""

@@ -18,7 +18,6 @@ from relearn_jax.audit.shelf import StageFolder, open_folder
 from relearn_jax.audit.stages import Planned
 from relearn_jax.models.model import Params
 from relearn_jax.objectives.losses import nll
-from relearn_jax.parallel.mesh import shard_runs
 from relearn_jax.parallel.processes import agree, remove
 from relearn_jax.training.checkpoints import saved_steps, step_path
 from relearn_jax.training.ended import Ledger
@@ -70,13 +69,13 @@ def train_reinforced(exp: Experiment, folder: StageFolder, method: UnlearnMethod
 
 def start_memorized(exp: Experiment, mine: Sequence[Chain]) -> Params:
   """The memorised models of some chains, on the mesh."""
-  return shard_runs(exp.shelf.take([memorized_place(exp, chain) for chain in mine], exp.one_run()), exp.mesh)
+  return exp.take([memorized_place(exp, chain) for chain in mine])
 
 
 def start_reinforced(exp: Experiment, folder: StageFolder, method: UnlearnMethod, runs: Sequence[str]) -> Params:
   """The reinforced models of some runs, on the mesh."""
   steps = int(method.recipe.hyper["reinforce_steps"])
-  return shard_runs(exp.shelf.take([(folder.path, steps, run) for run in runs], exp.one_run()), exp.mesh)
+  return exp.take([(folder.path, steps, run) for run in runs])
 
 
 class _Trajectory:

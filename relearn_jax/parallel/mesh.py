@@ -20,6 +20,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from relearn_jax.errors import InputError
 from relearn_jax.models.config import ModelConfig
+from relearn_jax.parallel.parts import place_padded
 from relearn_jax.parallel.processes import check_takes_part, fetch, is_alone
 from relearn_jax.parallel.rules import spec
 
@@ -220,8 +221,9 @@ def lay_out(tree: Tree, shardings: Any) -> Tree:
 
 
 def shard_runs(tree: Tree, mesh: Mesh) -> Tree:
-  """Pads the runs and lays them out over the runs axis; every process passes the whole arrays."""
-  return lay_out(pad_runs(tree, padded_runs(jax.tree.leaves(tree)[0].shape[0], mesh)), runs_sharding(mesh))
+  """Pads the runs of arrays on the host and lays them out over the runs axis."""
+  size, sharding = padded_runs(jax.tree.leaves(tree)[0].shape[0], mesh), runs_sharding(mesh)
+  return jax.tree.map(lambda leaf: place_padded(leaf, (size, *leaf.shape[1:]), sharding), tree)
 
 
 def map_runs(function: Callable[[Any, Any], Any], mesh: Mesh, stacked: Callable[[Any, Any], Any] | None = None
@@ -262,21 +264,21 @@ def to_host(tree: Tree, num_runs: int | None = None) -> Tree:
   return jax.tree.map(lambda leaf: fetch(leaf)[:num_runs] if num_runs else fetch(leaf), tree)
 
 
-def shard_rows(tree: Tree, mesh: Mesh, multiple: int = 1) -> Tree:
+def shard_rows(tree: Tree, mesh: Mesh, multiple: int = 1, at_least: int = 0) -> Tree:
   """Lays out a data set `[runs, rows, ...]`: runs padded by repeating, rows by empty ones.
 
   Args:
-    tree: token rows on the host; every process passes the whole arrays.
+    tree: token rows on the host; of several processes each lays out what its devices hold.
     mesh: the mesh.
     multiple: the rows of each of its shards become a multiple of this.
+    at_least: their number, over all shards.
   """
-  unit = row_shards(mesh) * multiple
+  unit, sharding = row_shards(mesh) * multiple, rows_sharding(mesh)
 
-  def fill(leaf: np.ndarray) -> np.ndarray:
-    missing = -leaf.shape[1] % unit
-    return np.pad(leaf, ((0, 0), (0, missing), *((0, 0),) * (leaf.ndim - 2))) if missing else leaf
-  size = padded_runs(jax.tree.leaves(tree)[0].shape[0], mesh)
-  return lay_out(pad_runs(jax.tree.map(fill, tree), size), rows_sharding(mesh))
+  def lay(leaf: np.ndarray) -> jax.Array:
+    rows = -(-max(leaf.shape[1], at_least) // unit) * unit
+    return place_padded(leaf, (padded_runs(leaf.shape[0], mesh), rows, *leaf.shape[2:]), sharding)
+  return jax.tree.map(lay, tree)
 
 
 def repeat_runs(tree: Tree, num_runs: int, mesh: Mesh, axes: Mapping[str, tuple[str, ...]] | None = None) -> Tree:

@@ -13,12 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from relearn_jax.errors import InputError
 from relearn_jax.metrics.likelihood import per_token
 from relearn_jax.models.model import Head, Model, Params, head_logits, whole
-from relearn_jax.models.safetensor_files import read_header, read_metadata
+from relearn_jax.models.safetensor_files import map_tensors, read_header, read_metadata
 from relearn_jax.objectives.core import Batch, Need, TokenRows
 from relearn_jax.objectives.losses import generic_logits
 from relearn_jax.parallel.mesh import map_runs, shard_rows, shard_runs, to_host
@@ -156,11 +156,10 @@ class ReferenceCache:
     """Rows with their statistics from disk, laid out as `shard_rows` lays out rows; None where there are none yet."""
     if not agree(self.path(name).exists):
       return None
-    found: dict[str, Any] = load_file(self.path(name))
+    found: dict[str, Any] = map_tensors(self.path(name))
     head = {key: found.pop(key) for key in list(found) if key.startswith(HEAD + ".")}
-    missing = rows.tokens.shape[1] - next(iter(found.values())).shape[1]  # empty rows, to fill up steps and shards
-    fill = lambda leaf: np.pad(leaf, ((0, 0), (0, missing), *((0, 0),) * (leaf.ndim - 2)))
-    reference = dict(shard_rows(jax.tree.map(fill, found), mesh, multiple))
+    # With as many empty rows as the tokens have, to fill up steps and shards.
+    reference = dict(shard_rows(found, mesh, multiple, rows.tokens.shape[1]))
     if head:
       reference[HEAD] = Head(**shard_runs({key.removeprefix(HEAD + "."): leaf for key, leaf in head.items()}, mesh))
     return rows._replace(reference=reference)
