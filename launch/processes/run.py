@@ -17,7 +17,7 @@ import sys
 import threading
 from types import FrameType
 
-GRACE = 10.0  # seconds in which the others may end by themselves; as many again between SIGTERM and SIGKILL
+GRACE = 5.0  # seconds in which the others may end by themselves; as many again between SIGTERM and SIGKILL
 SHOWN = 20  # lines at the end of a log
 
 

@@ -189,7 +189,7 @@ def check_alike(what: Callable[[], T], differ: Callable[[T, T], Sequence[str]],
     raise InputError(problem + ":\n  " + "\n  ".join(lines), field=field, mend=mend)
 
 
-def check_shared(folder: pathlib.Path, field: str, patience: float = 10.0) -> None:
+def check_shared(folder: pathlib.Path, field: str, patience: float = 5.0) -> None:
   """Refuses a folder that not every process sees.
 
   Args:
