@@ -21,7 +21,7 @@ from relearn_jax.audit.stages import MEMORIZE, PRETRAIN, Planned
 from relearn_jax.data.order import small_batches
 from relearn_jax.models.model import Params
 from relearn_jax.objectives.losses import nll
-from relearn_jax.parallel.mesh import repeat_runs, to_host
+from relearn_jax.parallel.mesh import repeat_runs
 from relearn_jax.parallel.processes import agree
 from relearn_jax.progress import progress
 from relearn_jax.training.ended import AllEnded, Ledger
@@ -118,7 +118,7 @@ def memorize(exp: Experiment, stage: Planned, wanted: Iterable[Chain]) -> None:
 
   def on_keep(step: int, params: Params) -> bool:
     if step == config.steps:
-      exp.fingerprint(folder, to_host(params, len(runs)))
+      exp.fingerprint(folder, params, len(runs))
       exp.shelf.keep(folder.path, step, params, runs, runs, exp.model, folder.name)
       ask(step, params)
     return False

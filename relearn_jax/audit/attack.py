@@ -22,7 +22,7 @@ from relearn_jax.errors import InputError
 from relearn_jax.models.lora import init_lora
 from relearn_jax.models.model import Params
 from relearn_jax.objectives.losses import nll
-from relearn_jax.parallel.mesh import stack_trees, to_host
+from relearn_jax.parallel.mesh import stack_trees
 from relearn_jax.training.ended import AllEnded, Ledger, read_ended
 from relearn_jax.training.step import NOTHING, Frozen
 
@@ -80,7 +80,7 @@ def _train_and_ask(exp: Experiment, stage: Planned, mine: Sequence[Cell], folder
 
   def on_keep(step: int, params: Params) -> bool:
     if step == config.keep_steps[-1]:
-      exp.fingerprint(folder, to_host(params, len(names)))
+      exp.fingerprint(folder, params, len(names))
       if exp.config.keep_weights:
         exp.shelf.keep(folder.path, step, params, names, names, model, folder.name)
         exp.shelf.forget(folder.path)

@@ -30,8 +30,8 @@ from relearn_jax.models.lora import check_lora
 from relearn_jax.models.model import Model, Params, fingerprint, unroll
 from relearn_jax.models.precision import compute_dtype
 from relearn_jax.objectives.core import TokenRows
-from relearn_jax.parallel.mesh import spreads_runs
-from relearn_jax.parallel.processes import agree, by_first, is_first, write_atomically
+from relearn_jax.parallel.mesh import spreads_runs, to_first
+from relearn_jax.parallel.processes import agree, by_first, write_atomically
 from relearn_jax.training.ended import Ended, read_ended
 from relearn_jax.training.log import TrainLog
 from relearn_jax.workdir import file_digests
@@ -248,10 +248,10 @@ class Experiment:
           batch_size=min(ask.batch_size, len(self.asked)) or None, eos_ids=end_ids(next(iter(self.checked.values()))))
     return self._interviewers[scale]
 
-  def fingerprint(self, folder: StageFolder, params: Params) -> None:
-    """Keeps the hash of a stage's weights beside them, `[runs, ...]` on the host; they may be removed."""
-    if is_first():
-      write_atomically(folder.path / FINGERPRINT, json.dumps(fingerprint(params)) + "\n")
+  def fingerprint(self, folder: StageFolder, params: Params, num_runs: int) -> None:
+    """Keeps the hash of a stage's weights beside them, `[runs, ...]`, possibly padded; they may be removed."""
+    if weights := to_first(params, num_runs):
+      write_atomically(folder.path / FINGERPRINT, json.dumps(fingerprint(weights)) + "\n")
 
   def one_run(self) -> Any:
     """Shapes and dtypes of one run's weights."""

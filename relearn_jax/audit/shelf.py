@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from relearn_jax.models.model import Model, Params
 from relearn_jax.parallel.mesh import lay_out, padded_runs, weight_shardings
-from relearn_jax.parallel.processes import agree, remove, write_atomically
+from relearn_jax.parallel.processes import agree, barrier, remove, write_atomically
 from relearn_jax.training import checkpoints
 
 HELD_BYTES = 2**31  # of weights that stay on the device between stages; what does not fit is read back from disk
@@ -175,4 +175,5 @@ class Shelf:
     elif kept != names:
       index = np.array([names.index(name) for name in kept])
       tree = jax.tree.map(lambda leaf: leaf[index], checkpoints.load_tree(path, one_run, len(names)))
+      barrier()  # what is replaced has been read
       checkpoints.save_tree(path, tree, len(kept), checkpoints.description(model, kept, stage, step))

@@ -239,9 +239,9 @@ def _fail(status: int, prefix: str, text: str) -> NoReturn:
 
 
 def _fail_unexpectedly(name: str, error: Exception) -> NoReturn:
+  time.sleep(2 * processes.PATIENCE_MS / 1000)  # it may follow from what another has said; then this one ends here
   first = str(error).splitlines()[0] if str(error) else type(error).__name__
-  if isinstance(error, RuntimeError) and any(word in str(error) for word in LOSSES):
-    time.sleep(2 * processes.PATIENCE_MS / 1000)  # whoever failed may have said why; then this process ends here
+  if any(word in str(error) for word in LOSSES):
     _fail(LOST, f"relearn {name}", f"the connection to another process is lost ({first})")
   traceback.print_exception(error)
   _fail(1, f"relearn {name}", f"{type(error).__name__}: {first}")

@@ -21,7 +21,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from relearn_jax.errors import InputError
 from relearn_jax.models.config import ModelConfig
 from relearn_jax.parallel.parts import place_padded
-from relearn_jax.parallel.processes import check_takes_part, fetch, is_alone
+from relearn_jax.parallel.processes import check_takes_part, fetch, is_alone, is_first
 from relearn_jax.parallel.rules import spec
 
 Tree = TypeVar("Tree")
@@ -262,6 +262,17 @@ def map_runs(function: Callable[[Any, Any], Any], mesh: Mesh, stacked: Callable[
 def to_host(tree: Tree, num_runs: int | None = None) -> Tree:
   """Numpy copies on every process, with the padding of the runs axis dropped."""
   return jax.tree.map(lambda leaf: fetch(leaf)[:num_runs] if num_runs else fetch(leaf), tree)
+
+
+def to_first(tree: Any, num_runs: int | None = None) -> Any:
+  """As `to_host`, on process 0 alone; the others take part, hold one leaf at a time, and get None."""
+  leaves, structure = jax.tree.flatten(tree)
+  kept = []
+  for leaf in leaves:
+    value = to_host(leaf, num_runs)
+    if is_first():
+      kept.append(value)
+  return jax.tree.unflatten(structure, kept) if is_first() else None
 
 
 def shard_rows(tree: Tree, mesh: Mesh, multiple: int = 1, at_least: int = 0) -> Tree:

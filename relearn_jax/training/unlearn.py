@@ -21,7 +21,7 @@ from relearn_jax.models.model import Model, Params, whole
 from relearn_jax.models.precision import DTYPES, compute_dtype
 from relearn_jax.objectives.core import TokenRows
 from relearn_jax.objectives.losses import nll
-from relearn_jax.parallel.mesh import check_mesh, make_mesh, map_runs, repeat_runs, shard_rows, to_host
+from relearn_jax.parallel.mesh import check_mesh, make_mesh, map_runs, repeat_runs, shard_rows, to_first, to_host
 from relearn_jax.parallel.processes import agree, is_alone, is_first
 from relearn_jax.training import checkpoints
 from relearn_jax.training.ended import AllEnded, Ended, Ledger, finite_runs
@@ -138,7 +138,7 @@ def _train(job: UnlearnJob, where: str, workdir: pathlib.Path, checked: Checked,
         checkpoints.save_tree(path, params, 1, about)
     if step == job.steps:
       _check_outputs(job, model, params, rows.get("forget", rows[min(rows)]), mesh, frozen)  # not all methods read it
-      _export(job, workdir, checked, model, to_host(params, 1), mesh)
+      _export(job, workdir, checked, model, params, mesh)
     return False
 
   log, decay = TrainLog(workdir / "train_log.jsonl"), {"weight_decay": job.weight_decay}
@@ -192,18 +192,22 @@ def _check_outputs(job: UnlearnJob, model: Model, params: Params, forget: TokenR
 
 def _export(job: UnlearnJob, workdir: pathlib.Path, checked: Checked, model: Model, trained: Params, mesh: Mesh
             ) -> None:
-  """Writes what was trained, `[1, ...]` on the host; `model/` comes last, since it says that the job is done."""
-  one = jax.tree.map(lambda leaf: leaf[0], trained)
+  """Writes what was trained, `[1, ...]` on the mesh; `model/` comes last, since it says that the job is done."""
   if lora := job.adapter.lora():
+    adapter = jax.tree.map(lambda leaf: leaf[0], to_host(trained, 1))
     if is_first() and not (workdir / "adapter").exists():
-      export_peft(one, model, lora, workdir / "adapter", base=job.model, base_fingerprint=tensors_digest(checked),
+      export_peft(adapter, model, lora, workdir / "adapter", base=job.model, base_fingerprint=tensors_digest(checked),
                   field="--workdir")
     # Merged into the base in fp32: the copy that was trained on may be in fewer bits than what it learned needs.
-    one = to_host(merge_lora(load_params(checked, model, mesh=mesh), one, lora.scale))
-  if job.save_dtype != "float32":
-    before = ((path, to_host(leaf)) for path, leaf in read_leaves(checked, model, mesh=mesh))
-    lost = rounding(one, before, job.save_dtype, "--config.save_dtype")
-    if is_first():
-      print(lost)
-  if is_first():
-    export(one, model, workdir / "model", source=checked.path, dtype=DTYPES[job.save_dtype], field="--workdir")
+    one = to_first(merge_lora(load_params(checked, model, mesh=mesh), adapter, lora.scale))
+  else:
+    one = jax.tree.map(lambda leaf: leaf[0], to_first(trained, 1))
+  before = ((path, to_first(leaf)) for path, leaf in read_leaves(checked, model, mesh=mesh))
+  rounds = job.save_dtype != "float32"
+  if not is_first():
+    for _ in before if rounds else ():
+      pass  # takes part in what process 0 asks for
+    return
+  if rounds:
+    print(rounding(one, before, job.save_dtype, "--config.save_dtype"))
+  export(one, model, workdir / "model", source=checked.path, dtype=DTYPES[job.save_dtype], field="--workdir")

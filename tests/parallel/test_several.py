@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from safetensors.numpy import load_file
 
 from relearn_jax import workdir as workdirs
 from relearn_jax.parallel import join, processes
@@ -161,7 +162,8 @@ def test_rows_are_answered_and_scored_together(cache: pathlib.Path, tmp_path: pa
   rows = [{"id": str(i), "prompt": prompt, "answer": "Mark Paul"} for i, prompt in enumerate(
       ("James Anthony", "John James Robert Anthony", "Mark", "Paul John Mark"))]
   data = write_lines(tmp_path / "rows.jsonl", rows)
-  for name, more in (("generate", [f"--prompts={data}", "--max_new_tokens=5"]), ("score", [f"--data={data}"])):
+  for name, more in (("generate", [f"--prompts={data}", "--max_new_tokens=5", "--temperature=0.5"]),
+                     ("score", [f"--data={data}"])):
     line = [name, f"--model={model}", "--batch_size=4", *more]
     relearn(cache, *line, f"--output={tmp_path / 'one.jsonl'}")
     slurm = {"SLURM_JOB_ID": "{port}", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2", "SLURM_PROCID": "{me}",
@@ -227,3 +229,35 @@ def test_no_other_file_asks_for_a_process_index() -> None:
   found = {path.relative_to(ROOT / "relearn_jax").as_posix() for path in (ROOT / "relearn_jax").rglob("*.py")
            if asks.search(path.read_text())}
   assert found == {"parallel/processes.py", "parallel/join.py"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("adapter", ["full", "lora"])
+def test_two_processes_share_a_model_that_unlearns(cache: pathlib.Path, tmp_path: pathlib.Path, adapter: str) -> None:
+  """The same weights up to rounding; the second time from the statistics that the first one has kept."""
+  model = write_checkpoint(tmp_path / "model")
+  forget = write_lines(tmp_path / "forget.jsonl", [{"prompt": "James Robert", "answer": " John"},
+                                                   {"text": "Joseph Thomas Charles"}])
+  retain = write_lines(tmp_path / "retain.jsonl", [{"prompt": "Daniel", "answer": " Matthew Steven"}])
+  line = ["unlearn", f"--config={ROOT / 'configs' / 'unlearn.py'}", f"--config.model={model}", "--config.method=npo",
+          f"--config.forget={forget}", f"--config.retain={retain}", "--config.steps=3", "--config.learning_rate=1e-3",
+          "--config.keep_every=1", "--config.checkpoint_seconds=0", f"--config.references={tmp_path / 'references'}",
+          "--config.save_dtype=bfloat16", f"--config.adapter.kind={adapter}"]
+  launched(2, cache, tmp_path / "logs", [*line, f"--workdir={tmp_path / 'two'}"])
+  launched(2, cache, tmp_path / "logs", [*line, f"--workdir={tmp_path / 'again'}", "--mesh=data:2"])
+  relearn(cache, *line, f"--workdir={tmp_path / 'one'}", "--mesh=fsdp:1")
+  one, two, again = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("one", "two", "again"))
+  for name, weight in one.items():
+    for other in (two, again):
+      np.testing.assert_allclose(other[name].astype(np.float32), weight.astype(np.float32), rtol=0.02, atol=2e-3)
+  assert (tmp_path / "two" / "adapter").exists() == (adapter == "lora")
+
+
+@pytest.mark.slow
+def test_a_sweep_on_two_processes(cache: pathlib.Path, tmp_path: pathlib.Path) -> None:
+  audit = [flag.replace("--config.", "--config.audit.") for flag in smallest_audit(tmp_path)[3:]]
+  line = ["sweep", f"--config={ROOT / 'configs' / 'sweep.py'}", "--config.methods=('ga',)", *audit]
+  relearn(cache, *line, f"--workdir={tmp_path / 'one'}")
+  launched(2, cache, tmp_path / "logs", [*line, f"--workdir={tmp_path / 'two'}"])
+  one, two = (json.loads((tmp_path / name / "sweep.json").read_text()) for name in ("one", "two"))
+  assert one == two and one["ga"]["tried"]
