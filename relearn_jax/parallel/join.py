@@ -157,6 +157,8 @@ def join(address: str | None, count: int | None, me: int | None, timeout: float)
   alarm.daemon = True
   alarm.start()
   jax.config.update("jax_enable_preemption_service", False)  # it would swallow SIGTERM
+  # On CPU programs that do not depend on each other may run at once, and their exchanges then meet, or wait, for ever.
+  jax.config.update("jax_cpu_enable_async_dispatch", False)
   try:
     jax.distributed.initialize(address, count, me, initialization_timeout=int(timeout) + 60,
                                heartbeat_timeout_seconds=HEARTBEAT)
