@@ -149,6 +149,8 @@ def join(address: str | None, count: int | None, me: int | None, timeout: float)
   """
   import jax
   from jax._src import distributed  # the store has no public name; Orbax takes it from here, too
+  if count is None and "OMPI_COMM_WORLD_SIZE" in os.environ:  # of Open MPI 5, JAX finds no coordinator, nor the rest
+    count, me = (int(os.environ[f"OMPI_COMM_WORLD_{name}"]) for name in ("SIZE", "RANK"))
   end = time.monotonic() + timeout
   if me and address:
     _reach(address, timeout)
