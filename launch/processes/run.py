@@ -28,12 +28,6 @@ def free_port() -> int:
     return int(found.getsockname()[1])
 
 
-def environment(count: int) -> dict[str, str]:
-  """The cores are shared out: on CPU each is a device of some process."""
-  cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-  return {"JAX_NUM_CPU_DEVICES": str(max(1, cores // count)), **os.environ}
-
-
 def start(command: list[str], count: int, logs: pathlib.Path) -> dict[int, subprocess.Popen[bytes]]:
   """The processes by their number, each in a group of its own, so that a terminal's Ctrl-C reaches it once, from us."""
   logs.mkdir(parents=True, exist_ok=True)
@@ -41,7 +35,7 @@ def start(command: list[str], count: int, logs: pathlib.Path) -> dict[int, subpr
   found = {}
   for number in range(count):
     with (logs / f"process-{number}.log").open("wb") as log:
-      found[number] = subprocess.Popen([*command, *flags, f"--process_id={number}"], env=environment(count),
+      found[number] = subprocess.Popen([*command, *flags, f"--process_id={number}"],
                                        stdout=subprocess.PIPE if number == 0 else log, stderr=subprocess.STDOUT,
                                        stdin=subprocess.DEVNULL, start_new_session=True)
   return found

@@ -149,6 +149,8 @@ def join(address: str | None, count: int | None, me: int | None, timeout: float)
   """
   import jax
   from jax._src import distributed  # the store has no public name; Orbax takes it from here, too
+  if count is None and "OMPI_COMM_WORLD_SIZE" in os.environ:  # of Open MPI 5, JAX finds no coordinator, nor the rest
+    count, me = (int(os.environ[f"OMPI_COMM_WORLD_{name}"]) for name in ("SIZE", "RANK"))
   end = time.monotonic() + timeout
   if me and address:
     _reach(address, timeout)
@@ -157,6 +159,8 @@ def join(address: str | None, count: int | None, me: int | None, timeout: float)
   alarm.daemon = True
   alarm.start()
   jax.config.update("jax_enable_preemption_service", False)  # it would swallow SIGTERM
+  # On CPU programs that do not depend on each other may run at once, and their exchanges then meet, or wait, for ever.
+  jax.config.update("jax_cpu_enable_async_dispatch", False)
   try:
     jax.distributed.initialize(address, count, me, initialization_timeout=int(timeout) + 60,
                                heartbeat_timeout_seconds=HEARTBEAT)

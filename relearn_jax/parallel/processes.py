@@ -297,8 +297,6 @@ def fetch(leaf: Any) -> Any:
     return np.asarray(leaf)
   if not leaf.is_fully_replicated:
     leaf = _gather(leaf.sharding)(leaf)
-    # On CPU the next exchange would meet what is still under way on this process's other devices.
-    jax.block_until_ready(leaf)
   return np.asarray(leaf.addressable_data(0))
 
 

@@ -24,18 +24,16 @@ def smallest_audit(workdir: pathlib.Path, *more: str) -> list[str]:
   return audit_flags(workdir, *SMALLEST, *more)
 
 
-def launch(number: int, cache: pathlib.Path, logs: pathlib.Path, arguments: Sequence[Any], devices: int = 1,
-           ) -> subprocess.Popen[str]:
-  """Starts a command on some processes with some devices each."""
+def launch(number: int, cache: pathlib.Path, logs: pathlib.Path, arguments: Sequence[Any]) -> subprocess.Popen[str]:
+  """Starts a command on some processes with a device each."""
   return subprocess.Popen([*LAUNCH, "-n", str(number), f"--logs={logs}", "--", *argv(*arguments)], cwd=ROOT, text=True,
-                          env=environment(cache, JAX_NUM_CPU_DEVICES=str(devices), JAX_PLATFORMS="cpu"),
+                          env=environment(cache, JAX_NUM_CPU_DEVICES="1", JAX_PLATFORMS="cpu"),
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
-def launched(number: int, cache: pathlib.Path, logs: pathlib.Path, arguments: Sequence[Any], status: int = 0,
-             devices: int = 1) -> str:
+def launched(number: int, cache: pathlib.Path, logs: pathlib.Path, arguments: Sequence[Any], status: int = 0) -> str:
   """What a command on some processes shows; its exit status is asserted, and that nothing of it is a traceback."""
-  process = launch(number, cache, logs, arguments, devices)
+  process = launch(number, cache, logs, arguments)
   out, _ = process.communicate(timeout=500)
   every = out + "".join(log.read_text(errors="replace") for log in sorted(logs.glob("*.log")))
   assert process.returncode == status and "Traceback" not in every, every
