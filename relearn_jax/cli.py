@@ -23,6 +23,8 @@ from relearn_jax.config_files import (
 )
 from relearn_jax.errors import InputError
 from relearn_jax.interrupts import INTERRUPTED, handle_interrupts
+from relearn_jax.parallel import join
+from relearn_jax.parallel.processes import agree, by_first, is_first
 from relearn_jax.process import CLOSED_PIPE, accept_any_terminal, disk_trouble, drop_output, flush_output, leave
 from relearn_jax.workdir import nothing_left
 
@@ -37,6 +39,7 @@ class Command:
     run: does what the flags say and returns what is printed at the end.
     config: examples of its configuration files; empty where it takes none.
     continues: whether the same command goes on where it was interrupted.
+    spreads: whether it runs on several processes.
   """
 
   summary: str
@@ -44,6 +47,7 @@ class Command:
   run: Callable[[flags.FlagValues], str]
   config: str = ""
   continues: bool = False
+  spreads: bool = False
 
 
 class _Path(flags.ArgumentParser[str]):
@@ -100,8 +104,8 @@ def _audit(values: flags.FlagValues) -> str:
   done = audit(config, path, workdir, cache_dir(), allow_leakage=values.allow_leakage, mesh=values.mesh,
                at_once=fitting)
   if done:
-    report_from_rows(workdir)
-  return nothing_left(workdir, done) + closing(workdir)
+    by_first(lambda: report_from_rows(workdir))
+  return nothing_left(workdir, done) + agree(lambda: closing(workdir))
 
 
 def _define_report(values: flags.FlagValues) -> None:
@@ -267,14 +271,14 @@ COMMANDS = {
     "plan": Command("what a configuration needs of memory and time, before it is launched", _define_plan, _plan,
                     "configs/unlearn.py, configs/checkpoint.py or configs/names.py"),
     "unlearn": Command("make a checkpoint unlearn a forget set", _define_unlearn, _unlearn, "configs/unlearn.py",
-                       continues=True),
+                       continues=True, spreads=True),
     "sweep": Command("choose hyper-parameters of methods by their unlearned models", _define_sweep, _sweep,
-                     "configs/sweep.py", continues=True),
+                     "configs/sweep.py", continues=True, spreads=True),
     "audit": Command("unlearn, attack and judge: the whole experiment of a configuration file", _define_audit, _audit,
-                     "configs/names.py, configs/methods.py or configs/checkpoint.py", continues=True),
+                     "configs/names.py, configs/methods.py or configs/checkpoint.py", continues=True, spreads=True),
     "report": Command("render an audit's report again from its stored rows", _define_report, _report),
-    "generate": Command("complete prompts with a checkpoint", _define_generate, _generate),
-    "score": Command("log-probabilities of answers under a checkpoint", _define_score, _score),
+    "generate": Command("complete prompts with a checkpoint", _define_generate, _generate, spreads=True),
+    "score": Command("log-probabilities of answers under a checkpoint", _define_score, _score, spreads=True),
     "export": Command("write a trained state as a Hugging Face folder", _define_export, _export)}
 
 
@@ -306,6 +310,16 @@ def run_command(name: str, arguments: Sequence[str]) -> str:
   Raises:
     InputError, flags.Error: the arguments, or what they name, are bad.
   """
+  if not COMMANDS[name].spreads:
+    return _run(name, arguments)
+  own, rest = join.take_flags(arguments)
+  with join.together(own, name, _interrupted(name)):
+    text = _run(name, rest)
+  return text if is_first() else ""
+
+
+def _run(name: str, arguments: Sequence[str]) -> str:
+  """Runs a command of this process, told apart from how it finds the others."""
   command, values = COMMANDS[name], flags.FlagValues()
   command.define(values)
   shows_help = bool({"--help", "-h", "--helpfull"} & set(arguments))
@@ -322,9 +336,13 @@ def run_command(name: str, arguments: Sequence[str]) -> str:
         "config", None, f"Experiment file, such as {command.config}; --config.some.field=value sets a field.",
         flag_values=values, sys_argv=line)
   if shows_help:
+    if command.spreads:  # which are not among those that are parsed here
+      join.define_flags(values)
+      flags.adopt_module_key_flags(join, values)
     return command_help(name, values, arguments)
   if rest := values(line)[1:]:
     raise InputError(f"is not understood: {' '.join(rest)}", field="argument", mend="flags are --name=value")
+  join.check_started_alike(values, name)
   try:
     return command.run(values)
   except (InputError, flags.Error, BrokenPipeError):

@@ -5,9 +5,11 @@ import sys
 
 from tqdm import tqdm
 
+from relearn_jax.parallel.processes import is_first
+
 
 def progress(total: int, name: str, unit: str = "step") -> tqdm:
-  """A progress bar on stderr; nothing where stderr is no terminal."""
+  """A progress bar on stderr; nothing where stderr is no terminal, or another process's."""
   # tqdm draws nothing on terminals of unknown size, such as those of containers; this has a fallback.
-  size = shutil.get_terminal_size()
-  return tqdm(total=total, desc=name, unit=unit, disable=not sys.stderr.isatty(), ncols=size.columns, nrows=size.lines)
+  size, shown = shutil.get_terminal_size(), is_first() and sys.stderr.isatty()
+  return tqdm(total=total, desc=name, unit=unit, disable=not shown, ncols=size.columns, nrows=size.lines)

@@ -4,13 +4,14 @@ import dataclasses
 import hashlib
 import json
 import pathlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import filelock
 
 from relearn_jax.errors import InputError
+from relearn_jax.parallel.processes import agree, by_first, check_alike, check_shared, write_atomically
 
 INPUTS = "inputs.json"  # digests of the files that a workdir was begun with
 
@@ -52,9 +53,9 @@ def file_digests(files: Mapping[str, pathlib.Path | str]) -> dict[str, str]:
   return found
 
 
-def _without(values: Mapping[str, Any], paths: Collection[str]) -> dict[str, Any]:
+def without(values: Mapping[str, Any], paths: Collection[str]) -> dict[str, Any]:
   """A nested configuration without the fields that name files and folders."""
-  return {key: _without(value, paths) if isinstance(value, dict) else value for key, value in values.items()
+  return {key: without(value, paths) if isinstance(value, dict) else value for key, value in values.items()
           if isinstance(value, dict) or key not in paths}
 
 
@@ -85,10 +86,15 @@ def is_claimed(workdir: pathlib.Path, config: Any, inputs: Mapping[str, str] | N
     InputError: it belongs to another configuration (the fields are named), or was begun with other contents of a
       file (its field is named).
   """
+  return agree(lambda: _is_claimed(workdir, config, inputs, paths, axes, may_be_new))
+
+
+def _is_claimed(workdir: pathlib.Path, config: Any, inputs: Mapping[str, str] | None, paths: Collection[str],
+                axes: Collection[str], may_be_new: Collection[str]) -> bool:
   path = workdir / "config.json"
   if not path.exists():
     return False
-  here, before = (_without(values, paths) for values in (to_dict(config), _read(path)))
+  here, before = (without(values, paths) for values in (to_dict(config), _read(path)))
   lines = differences(here, before)
   ours, theirs = dict(_flatten(here)), dict(_flatten(before))
   if changed := [line for line in lines if not _grows(line, ours, theirs, axes)]:
@@ -114,9 +120,8 @@ def claim_workdir(workdir: pathlib.Path, config: Any, inputs: Mapping[str, str] 
   Raises:
     InputError: it cannot be written, or belongs to another configuration or other files; see `is_claimed`.
   """
-  try:
-    workdir.mkdir(parents=True, exist_ok=True)
-    if is_claimed(workdir, config, inputs, paths, axes, may_be_new):
+  def claim() -> bool:
+    if _is_claimed(workdir, config, inputs, paths, axes, may_be_new):
       return True
     probe = workdir / ".probe"
     probe.touch()
@@ -124,10 +129,28 @@ def claim_workdir(workdir: pathlib.Path, config: Any, inputs: Mapping[str, str] 
     if inputs is not None:
       _write(workdir / INPUTS, inputs)
     _write(workdir / "config.json", to_dict(config))  # last: where it is, the files are pinned
+    return False
+  try:
+    by_first(lambda: workdir.mkdir(parents=True, exist_ok=True))
+    check_shared(workdir, "--workdir")
+    return agree(claim)
   except OSError as error:
     raise InputError(f"cannot be written ({error.strerror})", file=workdir, field="--workdir",
                      mend="give a folder that you may write to") from None
-  return False
+
+
+def check_inputs_alike(inputs: Callable[[], Mapping[str, str] | None]) -> None:
+  """Refuses processes of one command that read other contents of files.
+
+  Args:
+    inputs: gives digests (see `is_claimed`); it is asked where there are several processes.
+
+  Raises:
+    InputError: naming process and field.
+  """
+  other = lambda ours, theirs: sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
+  check_alike(lambda: dict(inputs() or {}), other, "what is read is not the same on all hosts",
+              mend="give every host the same files, or one folder")
 
 
 def _read(path: pathlib.Path) -> dict[str, Any]:
@@ -145,9 +168,7 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _write(path: pathlib.Path, values: Mapping[str, Any]) -> None:
-  temporary = path.with_suffix(".tmp")
-  temporary.write_text(json.dumps(values, indent=2) + "\n")
-  temporary.replace(path)
+  write_atomically(path, json.dumps(values, indent=2) + "\n")
 
 
 def nothing_left(workdir: pathlib.Path, done: bool) -> str:
@@ -157,13 +178,19 @@ def nothing_left(workdir: pathlib.Path, done: bool) -> str:
 
 @contextmanager
 def only_process(workdir: pathlib.Path) -> Iterator[None]:
-  """Holds the workdir's lock, which the system releases when the process dies, however it dies."""
+  """Holds the workdir's lock, which the system releases when the process dies, however it dies.
+
+  Of several processes of one command the first holds it for all.
+  """
   lock = filelock.FileLock(workdir / ".lock")
-  try:
-    lock.acquire(timeout=0)
-  except filelock.Timeout:
-    raise InputError("is in use by another process that is still running", file=workdir, field="--workdir",
-                     mend="wait for it, or give another folder") from None
+
+  def acquire() -> None:
+    try:
+      lock.acquire(timeout=0)
+    except filelock.Timeout:
+      raise InputError("is in use by another process that is still running", file=workdir, field="--workdir",
+                       mend="wait for it, or give another folder") from None
+  by_first(acquire)
   try:
     yield
   finally:

@@ -21,7 +21,8 @@ from relearn_jax.audit.stages import MEMORIZE, PRETRAIN, Planned
 from relearn_jax.data.order import small_batches
 from relearn_jax.models.model import Params
 from relearn_jax.objectives.losses import nll
-from relearn_jax.parallel.mesh import repeat_runs, shard_runs, to_host
+from relearn_jax.parallel.mesh import repeat_runs
+from relearn_jax.parallel.processes import agree
 from relearn_jax.progress import progress
 from relearn_jax.training.ended import AllEnded, Ledger
 from relearn_jax.training.stage import OnKeep, Stage, run_stage
@@ -62,7 +63,7 @@ def every(last: int, interval: int) -> list[int]:
 def ask_once(folder: StageFolder, step: int, ask: Callable[[], Answers]) -> Answers:
   """Answers of a stage's runs after a number of steps: those that were kept, or asked for now and kept."""
   path = folder.answers(step)
-  if not path.exists():
+  if not agree(path.exists):
     save_answers(path, ask())
   return load_answers(path)
 
@@ -119,7 +120,7 @@ def memorize(exp: Experiment, stage: Planned, wanted: Iterable[Chain]) -> None:
 
   def on_keep(step: int, params: Params) -> bool:
     if step == config.steps:
-      exp.fingerprint(folder, to_host(params, len(runs)))
+      exp.fingerprint(folder, params, len(runs))
       exp.shelf.keep(folder.path, step, params, runs, runs, exp.model, folder.name)
       ask(step, params)
     return False
@@ -131,7 +132,7 @@ def memorize(exp: Experiment, stage: Planned, wanted: Iterable[Chain]) -> None:
   places = [(folder.path, config.steps, run) for run in runs]
   with finishing(exp, folder):
     if all(map(exp.shelf.has, places)):  # a kill came after the last step
-      ask(config.steps, shard_runs(exp.shelf.take(places, exp.one_run()), exp.mesh))
+      ask(config.steps, exp.take(places))
     else:
       train(exp, folder, runs, how, start, on_keep, ledger)
 

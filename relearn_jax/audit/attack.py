@@ -22,7 +22,7 @@ from relearn_jax.errors import InputError
 from relearn_jax.models.lora import init_lora
 from relearn_jax.models.model import Params
 from relearn_jax.objectives.losses import nll
-from relearn_jax.parallel.mesh import shard_runs, stack_trees, to_host
+from relearn_jax.parallel.mesh import stack_trees
 from relearn_jax.training.ended import AllEnded, Ledger, read_ended
 from relearn_jax.training.step import NOTHING, Frozen
 
@@ -53,7 +53,7 @@ def attack(exp: Experiment, stage: Planned, cells: Sequence[Cell]) -> None:
                   "attack.lora.learning_rates" if lora else "attack.learning_rates",
                   [cell.attack.learning_rate for cell in mine])
   try:
-    if folder.answers(exp.config.attack.keep_steps[-1]).exists():  # a kill may have come before the ledger was written
+    if exp.config.attack.keep_steps[-1] in folder.asked():  # a kill may have come before the ledger was written
       for step in folder.asked():
         ledger.look(step, "answers", finite_by_name(load_answers(folder.answers(step))))
     else:
@@ -82,7 +82,7 @@ def _train_and_ask(exp: Experiment, stage: Planned, mine: Sequence[Cell], folder
 
   def on_keep(step: int, params: Params) -> bool:
     if step == config.keep_steps[-1]:
-      exp.fingerprint(folder, to_host(params, len(names)))
+      exp.fingerprint(folder, params, len(names))
       if exp.config.keep_weights:
         exp.shelf.keep(folder.path, step, params, names, names, model, folder.name)
         exp.shelf.forget(folder.path)
@@ -119,7 +119,7 @@ def _weights(exp: Experiment, mine: Sequence[Cell]) -> tuple[list[Params], Froze
 
 def _points(exp: Experiment, mine: Sequence[Cell]) -> Params:
   """The weights of trained points, stacked on the mesh."""
-  return shard_runs(exp.shelf.take([place(exp, cell.point) for cell in mine], exp.one_run()), exp.mesh)
+  return exp.take([place(exp, cell.point) for cell in mine])
 
 
 def place(exp: Experiment, point: Point) -> Place:

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -16,7 +15,7 @@ from relearn_jax.audit import pretrained
 from relearn_jax.audit.audit_config import FULL, Audit, UnlearnMethod, unlearn_method
 from relearn_jax.audit.grid import Cell, Chain, chains, content_key
 from relearn_jax.audit.interview import Answers, Interviewer
-from relearn_jax.audit.shelf import Shelf, StageFolder, finished
+from relearn_jax.audit.shelf import Place, Shelf, StageFolder, finished
 from relearn_jax.cases.base import Arm, Case
 from relearn_jax.data.chat import open_chat
 from relearn_jax.data.rows import Encoded, stack_runs
@@ -30,8 +29,8 @@ from relearn_jax.models.lora import check_lora
 from relearn_jax.models.model import Model, Params, fingerprint, unroll
 from relearn_jax.models.precision import compute_dtype
 from relearn_jax.objectives.core import TokenRows
-from relearn_jax.parallel.mesh import to_host
-from relearn_jax.training.checkpoints import step_path
+from relearn_jax.parallel.mesh import spreads_runs, stack_trees, to_first
+from relearn_jax.parallel.processes import agree, by_first, write_atomically
 from relearn_jax.training.ended import Ended, read_ended
 from relearn_jax.training.log import TrainLog
 from relearn_jax.workdir import file_digests
@@ -65,7 +64,7 @@ class Experiment:
     """
     self.config, self.where, self.workdir = config, where, workdir
     self.checkpoints, self.shelf = workdir / "checkpoints", Shelf()
-    self.given = self.checkpoints / "given"  # where the shelf has models that were given; nothing is written there
+    self.given = self.checkpoints / "given"  # models that were given
     self.done = finished(self.checkpoints)
     self._attacked_keys: dict[Cell, str] = {}
     self.log = TrainLog(workdir / "train_log.jsonl")
@@ -230,19 +229,26 @@ class Experiment:
     config, self.mesh = self.config, mesh
     if not self.checked:
       folder = self.checkpoints / "base"
-      if not folder.exists():
-        on_pretrain(folder)
+      if not agree(folder.exists):
+        by_first(lambda: on_pretrain(folder))
       self.checked["start"] = check_checkpoint(folder)
       self.tokenizer = load_tokenizer(folder, self.checked["start"].config)
     checked = next(iter(self.checked.values()))
     self.dtype = compute_dtype(config.arms.dtype, self.where, "arms.dtype")
     self.model = Model(checked.config, dtype=self.dtype, unroll=unroll(checked.config))
     if "start" in self.checked:
-      self.base_params = load_params(checked, self.model)
-    if arms := config.arms.memorized:
-      each = [to_host(load_params(self.checked[MEMORIZED[arm]], self.model)) for arm in arms]
-      self.shelf.hold(step_path(self.given, 0), list(arms), jax.tree.map(lambda *leaves: np.stack(leaves), *each))
+      self.base_params = load_params(checked, self.model, mesh=mesh if spreads_runs(mesh) else None)
+    if config.arms.memorized:
+      self._keep_given()
     self.block, self._interviewers = min(config.ask.runs_at_once or most, most), dict[float, Interviewer]()
+
+  def _keep_given(self) -> None:
+    """Puts models that were given where those are that memorised here, for the length of the audit."""
+    arms = list(self.config.arms.memorized)
+    if not all(self.shelf.has((self.given, 0, arm)) for arm in arms):
+      trees = [load_params(self.checked[MEMORIZED[arm]], self.model, mesh=self.mesh) for arm in arms]
+      stacked = stack_trees(trees, self.mesh, self.model.axes())
+      self.shelf.keep(self.given, 0, stacked, arms, arms, self.model, self.given.name)
 
   def adapted(self, adapter: str) -> Model:
     """The model as an attack trains it."""
@@ -259,13 +265,18 @@ class Experiment:
           batch_size=min(ask.batch_size, len(self.asked)) or None, eos_ids=end_ids(next(iter(self.checked.values()))))
     return self._interviewers[scale]
 
-  def fingerprint(self, folder: StageFolder, params: Params) -> None:
-    """Keeps the hash of a stage's weights beside them, `[runs, ...]` on the host; they may be removed."""
-    (folder.path / FINGERPRINT).write_text(json.dumps(fingerprint(params)) + "\n")
+  def fingerprint(self, folder: StageFolder, params: Params, num_runs: int) -> None:
+    """Keeps the hash of a stage's weights beside them, `[runs, ...]`, possibly padded; they may be removed."""
+    if weights := to_first(params, num_runs):
+      write_atomically(folder.path / FINGERPRINT, json.dumps(fingerprint(weights)) + "\n")
 
   def one_run(self) -> Any:
     """Shapes and dtypes of one run's weights."""
     return self.model.abstract()
+
+  def take(self, places: Sequence[Place]) -> Params:
+    """Trained weights of some runs, stacked on the mesh."""
+    return self.shelf.take(places, self.one_run(), self.mesh, self.model.axes())
 
   def load(self, arm: str, dtype: Any) -> Params:
     """The weights of a loaded arm, on the mesh."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import io
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -18,6 +19,7 @@ from relearn_jax.generation.decode import decode, prefill, score_answers
 from relearn_jax.models.model import Model, Params, whole
 from relearn_jax.objectives.core import TokenRows, reduce_tokens
 from relearn_jax.parallel.mesh import lay_out, map_runs, padded_runs, replicated, shard_rows, to_host, weight_shardings
+from relearn_jax.parallel.processes import agree, write_atomically
 from relearn_jax.training.step import NOTHING, Frozen, model_outputs
 
 ROWS = ("retain", "forget", "relearn")  # of which log-probabilities may be scored
@@ -54,12 +56,11 @@ def finite_by_name(answers: Answers) -> dict[str, bool]:
 
 
 def save_answers(path: pathlib.Path, answers: Answers) -> None:
-  """Writes answers atomically."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_suffix(".tmp")
-  with temporary.open("wb") as file:
-    np.savez_compressed(file, **{name: array for name, array in vars(answers).items() if array is not None})
-  temporary.replace(path)
+  """Writes answers; see `write_atomically`."""
+  def write(temporary: pathlib.Path) -> None:
+    with temporary.open("wb") as file:
+      np.savez_compressed(file, **{name: array for name, array in vars(answers).items() if array is not None})
+  write_atomically(path, write)
 
 
 def load_answers(path: pathlib.Path) -> Answers:
@@ -68,7 +69,7 @@ def load_answers(path: pathlib.Path) -> Answers:
   Raises:
     InputError: an earlier version wrote it, which did not store texts.
   """
-  with np.load(path, allow_pickle=False) as arrays:
+  with np.load(io.BytesIO(agree(path.read_bytes)), allow_pickle=False) as arrays:
     if "texts" not in arrays:
       raise InputError("was written by an earlier version", file=path, mend="give another --workdir")
     return Answers(**arrays)

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,9 +24,10 @@ from relearn_jax.audit.results_file import ANSWERS_FILE, RESULTS_FILE, score_ans
 from relearn_jax.audit.stages import MEMORIZE, PRETRAIN, AtOnce, Planned, plan_stages
 from relearn_jax.config_files import PATHS
 from relearn_jax.parallel.mesh import DEFAULT, check_mesh, make_mesh
+from relearn_jax.parallel.processes import agree, by_first, remove, write_atomically
 from relearn_jax.training.checkpoints import remove_resumes
 from relearn_jax.training.ended import AllEnded, Ended
-from relearn_jax.workdir import claim_workdir, only_process
+from relearn_jax.workdir import check_inputs_alike, claim_workdir, only_process
 
 OUTPUTS = (RESULTS_FILE, ANSWERS_FILE, "summary.json", "report.html", "report.md")
 # Fields that may become longer, and groups that may come into use, in a workdir that has results of a smaller grid.
@@ -40,7 +40,7 @@ class Clock:
 
   def __init__(self, path: pathlib.Path):
     self.path = path
-    self.seconds: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
+    self.seconds: dict[str, float] = agree(lambda: json.loads(path.read_text()) if path.exists() else {})
 
   @contextlib.contextmanager
   def __call__(self, stage: str) -> Iterator[None]:
@@ -49,10 +49,7 @@ class Clock:
       yield
     finally:
       self.seconds[stage] = round(self.seconds.get(stage, 0.0) + time.perf_counter() - begin, 2)
-      self.path.parent.mkdir(parents=True, exist_ok=True)
-      temporary = self.path.with_suffix(".tmp")
-      temporary.write_text(json.dumps(self.seconds))
-      os.replace(temporary, self.path)
+      write_atomically(self.path, json.dumps(self.seconds))
 
 
 def prepare(config: Audit, where: str, workdir: pathlib.Path, allow_leakage: bool) -> Experiment:
@@ -85,19 +82,24 @@ def audit(config: Audit, where: str, workdir: pathlib.Path, cache: pathlib.Path,
   """
   exp = prepare(config, where, workdir, allow_leakage)
   sizes, digests = check_mesh(mesh, exp.decoder), exp.digests()
+  check_inputs_alike(lambda: digests)
   named = [one.name for one in exp.first.relearn_sets]  # another relearn set makes the grid larger, another model not
   known = claim_workdir(workdir, recorded(config), digests, PATHS, AXES, named)
   with only_process(workdir):
     if not known:
-      for name in OUTPUTS:
-        (workdir / name).unlink(missing_ok=True)
-    elif all((workdir / name).exists() for name in OUTPUTS):
+      by_first(lambda: _remove_outputs(workdir))
+    elif agree(lambda: all((workdir / name).exists() for name in OUTPUTS)):
       return False
-    if not (workdir / RESULTS_FILE).exists():
+    if not agree((workdir / RESULTS_FILE).exists):
       clock = Clock(workdir / "checkpoints" / "seconds.json")
       found = run_stages(exp, cache, make_mesh(sizes, config=exp.decoder), clock, at_once)
-      write_results(exp, found, digests, clock.seconds)
+      by_first(lambda: write_results(exp, found, digests, clock.seconds))
   return True
+
+
+def _remove_outputs(workdir: pathlib.Path) -> None:
+  for name in OUTPUTS:
+    (workdir / name).unlink(missing_ok=True)
 
 
 def write_results(exp: Experiment, found: Found, digests: Any, seconds: Any) -> None:
@@ -112,7 +114,7 @@ def write_results(exp: Experiment, found: Found, digests: Any, seconds: Any) -> 
 
 def open_experiment(exp: Experiment, cache: pathlib.Path, mesh: Mesh, clock: Clock, most: int) -> None:
   """Takes the model that all begin as; from here on devices are used. At most `most` runs are asked together."""
-  exp.checkpoints.mkdir(parents=True, exist_ok=True)
+  by_first(lambda: exp.checkpoints.mkdir(parents=True, exist_ok=True))
 
   def pretrain(folder: pathlib.Path) -> None:
     with clock(PRETRAIN):
@@ -205,7 +207,9 @@ def _tidy(exp: Experiment) -> None:
   remove_resumes(exp.checkpoints)
   if exp.config.keep_weights or not exp.chains:
     return
-  for chain in exp.chains:
+  if exp.config.arms.memorized:
+    remove(exp.given)
+  for chain in exp.chains if not exp.config.arms.memorized else ():
     folder, step, _ = acquire.memorized_place(exp, chain)
     exp.shelf.narrow(folder, step, [one.name for one in exp.chains if one.arm == "U"], exp.model, folder.name,
                      exp.one_run())

@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import os
 import pathlib
 import shutil
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ from relearn_jax.errors import InputError
 from relearn_jax.models.config import ModelConfig
 from relearn_jax.models.export import export
 from relearn_jax.models.model import Model
+from relearn_jax.parallel.processes import folder_atomically
 from relearn_jax.training.pretrain import OnStep, pretrain
 from relearn_jax.workdir import one_at_a_time
 
@@ -105,7 +105,5 @@ def copy_base(folder: pathlib.Path, destination: pathlib.Path) -> None:
   """Copies the cached model beside an audit's checkpoints, complete or not at all."""
   if destination.exists():
     return
-  temporary = destination.with_name(destination.name + ".tmp")
-  shutil.rmtree(temporary, ignore_errors=True)
-  shutil.copytree(folder, temporary)
-  os.replace(temporary, destination)
+  with folder_atomically(destination) as temporary:
+    shutil.copytree(folder, temporary, dirs_exist_ok=True)

@@ -5,7 +5,6 @@ metric can be added when no model is at hand any more.
 """
 
 import json
-import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,6 +16,7 @@ import pyarrow.parquet as pq
 
 from relearn_jax.errors import InputError
 from relearn_jax.metrics.scores import Asked, get_metric, judged
+from relearn_jax.parallel.processes import write_atomically
 
 _WORD = pa.dictionary(pa.int32(), pa.string())
 KEY = [("case", _WORD), ("variant", _WORD), ("method", _WORD), ("arm", _WORD), ("point", _WORD), ("depth", pa.int32()),
@@ -93,9 +93,7 @@ def score_answers(answers: pd.DataFrame, questions: Sequence[Asked], metrics: Se
 def write_rows(path: pathlib.Path, tables: Sequence[pa.Table], facts: Mapping[str, Any]) -> None:
   """Writes rows, and `facts` (JSON) beside them in the file's metadata; atomic."""
   table = pa.concat_tables(tables).unify_dictionaries().replace_schema_metadata({_FACTS: json.dumps(facts).encode()})
-  temporary = path.with_suffix(".tmp")
-  pq.write_table(table, temporary)
-  os.replace(temporary, path)
+  write_atomically(path, lambda temporary: pq.write_table(table, temporary))
 
 
 def read_rows(path: pathlib.Path, schema: pa.Schema = RESULTS) -> tuple[pd.DataFrame, dict[str, Any]]:

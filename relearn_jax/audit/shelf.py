@@ -1,17 +1,20 @@
 """Folders of stages, and the weights that later stages start from: on the device while there is room, and on disk."""
 
 import dataclasses
+import itertools
 import json
 import pathlib
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from relearn_jax.models.model import Model, Params
+from relearn_jax.parallel.mesh import lay_out, padded_runs, weight_shardings
+from relearn_jax.parallel.processes import agree, barrier, remove, write_atomically
 from relearn_jax.training import checkpoints
 
 HELD_BYTES = 2**31  # of weights that stay on the device between stages; what does not fit is read back from disk
@@ -38,11 +41,11 @@ class StageFolder:
   @property
   def is_done(self) -> bool:
     """Whether nothing is left to do in it."""
-    return (self.path / DONE).exists()
+    return agree((self.path / DONE).exists)
 
   def finish(self) -> None:
     """Marks it so."""
-    (self.path / DONE).touch()
+    write_atomically(self.path / DONE, "")
 
   def answers(self, step: int) -> pathlib.Path:
     """Where the answers after a number of steps are."""
@@ -50,32 +53,32 @@ class StageFolder:
 
   def asked(self) -> list[int]:
     """The steps with answers, ascending."""
-    return sorted(int(path.stem) for path in (self.path / ANSWERS).glob("*.npz"))
+    return agree(lambda: sorted(int(path.stem) for path in (self.path / ANSWERS).glob("*.npz")))
 
 
 def open_folder(root: pathlib.Path, name: str, keys: Mapping[str, str]) -> StageFolder:
   """The folder of a stage with these runs, begun before or now."""
-  number = 1
-  while True:
-    path = root / (name if number == 1 else f"{name}-{number}")
-    if not (path / RUNS).exists():
-      path.mkdir(parents=True, exist_ok=True)
-      temporary = path / (RUNS + ".tmp")
-      temporary.write_text(json.dumps(dict(keys), indent=1) + "\n")
-      temporary.replace(path / RUNS)
-    if json.loads((path / RUNS).read_text()) == dict(keys):
-      return StageFolder(path, keys)
-    number += 1
+  def find() -> int:
+    for number in itertools.count(1):
+      file = _numbered(root, name, number) / RUNS
+      if not file.exists():
+        write_atomically(file, json.dumps(dict(keys), indent=1) + "\n")
+      if json.loads(file.read_text()) == dict(keys):
+        break
+    return number
+  return StageFolder(_numbered(root, name, agree(find)), keys)
+
+
+def _numbered(root: pathlib.Path, name: str, number: int) -> pathlib.Path:
+  return root / (name if number == 1 else f"{name}-{number}")
 
 
 def finished(root: pathlib.Path) -> dict[str, tuple[StageFolder, str]]:
   """Content key -> folder and name of every run of every stage that is done."""
-  found: dict[str, tuple[StageFolder, str]] = {}
-  for file in sorted(root.glob(f"*/{RUNS}")):
-    folder = StageFolder(file.parent, json.loads(file.read_text()))
-    if folder.is_done:
-      found |= {key: (folder, run) for run, key in folder.keys.items()}
-  return found
+  def look() -> list[tuple[str, dict[str, str]]]:
+    folders = [(file.parent, json.loads(file.read_text())) for file in sorted(root.glob(f"*/{RUNS}"))]
+    return [(path.name, keys) for path, keys in folders if StageFolder(path, keys).is_done]
+  return {key: (StageFolder(root / name, keys), run) for name, keys in agree(look) for run, key in keys.items()}
 
 
 Place = tuple[pathlib.Path, int, str]  # a stage's folder, a step, a run
@@ -111,10 +114,6 @@ class Shelf:
       # A copy: what is trained is donated to the next step.
       self.held[path] = kept, jax.tree.map(jnp.copy, tree) if tree is params else tree
 
-  def hold(self, path: pathlib.Path, names: Sequence[str], params: Params) -> None:
-    """Holds runs, `[runs, ...]`, that are on no disk of ours: models that were given."""
-    self.held[path] = list(names), params
-
   def _held_bytes(self) -> int:
     return sum(leaf.nbytes for _, tree in self.held.values() for leaf in jax.tree.leaves(tree))
 
@@ -124,35 +123,35 @@ class Shelf:
     return path in self.held and place[2] in self.held[path][0] or (
         checkpoints.is_saved(path) and place[2] in checkpoints.describe(path)["runs"])
 
-  def take(self, places: Sequence[Place], one_run: Params) -> Params:
-    """Weights as `[len(places), ...]`, forked on the device where all of them are held, else on the host.
+  def take(self, places: Sequence[Place], one_run: Params, mesh: Mesh, axes: Mapping[str, tuple[str, ...]]) -> Params:
+    """Weights as `[runs, ...]`, padded and laid out: forked on the device where all of them are held, else from disk.
 
     Args:
       places: of the runs.
       one_run: a tree whose leaves have the shape and dtype of one run's.
+      mesh: where they are to lie.
+      axes: see `weight_shardings`.
     """
-    steps = list(dict.fromkeys(place[:2] for place in places))
-    sources = [self._source(folder, step, one_run) for folder, step in steps]
-    order, start = np.empty(len(places), np.int64), 0
+    size = padded_runs(len(places), mesh)
+    like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((size, *leaf.shape), leaf.dtype), one_run)
+    shardings = weight_shardings(like, axes, mesh, stacked=True)
+    every = [(checkpoints.step_path(*places[i % len(places)][:2]), places[i % len(places)][2]) for i in range(size)]
+    if all(path in self.held for path, _ in every):
+      return lay_out(self._fork(every), shardings)
+    names = {path: checkpoints.describe(path)["runs"] for path in dict.fromkeys(path for path, _ in every)}
+    return checkpoints.load_runs([(path, names[path].index(run)) for path, run in every], like, shardings)
+
+  def _fork(self, every: Sequence[tuple[pathlib.Path, str]]) -> Params:
+    """Held weights, in an order."""
+    paths, order, start = list(dict.fromkeys(path for path, _ in every)), np.empty(len(every), np.int64), 0
     picked: list[np.ndarray] = []
-    for step, (names, _) in zip(steps, sources, strict=True):
-      here = [i for i, place in enumerate(places) if place[:2] == step]
+    for path in paths:
+      here = [i for i, (other, _) in enumerate(every) if other == path]
       order[here] = start + np.arange(len(here))
       start += len(here)
-      picked.append(np.array([names.index(places[i][2]) for i in here]))
-    on_device = all(isinstance(leaf, jax.Array) for _, tree in sources for leaf in jax.tree.leaves(tree))
-    join = jnp.concatenate if on_device else np.concatenate
-    fork = lambda *leaves: join([leaf[i] for leaf, i in zip(leaves, picked, strict=True)])[order]
-    if not on_device:
-      sources = [(names, jax.tree.map(np.asarray, tree)) for names, tree in sources]
-    return jax.tree.map(fork, *(tree for _, tree in sources))
-
-  def _source(self, folder: pathlib.Path, step: int, one_run: Params) -> tuple[list[str], Params]:
-    path = checkpoints.step_path(folder, step)
-    if path in self.held:
-      return self.held[path]
-    names = checkpoints.describe(path)["runs"]
-    return names, checkpoints.load_tree(path, one_run, len(names))
+      picked.append(np.array([self.held[path][0].index(every[i][1]) for i in here]))
+    fork = lambda *leaves: jnp.concatenate([leaf[i] for leaf, i in zip(leaves, picked, strict=True)])[order]
+    return jax.tree.map(fork, *(self.held[path][1] for path in paths))
 
   def folders(self) -> list[pathlib.Path]:
     """The stages of which something is held."""
@@ -172,8 +171,9 @@ class Shelf:
     names = checkpoints.describe(path)["runs"]
     kept = [name for name in names if name in set(some)]
     if not kept:
-      shutil.rmtree(path)
+      remove(path)
     elif kept != names:
       index = np.array([names.index(name) for name in kept])
-      tree = jax.tree.map(lambda leaf: jnp.asarray(leaf[index]), checkpoints.load_tree(path, one_run, len(names)))
+      tree = jax.tree.map(lambda leaf: leaf[index], checkpoints.load_tree(path, one_run, len(names)))
+      barrier()  # what is replaced has been read
       checkpoints.save_tree(path, tree, len(kept), checkpoints.description(model, kept, stage, step))

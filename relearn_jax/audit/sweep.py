@@ -11,7 +11,6 @@ import dataclasses
 import itertools
 import json
 import math
-import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -31,10 +30,11 @@ from relearn_jax.models.model import Params
 from relearn_jax.objectives.recipe import Recipe
 from relearn_jax.objectives.settings import check_values
 from relearn_jax.parallel.mesh import DEFAULT, check_mesh, make_mesh
+from relearn_jax.parallel.processes import agree, write_atomically
 from relearn_jax.progress import progress
 from relearn_jax.training.ended import AllEnded, Ended, Ledger, read_ended
 from relearn_jax.training.train_settings import rate_share
-from relearn_jax.workdir import claim_workdir, only_process
+from relearn_jax.workdir import check_inputs_alike, claim_workdir, only_process
 
 Candidate = dict[str, float]
 
@@ -79,24 +79,23 @@ def sweep(config: Sweep, where: str, workdir: pathlib.Path, cache: pathlib.Path,
   # Checks that the case has what the methods read; nothing is attacked.
   own = dataclasses.replace(config.audit, unlearn=dataclasses.replace(config.audit.unlearn, methods=tuple(methods)))
   exp = prepare(own, where, workdir, False)
+  check_inputs_alike(exp.digests)
   claim_workdir(workdir, {"grids": {name: config.grids[name] for name in methods}, "audit": recorded(own)},
                 axes=("grids", "audit.unlearn.methods", "audit.unlearn.settings"))
   with only_process(workdir):
     results = workdir / "sweep"
-    results.mkdir(exist_ok=True)
-    if not all((results / f"{name}.json").exists() for name in methods):
+    there = agree(lambda: [name for name in methods if (results / f"{name}.json").exists()])
+    if set(there) < set(methods):
       _memorize(exp, cache, mesh)
     with progress(len(methods), "methods", "method") as bar:
       for name, method in methods.items():
         path = results / f"{name}.json"
-        if not path.exists():
+        if name not in there:
           found = _sweep_method(exp, method, config.grids[name])
-          temporary = path.with_suffix(".tmp")
-          temporary.write_text(json.dumps(found, indent=1) + "\n")
-          os.replace(temporary, path)
+          write_atomically(path, json.dumps(found, indent=1) + "\n")
         bar.update(1)
-    all_results = {name: json.loads((results / f"{name}.json").read_text()) for name in methods}
-    (workdir / "sweep.json").write_text(json.dumps(all_results, indent=1) + "\n")
+    all_results = agree(lambda: {name: json.loads((results / f"{name}.json").read_text()) for name in methods})
+    write_atomically(workdir / "sweep.json", json.dumps(all_results, indent=1) + "\n")
   return all_results
 
 

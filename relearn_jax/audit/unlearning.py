@@ -4,7 +4,6 @@ A stage of a larger grid does only what an earlier one left undone: chains are f
 """
 
 import dataclasses
-import shutil
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -19,7 +18,8 @@ from relearn_jax.audit.shelf import StageFolder, open_folder
 from relearn_jax.audit.stages import Planned
 from relearn_jax.models.model import Params
 from relearn_jax.objectives.losses import nll
-from relearn_jax.parallel.mesh import shard_runs
+from relearn_jax.parallel.processes import agree, remove
+from relearn_jax.training.checkpoints import saved_steps, step_path
 from relearn_jax.training.ended import Ledger
 from relearn_jax.training.train_settings import rate_share
 
@@ -70,13 +70,13 @@ def train_reinforced(exp: Experiment, folder: StageFolder, method: UnlearnMethod
 
 def start_memorized(exp: Experiment, mine: Sequence[Chain]) -> Params:
   """The memorised models of some chains, on the mesh."""
-  return shard_runs(exp.shelf.take([memorized_place(exp, chain) for chain in mine], exp.one_run()), exp.mesh)
+  return exp.take([memorized_place(exp, chain) for chain in mine])
 
 
 def start_reinforced(exp: Experiment, method: UnlearnMethod, runs: Iterable[tuple[StageFolder, str]]) -> Params:
   """The reinforced models of some runs, each of a stage's folder, on the mesh."""
   steps = int(method.recipe.hyper["reinforce_steps"])
-  return shard_runs(exp.shelf.take([(folder.path, steps, run) for folder, run in runs], exp.one_run()), exp.mesh)
+  return exp.take([(folder.path, steps, run) for folder, run in runs])
 
 
 class _Trajectory:
@@ -233,8 +233,8 @@ def resolved(exp: Experiment, point: Point, steps: dict[str, dict[Chain, list[in
 
 def remove_reinforced(exp: Experiment) -> None:
   """Removes the weights of second models, which only unlearning compares with."""
-  for folder in exp.checkpoints.glob("reinforce-*"):
+  for name in agree(lambda: [folder.name for folder in exp.checkpoints.glob("reinforce-*")]):
+    folder = exp.checkpoints / name
     exp.shelf.forget(folder)
-    for path in folder.iterdir():
-      if path.name.isdigit():
-        shutil.rmtree(path)
+    for step in saved_steps(folder):
+      remove(step_path(folder, step))

@@ -1,6 +1,7 @@
 """JSON lines in and out: every bad row is named by file, line and field before anything is computed."""
 
 import codecs
+import contextlib
 import difflib
 import json
 import os
@@ -10,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from relearn_jax.errors import InputError
+from relearn_jax.parallel.processes import is_first, temporary_of, write_atomically
 
 Kind = type | tuple[type, ...]
 
@@ -158,7 +160,9 @@ def check_writable(path: pathlib.Path) -> None:
   Raises:
     InputError: the path is no file, or its folder cannot be made or written to; field `--output`.
   """
-  probe = _temporary(path)
+  if not is_first():
+    return
+  probe = temporary_of(pathlib.Path(os.path.realpath(path)))
   try:
     if path.exists() and not stat.S_ISREG(path.stat().st_mode):
       raise _unwritable(path, "it is a folder" if path.is_dir() else "it is no regular file")
@@ -167,7 +171,8 @@ def check_writable(path: pathlib.Path) -> None:
   except OSError as error:
     raise _unwritable(path, error) from None
   finally:
-    _remove(probe)
+    with contextlib.suppress(OSError):  # its folder is not there, or not ours: nothing was written either
+      probe.unlink(missing_ok=True)
 
 
 def write_jsonl(path: pathlib.Path, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -176,27 +181,12 @@ def write_jsonl(path: pathlib.Path, rows: Iterable[Mapping[str, Any]]) -> None:
   Raises:
     InputError: it cannot be written; field `--output`.
   """
-  temporary = _temporary(path)
-  try:
-    temporary.parent.mkdir(parents=True, exist_ok=True)
+  def write(temporary: pathlib.Path) -> None:
     with temporary.open("w", encoding="utf-8", newline="\n") as file:
       for row in rows:
         file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
-    os.replace(temporary, os.path.realpath(path))
+  try:
+    # Beside the file itself, not beside a link to it: a rename works within one disk only.
+    write_atomically(pathlib.Path(os.path.realpath(path)), write)
   except OSError as error:
     raise _unwritable(path, error) from None
-  finally:
-    _remove(temporary)
-
-
-def _temporary(path: pathlib.Path) -> pathlib.Path:
-  # Beside the file itself, not beside a link to it: a rename works within one disk only.
-  target = pathlib.Path(os.path.realpath(path))
-  return target.with_name(f".{target.name[:200]}.tmp{os.getpid()}")
-
-
-def _remove(path: pathlib.Path) -> None:
-  try:
-    path.unlink(missing_ok=True)
-  except OSError:  # its folder is not there, or not ours: nothing was written either
-    pass

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from relearn_jax.cases.sources import parse_source, read_source
+from relearn_jax.cases.sources import parse_source, read_source, source_input
 from relearn_jax.data.batches import bucketize
 from relearn_jax.data.chat import ChatSettings, open_chat
 from relearn_jax.data.jsonl import Kind, check_writable, write_jsonl
@@ -24,8 +24,9 @@ from relearn_jax.models.checkpoint import load_params
 from relearn_jax.models.checkpoint_sources import open_checkpoint
 from relearn_jax.models.model import Model, Params
 from relearn_jax.models.precision import check_dtype, compute_dtype
-from relearn_jax.parallel.mesh import check_mesh, make_mesh, use_mesh
+from relearn_jax.parallel.mesh import check_mesh, default_mesh, make_mesh, to_host, use_mesh
 from relearn_jax.progress import progress
+from relearn_jax.workdir import check_inputs_alike, file_digests
 
 FIELDS: dict[str, Kind] = {"id": str, "prompt": str}
 
@@ -69,6 +70,8 @@ def generate_file(model_name: str, prompts: str | pathlib.Path, output: pathlib.
   told = None if chat is None else open_chat(chat, tokenizer, checked.path, "--chat_template", "--chat_")
   positions = checked.config.max_positions
   asked = [prompt_ids(tokenizer, row, file, positions, max_new_tokens, chat=told) for row in rows]
+  check_inputs_alike(lambda: file_digests({**checked.deciding_files(), "--prompts": source_input(prompts)}))
+  mesh = mesh or default_mesh()
   sizes = None if mesh is None else check_mesh(mesh, checked.config)
   check_output(file, output)
   check_writable(output)
@@ -86,7 +89,7 @@ def generate_file(model_name: str, prompts: str | pathlib.Path, output: pathlib.
   with progress(len(rows), "generate", "row") as bar, jax.default_matmul_precision("highest"), use_mesh(on):
     for batch in batches:
       row_keys = keys[np.resize(batch.indices, len(batch.tokens))] if temperature else None
-      generated = jax.device_get(_generate(
+      generated = to_host(_generate(
           params, batch.tokens, batch.lengths, temperature, row_keys, model=model, max_new_tokens=max_new_tokens,
           eos_ids=eos_ids))
       for slot, index in enumerate(batch.indices.tolist()):

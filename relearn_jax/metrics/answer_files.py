@@ -5,10 +5,9 @@ import math
 import pathlib
 
 import jax
-import numpy as np
 from jaxtyping import Array, Float, Int
 
-from relearn_jax.cases.sources import parse_source, read_source
+from relearn_jax.cases.sources import parse_source, read_source, source_input
 from relearn_jax.data.batches import bucketize
 from relearn_jax.data.chat import ChatSettings, open_chat
 from relearn_jax.data.jsonl import Kind, check_writable, write_jsonl
@@ -20,8 +19,9 @@ from relearn_jax.models.checkpoint import load_params
 from relearn_jax.models.checkpoint_sources import open_checkpoint
 from relearn_jax.models.model import Model, Params
 from relearn_jax.models.precision import check_dtype, compute_dtype
-from relearn_jax.parallel.mesh import check_mesh, make_mesh, use_mesh
+from relearn_jax.parallel.mesh import check_mesh, default_mesh, make_mesh, to_host, use_mesh
 from relearn_jax.progress import progress
+from relearn_jax.workdir import check_inputs_alike, file_digests
 
 FIELDS: dict[str, Kind] = {"id": str, "prompt": str, "answer": str}
 
@@ -57,6 +57,8 @@ def score_file(model_name: str, data: str | pathlib.Path, output: pathlib.Path, 
   checked, tokenizer = open_checkpoint(model_name)
   told = None if chat is None else open_chat(chat, tokenizer, checked.path, "--chat_template", "--chat_")
   parts = [split_ids(tokenizer, row, file, checked.config.max_positions, chat=told) for row in rows]
+  check_inputs_alike(lambda: file_digests({**checked.deciding_files(), "--data": source_input(data)}))
+  mesh = mesh or default_mesh()
   sizes = None if mesh is None else check_mesh(mesh, checked.config)
   check_output(file, output)
   check_writable(output)
@@ -71,7 +73,7 @@ def score_file(model_name: str, data: str | pathlib.Path, output: pathlib.Path, 
   # third decimal.
   with progress(len(rows), "score", "row") as bar, jax.default_matmul_precision("highest"), use_mesh(on):
     for batch in batches:
-      logprobs = np.asarray(_score(params, batch.tokens, model=model))
+      logprobs = to_host(_score(params, batch.tokens, model=model))
       for slot, index in enumerate(batch.indices.tolist()):
         ids, start = parts[index]
         scores[index] = logprobs[slot, start - 1:len(ids) - 1].tolist()

@@ -1,18 +1,17 @@
 """Hugging Face checkpoints in: checked from their headers first, then read by slice, without torch."""
 
-import collections
 import contextlib
 import dataclasses
 import hashlib
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors
-from jax.sharding import Mesh, Sharding, SingleDeviceSharding
+from jax.sharding import Mesh, SingleDeviceSharding
 
 from relearn_jax.errors import InputError
 from relearn_jax.models.adapters import Adapter, check_adapter, has_adapter
@@ -23,6 +22,7 @@ from relearn_jax.models.model import Model, Params, flatten, unflatten
 from relearn_jax.models.safetensor_files import CHUNK, read_header, read_json
 from relearn_jax.models.tensor_places import BARE, find_tensors
 from relearn_jax.parallel.mesh import weight_shardings
+from relearn_jax.parallel.parts import place_parts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,7 +191,7 @@ def read_leaves(checked: Checked, model: Model, *, dtype: Any = jnp.float32, mes
         for row, n in zip(out[1:], names[1:], strict=True):
           row[...] = tensor(files, n, rest)
         return out
-    return _place(shape.shape, shardings.get(path, first), part, dtype)
+    return place_parts(shape.shape, shardings.get(path, first), part, dtype)
 
   for path, shape in flatten(model.abstract()).items():
     yield path, leaf(path, shape)
@@ -210,20 +210,3 @@ def _merge(stored: np.ndarray, adapters: Sequence[Adapter], files: Mapping[pathl
                          mend="give an adapter whose weights are finite")
     stored = stored.astype(np.float32) + np.float32(adapter.scale) * (b @ a)
   return stored
-
-
-def _place(shape: tuple[int, ...], sharding: Sharding, part: Callable[[tuple[slice, ...]], np.ndarray], dtype: Any
-           ) -> jax.Array:
-  """As `jax.make_array_from_callback`, which would hold the parts of all devices on the host at once."""
-  places = sharding.addressable_devices_indices_map(shape)
-  alike = collections.defaultdict(list)
-  for device, index in places.items():
-    alike[str(index)].append(device)  # slices cannot be hashed before Python 3.12
-  arrays: dict[Any, jax.Array] = {}
-  for devices in alike.values():
-    host = part(places[devices[0]] or ())
-    arrays |= {device: jax.device_put(host, device) for device in devices}
-    jax.block_until_ready([arrays[device] for device in devices])
-    del host
-    jax.device_put(np.zeros(()), devices[0])  # the runtime lets go of what it has copied at its next transfer
-  return jax.make_array_from_single_device_arrays(shape, sharding, [arrays[device] for device in places], dtype=dtype)

@@ -4,7 +4,6 @@ import collections
 import contextlib
 import json
 import math
-import os
 import pathlib
 import shutil
 from collections.abc import Iterable, Iterator
@@ -22,6 +21,7 @@ from relearn_jax.models.folders import GENERATION, chain, companions
 from relearn_jax.models.model import Model, Params, flatten
 from relearn_jax.models.precision import DTYPES
 from relearn_jax.models.safetensor_files import INDEX, SINGLE
+from relearn_jax.parallel.processes import folder_atomically
 
 SHARD_BYTES = 5 * 1024**3
 
@@ -55,21 +55,15 @@ def new_folder(destination: pathlib.Path, field: str = "--output") -> Iterator[p
   """
   if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
     raise InputError("exists and is not empty", file=destination, field=field, mend="give a new folder")
-  temporary = destination.absolute().with_name(f"{destination.absolute().name}.tmp{os.getpid()}")
   try:
-    temporary.mkdir(parents=True)
-    yield temporary
-    plain = next(temporary.glob("*.json"))
-    for file in temporary.glob("*.safetensors"):
-      shutil.copymode(plain, file)  # safetensors leaves them readable by their owner alone
-    if destination.exists():
-      destination.rmdir()
-    os.replace(temporary, destination)
+    with folder_atomically(destination) as temporary:
+      yield temporary
+      plain = next(temporary.glob("*.json"))
+      for file in temporary.glob("*.safetensors"):
+        shutil.copymode(plain, file)  # safetensors leaves them readable by their owner alone
   except (OSError, SafetensorError) as error:
     raise InputError(f"cannot be written ({getattr(error, 'strerror', None) or error})", file=destination,
                      field=field, mend="give a folder on a disk that you may write to and that has room") from None
-  finally:
-    shutil.rmtree(temporary, ignore_errors=True)
 
 
 def check_finite(name: str, array: np.ndarray) -> None:

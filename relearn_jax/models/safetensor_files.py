@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import safetensors
 
@@ -16,6 +17,7 @@ INDEX = "model.safetensors.index.json"
 ITEM_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2,
               "I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}
 FLOATS = ("F32", "F16", "BF16")
+NUMPY: dict[str, Any] = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "I32": np.int32}
 ADAPTERS = "adapter_model*"  # weights of an adapter, which may lie beside those of its base
 CHUNK = 2**24  # bytes that are read at once, where a file is not mapped
 AGAIN = "copy or download the file again"
@@ -150,6 +152,15 @@ def read_tensors(file: pathlib.Path, names: Sequence[str]) -> list[np.ndarray]:
       raise InputError("has a value that is NaN or infinite", file=file, field=name,
                        mend="give weights that are finite")
   return tensors
+
+
+def map_tensors(file: pathlib.Path) -> dict[str, np.ndarray]:
+  """The tensors of a file that this program wrote, mapped: only what is looked at is read."""
+  with file.open("rb") as stream:
+    start = 8 + int.from_bytes(stream.read(8), "little")
+  one = lambda about: np.memmap(file, NUMPY[about["dtype"]], "r", start + about["data_offsets"][0],
+                                tuple(about["shape"]))
+  return {name: one(about) for name, about in read_header(file).items()}
 
 
 def read_metadata(file: pathlib.Path) -> dict[str, str]:

@@ -20,6 +20,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from relearn_jax.errors import InputError
 from relearn_jax.models.config import ModelConfig
+from relearn_jax.parallel.parts import place_padded
+from relearn_jax.parallel.processes import check_takes_part, fetch, is_alone, is_first
 from relearn_jax.parallel.rules import spec
 
 Tree = TypeVar("Tree")
@@ -107,14 +109,20 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None, co
   """The mesh of the four axes over as many of the first devices as it needs.
 
   Raises:
-    InputError: there are fewer, or it does not divide a dimension of the model.
+    InputError: there are fewer, it does not divide a dimension of the model, or a process has none of its devices.
   """
   use = list(jax.devices() if devices is None else devices)
   shape = fill_mesh(sizes, len(use))
   if config is not None:
     check_divides(shape, config)
-  return jax.make_mesh(tuple(shape.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES),
-                       devices=use[:math.prod(shape.values())])
+  used = use[:math.prod(shape.values())]
+  check_takes_part(used, FIELD)
+  return jax.make_mesh(tuple(shape.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=used)
+
+
+def default_mesh() -> str | None:
+  """Of commands that ask one model about rows: one device; several processes share the rows among all devices."""
+  return None if is_alone() else "data:-1"
 
 
 def use_mesh(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
@@ -213,8 +221,9 @@ def lay_out(tree: Tree, shardings: Any) -> Tree:
 
 
 def shard_runs(tree: Tree, mesh: Mesh) -> Tree:
-  """Pads the runs and lays them out over the runs axis; every process passes the whole arrays."""
-  return lay_out(pad_runs(tree, padded_runs(jax.tree.leaves(tree)[0].shape[0], mesh)), runs_sharding(mesh))
+  """Pads the runs of arrays on the host and lays them out over the runs axis."""
+  size, sharding = padded_runs(jax.tree.leaves(tree)[0].shape[0], mesh), runs_sharding(mesh)
+  return jax.tree.map(lambda leaf: place_padded(leaf, (size, *leaf.shape[1:]), sharding), tree)
 
 
 def map_runs(function: Callable[[Any, Any], Any], mesh: Mesh, stacked: Callable[[Any, Any], Any] | None = None
@@ -252,29 +261,35 @@ def map_runs(function: Callable[[Any, Any], Any], mesh: Mesh, stacked: Callable[
 
 def to_host(tree: Tree, num_runs: int | None = None) -> Tree:
   """Numpy copies on every process, with the padding of the runs axis dropped."""
-  def fetch(leaf: jax.Array) -> np.ndarray:
-    if not leaf.is_fully_addressable:
-      from jax.experimental import multihost_utils
-      leaf = multihost_utils.process_allgather(leaf, tiled=True)
-    return np.asarray(leaf)[:num_runs]
-  return jax.tree.map(fetch, tree)
+  return jax.tree.map(lambda leaf: fetch(leaf)[:num_runs] if num_runs else fetch(leaf), tree)
 
 
-def shard_rows(tree: Tree, mesh: Mesh, multiple: int = 1) -> Tree:
+def to_first(tree: Any, num_runs: int | None = None) -> Any:
+  """As `to_host`, on process 0 alone; the others take part, hold one leaf at a time, and get None."""
+  leaves, structure = jax.tree.flatten(tree)
+  kept = []
+  for leaf in leaves:
+    value = to_host(leaf, num_runs)
+    if is_first():
+      kept.append(value)
+  return jax.tree.unflatten(structure, kept) if is_first() else None
+
+
+def shard_rows(tree: Tree, mesh: Mesh, multiple: int = 1, at_least: int = 0) -> Tree:
   """Lays out a data set `[runs, rows, ...]`: runs padded by repeating, rows by empty ones.
 
   Args:
-    tree: token rows on the host; every process passes the whole arrays.
+    tree: token rows on the host; of several processes each lays out what its devices hold.
     mesh: the mesh.
     multiple: the rows of each of its shards become a multiple of this.
+    at_least: their number, over all shards.
   """
-  unit = row_shards(mesh) * multiple
+  unit, sharding = row_shards(mesh) * multiple, rows_sharding(mesh)
 
-  def fill(leaf: np.ndarray) -> np.ndarray:
-    missing = -leaf.shape[1] % unit
-    return np.pad(leaf, ((0, 0), (0, missing), *((0, 0),) * (leaf.ndim - 2))) if missing else leaf
-  size = padded_runs(jax.tree.leaves(tree)[0].shape[0], mesh)
-  return lay_out(pad_runs(jax.tree.map(fill, tree), size), rows_sharding(mesh))
+  def lay(leaf: np.ndarray) -> jax.Array:
+    rows = -(-max(leaf.shape[1], at_least) // unit) * unit
+    return place_padded(leaf, (padded_runs(leaf.shape[0], mesh), rows, *leaf.shape[2:]), sharding)
+  return jax.tree.map(lay, tree)
 
 
 def repeat_runs(tree: Tree, num_runs: int, mesh: Mesh, axes: Mapping[str, tuple[str, ...]] | None = None) -> Tree:

@@ -6,6 +6,8 @@ import pathlib
 
 import jax
 
+from relearn_jax.parallel.processes import is_alone
+
 MAX_CPU_DEVICES = 8
 
 
@@ -26,12 +28,13 @@ def start() -> None:
 
   On CPU the cores become devices of their own (unless JAX_NUM_CPU_DEVICES or XLA_FLAGS says how
   many), since stacked runs spread over devices better than one run's small products over threads.
+  Of several processes each has one: with more, exchanges between them hang at times (jaxlib 0.10.2, Gloo).
   Where a device is in use already, their number stays as it is.
   """
   told = "JAX_NUM_CPU_DEVICES" in os.environ or "xla_force_host_platform" in os.environ.get("XLA_FLAGS", "")
   if not told:
     with contextlib.suppress(RuntimeError):  # raised where a device is in use
-      jax.config.update("jax_num_cpu_devices", min(num_cores(), MAX_CPU_DEVICES))
+      jax.config.update("jax_num_cpu_devices", min(num_cores(), MAX_CPU_DEVICES) if is_alone() else 1)
   if not jax.config.values["jax_compilation_cache_dir"]:
     jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)

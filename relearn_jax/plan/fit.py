@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 
 from relearn_jax.audit.experiment import Experiment
 from relearn_jax.audit.stages import AtOnce
+from relearn_jax.parallel.processes import everyone
 from relearn_jax.plan.audit_plan import attack_work, measured
 from relearn_jax.plan.devices import USABLE
 from relearn_jax.plan.estimate import estimate
@@ -36,5 +37,5 @@ def device_memory() -> float:
 
 def fitting(exp: Experiment, mesh: Mesh) -> AtOnce:
   """For `pipeline.audit`: decides from the plan of each attack, on the devices that there are."""
-  memory, sizes, on_cpu = device_memory() * USABLE, measured(exp), jax.default_backend() == "cpu"
+  memory, sizes, on_cpu = min(everyone(device_memory())) * USABLE, measured(exp), jax.default_backend() == "cpu"
   return lambda stage: runs_that_fit(attack_work(exp.config, stage, sizes, on_cpu), dict(mesh.shape), memory)

@@ -12,18 +12,12 @@ import markupsafe
 from relearn_jax.audit.results_file import RESULTS_FILE, read_rows
 from relearn_jax.audit.summary import summarize
 from relearn_jax.metrics.keyword import find_keyword
+from relearn_jax.parallel.processes import write_atomically
 from relearn_jax.report import figures, leak_findings, tables
 
 STORY = ("A model memorised a secret, unlearned it, and was then finetuned on text in which the secret never occurs. "
          "If the secret comes back, more than it does in a model that never knew it and went through the same, it had "
          "only been suppressed.")
-
-
-def write(path: pathlib.Path, text: str) -> None:
-  """Writes a text file atomically."""
-  temporary = path.with_name(path.name + ".tmp")
-  temporary.write_text(text, encoding="utf-8")
-  temporary.replace(path)
 
 
 def highlight(completion: str, begun: str, keywords: Sequence[str], case: bool = False) -> markupsafe.Markup:
@@ -160,12 +154,12 @@ def report_from_rows(workdir: pathlib.Path) -> tuple[pathlib.Path, dict[str, Any
   """
   rows, facts = read_rows(workdir / RESULTS_FILE)
   summary = summarize(rows, facts)
-  write(workdir / "summary.json", json.dumps(summary, indent=1) + "\n")
+  write_atomically(workdir / "summary.json", json.dumps(summary, indent=1) + "\n")
   shown = context(summary, facts, workdir / "figures")
-  write(workdir / "report.md", markdown(shown, workdir))
+  write_atomically(workdir / "report.md", markdown(shown, workdir))
   environment = jinja2.Environment(
       loader=jinja2.PackageLoader("relearn_jax.report", "."), autoescape=True, undefined=jinja2.StrictUndefined,
       trim_blocks=True, lstrip_blocks=True)
   environment.globals["highlight"] = highlight
-  write(workdir / "report.html", environment.get_template("page.html.jinja").render(shown))
+  write_atomically(workdir / "report.html", environment.get_template("page.html.jinja").render(shown))
   return workdir / "report.html", summary, facts

@@ -9,18 +9,21 @@ import json
 import logging
 import pathlib
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import jax
 import numpy as np
+import tensorstore
 from orbax.checkpoint import v1 as ocp
 
 from relearn_jax.errors import InputError
 from relearn_jax.models.lora import LoraConfig
 from relearn_jax.models.model import Model
-from relearn_jax.parallel.mesh import lay_out, pad_runs, to_host
+from relearn_jax.parallel.mesh import pad_runs, to_host
+from relearn_jax.parallel.parts import place_parts
+from relearn_jax.parallel.processes import agree, is_first
 
 TOKENIZER = "../../base"  # folder of the tokenizer, from a step's folder
 POSITIONS = "row_positions"  # of a resume state: data set -> rows taken so far
@@ -62,14 +65,14 @@ def save_tree(path: pathlib.Path, tree: Any, num_runs: int, about: dict[str, Any
 def is_saved(path: pathlib.Path) -> bool:
   """Whether a complete checkpoint is at `path`."""
   # The metadata is looked for by name: Orbax takes an empty folder for a checkpoint.
-  return (path / "_CHECKPOINT_METADATA").is_file() and ocp.is_orbax_checkpoint(path.absolute())
+  return agree(lambda: (path / "_CHECKPOINT_METADATA").is_file() and ocp.is_orbax_checkpoint(path.absolute()))
 
 
 def saved_steps(stage: pathlib.Path) -> list[int]:
   """The complete steps of a stage, ascending."""
-  if not stage.is_dir():
-    return []
-  return sorted(int(p.name) for p in stage.iterdir() if p.name.isdigit() and is_saved(p))
+  def look() -> list[int]:
+    return sorted(int(p.name) for p in stage.iterdir() if p.name.isdigit() and is_saved(p)) if stage.is_dir() else []
+  return agree(look)
 
 
 def load_tree(path: pathlib.Path, one_run: Any, num_runs: int) -> Any:
@@ -84,6 +87,34 @@ def load_tree(path: pathlib.Path, one_run: Any, num_runs: int) -> Any:
     return ocp.load(path.absolute(), jax.tree.map(lambda leaf: np.empty((num_runs, *leaf.shape), leaf.dtype), one_run))
 
 
+def load_runs(runs: Sequence[tuple[pathlib.Path, int]], like: Any, shardings: Any) -> Any:
+  """Runs of several checkpoints as one stacked tree, of which each process reads what its devices hold.
+
+  Orbax restores an array as it was saved; which runs are wanted, and in what order, TensorStore is told itself.
+
+  Args:
+    runs: a step's folder and the place in it of each run.
+    like: nested dicts of shapes and dtypes, `[runs, ...]`.
+    shardings: of the leaves.
+  """
+  context = tensorstore.Context()
+
+  def leaf(keys: Any, shape: Any, sharding: jax.sharding.Sharding) -> jax.Array:
+    name, opened = ".".join(key.key for key in keys), dict[pathlib.Path, Any]()
+
+    def part(index: tuple[slice, ...]) -> np.ndarray:
+      read = []
+      for path, place in runs[index[0]]:
+        if path not in opened:
+          base = {"driver": "file", "path": f"{path.absolute()}/state/"}
+          stored = {"driver": "zarr3", "kvstore": {"driver": "ocdbt", "base": base, "path": f"{name}/"}}
+          opened[path] = tensorstore.open(stored, open=True, context=context).result()
+        read.append(opened[path][(place, *index[1:])].read())
+      return np.stack([one.result() for one in read])
+    return place_parts(shape.shape, sharding, part, shape.dtype)
+  return jax.tree_util.tree_map_with_path(leaf, like, shardings)
+
+
 def restore(path: pathlib.Path, like: Any, num_runs: int) -> Any:
   """Restores a stacked pytree onto a mesh, whatever mesh it was saved from.
 
@@ -92,13 +123,14 @@ def restore(path: pathlib.Path, like: Any, num_runs: int) -> Any:
     like: shapes, dtypes and shardings of the stacked leaves, padded.
     num_runs: runs that were saved; where fewer than `like` has, padding repeats the first ones.
   """
-  leaves = jax.tree.leaves(like)
-  if leaves[0].shape[0] == num_runs:  # each device reads its own part
-    with _raised_alone():
-      return ocp.load(path.absolute(), like)
-  one_run = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), like)
-  host = pad_runs(load_tree(path, one_run, num_runs), leaves[0].shape[0])
-  return lay_out(host, jax.tree.map(lambda leaf: leaf.sharding, like))
+  size, context = jax.tree.leaves(like)[0].shape[0], _context()
+  context.array.loading.enable_padding_and_truncation = size != num_runs
+  with context, _raised_alone():
+    found = ocp.load(path.absolute(), like)  # each device reads its own part
+  if size == num_runs:
+    return found
+  repeat = lambda tree: pad_runs(jax.tree.map(lambda leaf: leaf[:num_runs], tree), size)
+  return jax.jit(repeat, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, like), donate_argnums=0)(found)
 
 
 def describe(path: pathlib.Path) -> dict[str, Any]:
@@ -110,7 +142,7 @@ def describe(path: pathlib.Path) -> dict[str, Any]:
   if not is_saved(path):
     raise InputError("is not a complete checkpoint", file=path,
                      mend="give a step folder such as WORKDIR/checkpoints/unlearn/000040")
-  about = ocp.metadata(path.absolute()).custom_metadata
+  about = agree(lambda: ocp.metadata(path.absolute()).custom_metadata)
   if not about or "model" not in about:
     raise InputError("holds no description of its model", file=path, mend="give a checkpoint that this program wrote")
   return dict(about)
@@ -118,14 +150,14 @@ def describe(path: pathlib.Path) -> dict[str, Any]:
 
 def keep_only(folder: pathlib.Path, step: int) -> None:
   """Removes the other steps of a folder of resume states, once `step` is complete."""
-  for path in folder.iterdir():
+  for path in folder.iterdir() if is_first() else ():
     if path.name != step_path(folder, step).name:
       shutil.rmtree(path)
 
 
 def remove_resumes(folder: pathlib.Path) -> None:
   """Removes the resume states of stages that were killed after their last result, from which nothing goes on."""
-  for left in folder.glob("*/resume"):
+  for left in folder.glob("*/resume") if is_first() else ():
     shutil.rmtree(left)
 
 

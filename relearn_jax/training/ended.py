@@ -7,7 +7,6 @@ resumed ends the same runs at the same steps.
 
 import dataclasses
 import json
-import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
@@ -18,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Bool
 
 from relearn_jax.errors import InputError
+from relearn_jax.parallel.processes import agree, write_atomically
 
 What = Literal["loss", "gradient", "weights", "answers"]
 FILE = "ended.json"
@@ -136,17 +136,15 @@ class Ledger:
       raise AllEnded([self.ended[run] for run in watched], self.field, self.rates)
 
   def _save(self) -> None:
-    if jax.process_index() == 0:
-      self.path.parent.mkdir(parents=True, exist_ok=True)
-      temporary = self.path.with_suffix(".tmp")
-      temporary.write_text(json.dumps([dataclasses.asdict(one) for one in self.ended.values()], indent=1) + "\n")
-      os.replace(temporary, self.path)
+    rows = [dataclasses.asdict(one) for one in self.ended.values()]
+    write_atomically(self.path, json.dumps(rows, indent=1) + "\n")
 
 
 def read_ended(folder: pathlib.Path) -> dict[str, Ended]:
   """Name of a run -> how it ended, as a stage's ledger kept it."""
   path = folder / FILE
-  return {row["run"]: Ended(**row) for row in json.loads(path.read_text())} if path.exists() else {}
+  rows = agree(lambda: json.loads(path.read_text()) if path.exists() else [])
+  return {row["run"]: Ended(**row) for row in rows}
 
 
 @jax.jit

@@ -1,13 +1,14 @@
 """train_log.jsonl: one row a step and stage, safe to append to again after a crash."""
 
 import json
-import os
 import pathlib
 import time
 from typing import Any
 
 import numpy as np
 
+from relearn_jax.parallel.mesh import to_host
+from relearn_jax.parallel.processes import is_first, write_atomically
 from relearn_jax.training.ended import AllEnded, Ledger
 from relearn_jax.training.step import StepLog
 
@@ -25,7 +26,7 @@ class TrainLog:
 
   def truncate(self, stage: str, after_step: int) -> None:
     """Drops rows of `stage` beyond `after_step`, and a torn last line, before the stage goes on."""
-    if not self.path.exists():
+    if not is_first() or not self.path.exists():
       return
     kept = []
     for line in self.path.read_text().splitlines():
@@ -35,9 +36,7 @@ class TrainLog:
         continue  # the process died while writing this line; its step is repeated
       if row["stage"] != stage or row["step"] <= after_step:
         kept.append(line + "\n")
-    temporary = self.path.with_suffix(".tmp")
-    temporary.write_text("".join(kept))
-    os.replace(temporary, self.path)
+    write_atomically(self.path, "".join(kept))
 
   def stage(self, name: str, ledger: Ledger) -> "StageLog":
     """A writer for one stage, whose runs end in `ledger`."""
@@ -52,7 +51,7 @@ class StageLog:
     self.pending: tuple[StepLog, dict[str, Any]] | None = None
 
   def __enter__(self) -> "StageLog":
-    self.file = self.path.open("a")
+    self.file = self.path.open("a") if is_first() else None
     self.last = time.perf_counter()
     return self
 
@@ -60,7 +59,8 @@ class StageLog:
     try:
       self.flush()
     finally:
-      self.file.close()
+      if self.file:
+        self.file.close()
 
   def add(self, step: int, log: StepLog, learning_rate: float, tokens: int, padded_tokens: int) -> None:
     """Records a step; what is written now is the step before it.
@@ -90,7 +90,8 @@ class StageLog:
     log, known = self.pending
     self.pending = None
     names = self.ledger.runs
-    runs = lambda values: np.asarray(values).reshape(-1)[:len(names)]
+    log = to_host(log)
+    runs = lambda values: values.reshape(-1)[:len(names)]
     losses, norms, step = runs(log.loss), runs(log.grad_norm), known["step"]
     gone: AllEnded | None = None
     try:
@@ -109,8 +110,9 @@ class StageLog:
         "left_out": [name for i, name in enumerate(names) if i not in counted], **known,
         "seconds": round(now - self.last, 4)}
     self.last = now
-    self.file.write(json.dumps(row) + "\n")
-    self.file.flush()
+    if self.file:
+      self.file.write(json.dumps(row) + "\n")
+      self.file.flush()
     if gone:
       raise gone
 

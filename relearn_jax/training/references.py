@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import os
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,15 +13,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from relearn_jax.errors import InputError
 from relearn_jax.metrics.likelihood import per_token
 from relearn_jax.models.model import Head, Model, Params, head_logits, whole
-from relearn_jax.models.safetensor_files import read_header, read_metadata
+from relearn_jax.models.safetensor_files import map_tensors, read_header, read_metadata
 from relearn_jax.objectives.core import Batch, Need, TokenRows
 from relearn_jax.objectives.losses import generic_logits
 from relearn_jax.parallel.mesh import map_runs, shard_rows, shard_runs, to_host
+from relearn_jax.parallel.processes import agree, write_atomically
 from relearn_jax.training.step import NOTHING, Frozen, model_outputs, split_rows
 
 HEAD = "head"
@@ -139,14 +139,13 @@ class ReferenceCache:
              "weights": "was made from a model with other weights",
              "recipe": "was made otherwise ({} here, {} there)", "needs": "holds other statistics ({} here, {} there)"}
     for name in sorted({need.rows for need in self.needs}):
-      if not self.path(name).exists():
-        continue
       try:
-        read_header(self.path(name))  # checked against the file's size
-        there = read_metadata(self.path(name))
+        there = agree(functools.partial(_read_about, self.path(name)))
       except InputError as error:
         raise InputError(f"cannot be used: the file {error.problem}", file=self.path(name), field=self.field,
                          mend="remove it: it is computed again") from None
+      if there is None:
+        continue
       for key, value in self._about(name).items():
         if there.get(key) != value and key in (only or words):
           values = (name,) if key == "rows" else (value, there.get(key))
@@ -155,13 +154,12 @@ class ReferenceCache:
 
   def load(self, name: str, rows: TokenRows, mesh: Mesh, multiple: int) -> TokenRows | None:
     """Rows with their statistics from disk, laid out as `shard_rows` lays out rows; None where there are none yet."""
-    if not self.path(name).exists():
+    if not agree(self.path(name).exists):
       return None
-    found: dict[str, Any] = load_file(self.path(name))
+    found: dict[str, Any] = map_tensors(self.path(name))
     head = {key: found.pop(key) for key in list(found) if key.startswith(HEAD + ".")}
-    missing = rows.tokens.shape[1] - next(iter(found.values())).shape[1]  # empty rows, to fill up steps and shards
-    fill = lambda leaf: np.pad(leaf, ((0, 0), (0, missing), *((0, 0),) * (leaf.ndim - 2)))
-    reference = dict(shard_rows(jax.tree.map(fill, found), mesh, multiple))
+    # With as many empty rows as the tokens have, to fill up steps and shards.
+    reference = dict(shard_rows(found, mesh, multiple, rows.tokens.shape[1]))
     if head:
       reference[HEAD] = Head(**shard_runs({key.removeprefix(HEAD + "."): leaf for key, leaf in head.items()}, mesh))
     return rows._replace(reference=reference)
@@ -174,11 +172,15 @@ class ReferenceCache:
     if head is not None:
       arrays |= {f"{HEAD}.{key}": np.ascontiguousarray(leaf) for key, leaf in to_host(head, num_runs)._asdict().items()
                  if leaf is not None}
-    if jax.process_index() == 0:
-      self.folder.mkdir(parents=True, exist_ok=True)
-      temporary = self.path(name).with_suffix(f".tmp{os.getpid()}")
-      save_file(arrays, temporary, metadata=self._about(name))
-      os.replace(temporary, self.path(name))
+    write_atomically(self.path(name), lambda path: save_file(arrays, path, metadata=self._about(name)))
+
+
+def _read_about(file: pathlib.Path) -> dict[str, str] | None:
+  """What statistics were made from; None where there is no file."""
+  if not file.exists():
+    return None
+  read_header(file)  # checked against the file's size
+  return read_metadata(file)
 
 
 def references(model: Model, params: Params, batch: Batch, needs: frozenset[Need], mesh: Mesh, frozen: Frozen,

@@ -1,8 +1,8 @@
 """Running a stage of training: steps, kept checkpoints, runs that end, and going on after a kill."""
 
 import dataclasses
+import functools
 import pathlib
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -24,6 +24,7 @@ from relearn_jax.parallel.mesh import (
   shard_rows,
   to_host,
 )
+from relearn_jax.parallel.processes import agree, remove
 from relearn_jax.progress import progress
 from relearn_jax.training import checkpoints
 from relearn_jax.training.ended import Ledger, finite_runs
@@ -121,6 +122,7 @@ def run_stage(stage: Stage, model: Model, start: Callable[[], Params], mesh: Mes
   read = make_readout(model, stage.build, mesh) if objective.readout else lambda state, _: state.params
 
   saved = time.monotonic()
+  is_due = functools.partial(agree, lambda: time.monotonic() - saved > save_every)
   with (log.stage(stage.name, ledger) as writer,
         progress(stage.keep[-1], stage.name) as bar):
     bar.update(first)
@@ -141,13 +143,13 @@ def run_stage(stage: Stage, model: Model, start: Callable[[], Params], mesh: Mes
           bar.total = step  # all that was to do
           bar.refresh()
           break
-      if time.monotonic() - saved > save_every and step != stage.keep[-1]:
+      if step != stage.keep[-1] and is_due():
         writer.flush()  # the log, and the ledger, know of all steps that are not repeated
         about = checkpoints.description(model, list(stage.runs), stage.name, step, positions=rows.position)
         checkpoints.save_tree(checkpoints.step_path(resume, step), state, len(stage.runs), about)
         checkpoints.keep_only(resume, step)
         saved = time.monotonic()
-  shutil.rmtree(resume, ignore_errors=True)  # the stage's results are kept; nothing goes on from here
+  remove(resume)  # the stage's results are kept; nothing goes on from here
 
 
 class _Rows:

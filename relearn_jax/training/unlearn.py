@@ -20,7 +20,8 @@ from relearn_jax.models.model import Model, Params, whole
 from relearn_jax.models.precision import DTYPES, compute_dtype
 from relearn_jax.objectives.core import TokenRows
 from relearn_jax.objectives.losses import nll
-from relearn_jax.parallel.mesh import check_mesh, make_mesh, map_runs, repeat_runs, shard_rows, to_host
+from relearn_jax.parallel.mesh import check_mesh, make_mesh, map_runs, repeat_runs, shard_rows, to_first, to_host
+from relearn_jax.parallel.processes import agree, is_alone, is_first
 from relearn_jax.training import checkpoints
 from relearn_jax.training.ended import AllEnded, Ended, Ledger, finite_runs
 from relearn_jax.training.job import PATHS, UnlearnJob, check_job
@@ -30,14 +31,14 @@ from relearn_jax.training.stage import OnKeep, Stage, run_stage
 from relearn_jax.training.step import NOTHING, Frozen, model_outputs
 from relearn_jax.training.train_settings import make_model, rate_share
 from relearn_jax.training.unlearn_rows import input_files, read_rows
-from relearn_jax.workdir import claim_workdir, file_digests, is_claimed, only_process
+from relearn_jax.workdir import check_inputs_alike, claim_workdir, file_digests, is_claimed, only_process
 
 STAGE, RUN, REINFORCE = "unlearn", "U", "reinforce"
 
 
 def default_mesh() -> str:
-  """All accelerators share the model; on CPU one device, which uses all cores."""
-  return "fsdp:1" if jax.default_backend() == "cpu" else "fsdp:-1"
+  """All accelerators share the model, and so do several processes; on CPU one device, which uses all cores."""
+  return "fsdp:1" if jax.default_backend() == "cpu" and is_alone() else "fsdp:-1"
 
 
 def unlearn(job: UnlearnJob, where: str, workdir: pathlib.Path, mesh: str | None = None) -> bool:
@@ -64,11 +65,12 @@ def unlearn(job: UnlearnJob, where: str, workdir: pathlib.Path, mesh: str | None
     check_lora(Model(checked.config), lora, where, "adapter")
   if mesh is not None:
     check_mesh(mesh, checked.config)
-  done = (workdir / "model").exists()
-  if done and not (workdir / "config.json").exists():
+  done, claimed = agree(lambda: [(workdir / name).exists() for name in ("model", "config.json")])
+  if done and not claimed:
     raise InputError("is there, without the configuration that it was made by", file=workdir / "model",
                      field="--workdir", mend="give another folder")
   inputs = file_digests(input_files(job, checked))
+  check_inputs_alike(lambda: inputs)
   is_claimed(workdir, job, inputs, PATHS)  # before statistics of other rows are found wanting
   if not done:
     cache = _cache(job, workdir, checked, rows)
@@ -123,7 +125,7 @@ def _train(job: UnlearnJob, where: str, workdir: pathlib.Path, checked: Checked,
         checkpoints.save_tree(path, params, 1, about)
     if step == job.steps:
       _check_outputs(job, model, params, rows.get("forget", rows[min(rows)]), mesh, frozen)  # not all methods read it
-      _export(job, workdir, checked, model, to_host(params, 1), mesh)
+      _export(job, workdir, checked, model, params, mesh)
     return False
 
   log, decay = TrainLog(workdir / "train_log.jsonl"), {"weight_decay": job.weight_decay}
@@ -177,16 +179,22 @@ def _check_outputs(job: UnlearnJob, model: Model, params: Params, forget: TokenR
 
 def _export(job: UnlearnJob, workdir: pathlib.Path, checked: Checked, model: Model, trained: Params, mesh: Mesh
             ) -> None:
-  """Writes what was trained, `[1, ...]` on the host; `model/` comes last, since it says that the job is done."""
-  one = jax.tree.map(lambda leaf: leaf[0], trained)
+  """Writes what was trained, `[1, ...]` on the mesh; `model/` comes last, since it says that the job is done."""
   if lora := job.adapter.lora():
-    if not (workdir / "adapter").exists():
-      export_peft(one, model, lora, workdir / "adapter", base=job.model, base_fingerprint=tensors_digest(checked),
+    adapter = jax.tree.map(lambda leaf: leaf[0], to_host(trained, 1))
+    if is_first() and not (workdir / "adapter").exists():
+      export_peft(adapter, model, lora, workdir / "adapter", base=job.model, base_fingerprint=tensors_digest(checked),
                   field="--workdir")
     # Merged into the base in fp32: the copy that was trained on may be in fewer bits than what it learned needs.
-    one = to_host(merge_lora(load_params(checked, model, mesh=mesh), one, lora.scale))
-  if job.save_dtype != "float32":
-    before = ((path, to_host(leaf)) for path, leaf in read_leaves(checked, model, mesh=mesh))
+    one = to_first(merge_lora(load_params(checked, model, mesh=mesh), adapter, lora.scale))
+  else:
+    one = jax.tree.map(lambda leaf: leaf[0], to_first(trained, 1))
+  before = ((path, to_first(leaf)) for path, leaf in read_leaves(checked, model, mesh=mesh))
+  rounds = job.save_dtype != "float32"
+  if not is_first():
+    for _ in before if rounds else ():
+      pass  # takes part in what process 0 asks for
+    return
+  if rounds:
     print(rounding(one, before, job.save_dtype, "--config.save_dtype"))
-  export(one, model, workdir / "model", source=checked.path, dtype=DTYPES[job.save_dtype],
-         field="--workdir")
+  export(one, model, workdir / "model", source=checked.path, dtype=DTYPES[job.save_dtype], field="--workdir")

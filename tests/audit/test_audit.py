@@ -33,7 +33,7 @@ def test_it_ends_with_its_verdicts_and_the_report(finished: pathlib.Path) -> Non
 def test_every_file_is_there(finished: pathlib.Path) -> None:
   for name in FILES:
     assert (finished / name).stat().st_size > 100, name
-  assert not list(finished.rglob("*.tmp"))
+  assert not list(finished.rglob("*.tmp*"))
   config = json.loads((finished / "config.json").read_text())
   assert config["case"]["variants"] == [7, 1] and config["unlearn"]["methods"] == ["ga"]
 

@@ -95,7 +95,7 @@ def test_stopped_it_ends_with_the_same_summary(finished: pathlib.Path, tmp_path:
       (StageLog, "add", at(f"{ATTACK}1", 4)),
       (pipeline, "write_rows", lambda path, *_: path == folder / "answers.parquet"),
       (pipeline, "write_rows", lambda path, *_: path == folder / "results.parquet"),
-      (render, "write", lambda path, _: path == folder / "summary.json")]
+      (render, "write_atomically", lambda path, _: path == folder / "summary.json")]
   for where, name, reached in moments:
     with monkeypatch.context() as patch, pytest.raises(Stopped):
       stop_after(patch, where, name, reached)

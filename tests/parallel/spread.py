@@ -12,9 +12,11 @@ import sys
 
 import jax
 
+from relearn_jax.parallel.join import join
+
 rank, port, workdir = int(sys.argv[1]), sys.argv[2], pathlib.Path(sys.argv[3])
 if rank >= 0:
-  jax.distributed.initialize(f"localhost:{port}", num_processes=2, process_id=rank)
+  join(f"localhost:{port}", 2, rank, 60)
 
 import numpy as np  # noqa: E402
 

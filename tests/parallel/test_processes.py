@@ -11,9 +11,10 @@ import pytest
 TRAIN = """
 import json, sys
 import jax, numpy as np
+from relearn_jax.parallel.join import join
 rank, port = int(sys.argv[1]), sys.argv[2]
 if rank >= 0:
-  jax.distributed.initialize(f"localhost:{port}", num_processes=2, process_id=rank)
+  join(f"localhost:{port}", 2, rank, 60)
 import hashlib
 from relearn_jax.audit.interview import Interviewer
 from relearn_jax.models.model import fingerprint
