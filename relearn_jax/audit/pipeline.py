@@ -147,8 +147,8 @@ def run_stages(exp: Experiment, cache: pathlib.Path, mesh: Mesh, clock: Clock,
         _unlearn(exp, stage)
     elif stage.kind == "attack":
       method = next((cell.point.method for cell in stage.cells if cell.point.arm != "O"), None)
-      if exp.chains and method not in steps:
-        found = unlearn_method(config.unlearn, str(method))
+      if exp.chains and method and method not in steps:  # none where the original alone is attacked
+        found = unlearn_method(config.unlearn, method)
         steps[found.name], lost[found.name] = unlearning.unlearned_points(exp, found), acquire.gone(exp, found)
       with clock(stage.name):
         there = [(unlearning.resolved(exp, cell.point, steps, lost), cell.attack) for cell in stage.cells]
