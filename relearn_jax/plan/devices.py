@@ -22,6 +22,7 @@ class Device:
     bandwidth: of its memory, bytes per second.
     mfu: share of the peak that training is assumed to reach; a guess until it is measured.
     source: where the figures are from.
+    measured: what a plan says of these figures where they were measured; empty: they were not.
   """
 
   name: str
@@ -31,6 +32,7 @@ class Device:
   bandwidth: float
   mfu: float
   source: str
+  measured: str = ""
 
   @property
   def usable_bytes(self) -> int:
