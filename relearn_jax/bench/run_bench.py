@@ -3,8 +3,6 @@
 import datetime
 import functools
 import importlib.metadata
-import json
-import os
 import pathlib
 import platform
 import tempfile
@@ -22,7 +20,7 @@ from relearn_jax.bench.formulas import FORMULAS
 from relearn_jax.bench.rates import Rates, measure_rates
 from relearn_jax.bench.shapes import random_params
 from relearn_jax.bench.train_speed import Base, train_works
-from relearn_jax.data.jsonl import check_writable
+from relearn_jax.data.jsonl import check_writable, write_jsonl
 from relearn_jax.models.checkpoint import check_checkpoint, load_params
 from relearn_jax.models.config import ModelConfig
 from relearn_jax.models.precision import compute_dtype
@@ -52,6 +50,7 @@ def bench(settings: BenchSettings, command: str, output: pathlib.Path | None) ->
   config, folder = check_settings(settings)
   if output is not None:
     check_writable(output)
+  write = lambda found: None if output is None else write_jsonl(output, [plain(found)])
   dtype = compute_dtype(settings.dtype, None, "--dtype")
   with fresh_cache(), tempfile.TemporaryDirectory(prefix="relearn-bench-") as temporary:
     found = about(settings, command, config, dtype)
@@ -69,8 +68,8 @@ def bench(settings: BenchSettings, command: str, output: pathlib.Path | None) ->
         except jax.errors.JaxRuntimeError as error:  # memory, mostly
           found["left_out"].append({"part": f"{key} {name}", "why": str(error).splitlines()[0][:300]})
         bar.update(1)
-        _write(output, found)
-  _write(output, found)
+        write(found)
+  write(found)
   return bench_text(plain(found)) + (f"\nJSON: {output}" if output else "")
 
 
@@ -109,14 +108,6 @@ def plain(value: Any) -> Any:
   if isinstance(value, list | tuple):
     return [plain(one) for one in value]
   return value if isinstance(value, str | int | float | bool | None) else str(value)
-
-
-def _write(output: pathlib.Path | None, found: Any) -> None:
-  if output is None:
-    return
-  temporary = output.with_name(f"{output.name}.tmp{os.getpid()}")
-  temporary.write_text(json.dumps(plain(found), indent=1) + "\n")
-  temporary.replace(output)
 
 
 class _Parts:

@@ -68,7 +68,14 @@ def measured_device(device: Device, path: pathlib.Path, *, cores: int, compute_b
   Raises:
     InputError: it is no such file, is of another kind of device or number of cores, or another precision.
   """
-  every = read_bench(path)
+  try:
+    return _measured(device, path, read_bench(path), cores, compute_bytes)
+  except (KeyError, TypeError, statistics.StatisticsError) as error:
+    raise InputError(f"lacks what a benchmark has ({error})", file=path, field=FIELD, mend=_MEND) from None
+
+
+def _measured(device: Device, path: pathlib.Path, every: list[dict[str, Any]], cores: int, compute_bytes: set[int]
+              ) -> Device:
   where, rates = every[0]["device"], every[0]["rates"]
   if others := [one for one in every if one["device"]["kind"] != where["kind"]]:
     raise InputError(f"is of {where['kind']} and of {others[0]['device']['kind']}", file=path, field=FIELD,
