@@ -39,7 +39,7 @@ bench() {
 }
 
 rm -f "$folder"/*.json "$folder"/*.log "$folder/log"
-bench 130 lora-7b llama_2_7b --what=train --adapters=lora --runs=1,8 --batch_size=4 --length=512 --remat=attn
+bench 150 lora-7b llama_2_7b --what=train --adapters=lora --runs=1,8 --batch_size=4 --length=512 --remat=attn
 bench 110 decode-7b llama_2_7b --what=decode --decode_batches=1,16,128 --prompt_length=128 --max_new_tokens=64
 if [[ "$kind" == h200 ]]; then
   bench 110 full-7b llama_2_7b --what=train --adapters=full --runs=1 --batch_size=4 --length=512 --remat=full
@@ -47,8 +47,8 @@ else # all parameters of 7B with fp32 masters and moments take 118 GiB
   bench 80 full-phi phi_1_5 --what=train --adapters=full --runs=1 --batch_size=16 --length=512 --remat=attn
 fi
 bench 50 attention llama_2_7b --what=attention
-part 70 tests "$python" -m pytest -n 0 -m gpu tests
-bench 50 load phi_1_5 --what=load --repeats=3
+part 50 tests "$python" -m pytest -n 0 -m gpu tests
+bench 40 load phi_1_5 --what=load --repeats=3
 bench 120 grid names --grid --repeats=1
 
 {

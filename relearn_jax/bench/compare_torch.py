@@ -112,8 +112,9 @@ def compare_audit(config: ModelConfig, repeats: int) -> dict[str, Any]:
 
     def by_hand(one_prompt: bool) -> None:
       levels["torch"] = torch_audit.ByHand(exp, base, one_prompt).run()
+    ours()  # compiles; torch has nothing to warm up but a moment's allocations
     took = in_turns({OURS: ours, "torch by hand, batched": lambda: by_hand(False),
-                     "torch by hand, one prompt a call": lambda: by_hand(True)}, min(repeats, MOST_AUDITS))
+                     "torch by hand, one prompt a call": lambda: by_hand(True)}, min(repeats, MOST_AUDITS), warm=False)
     mean = answer_levels(root / f"audit{number}" / ANSWERS_FILE)
   both = sorted(mean.keys() & levels["torch"].keys())
   return {"name": "names audit", "models": len(exp.chains), "cells": count_cells(plan), "questions": len(exp.asked),

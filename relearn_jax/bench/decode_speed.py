@@ -81,7 +81,7 @@ def _measure(work: Work, decoding: Decoding, mesh: Mesh, rates: Rates, repeats: 
 def step_seconds(whole: Sequence[float], first: Sequence[float], new_tokens: int) -> Spread:
   """Seconds of one decoding step: what further tokens add to the first, pair by pair of calls in turns.
 
-  >>> step_seconds([1.5, 1.0], [0.5, 0.5], 11).median
-  0.075
+  >>> step_seconds([1.5, 1.0, 2.0], [0.5, 0.5, 0.5], 11)
+  Spread(median=0.1, low=0.05, high=0.15, repeats=3)
   """
   return spread([max(a - b, 1e-9) / (new_tokens - 1) for a, b in zip(whole, first, strict=True)])

@@ -50,7 +50,7 @@ def short_audit(config: ModelConfig, *, methods: Sequence[str] = ("ga", "npo_gd"
       config.hidden_size, config.intermediate_size, config.num_layers, config.num_heads, config.num_kv_heads,
       steps=20, warmup_steps=2)
   return Audit(
-      case=NamesConfig(variants=(7,), num_questions=20), seeds=(0, 1), arms=ArmsSettings(pretrain=pretrain),
+      case=NamesConfig(variants=(7,), num_questions=12), seeds=(0, 1), arms=ArmsSettings(pretrain=pretrain),
       memorize=MemorizeSettings(steps=20),
       unlearn=UnlearnSettings(methods=tuple(methods), settings=chosen_settings(CHOSEN), chosen=CHOSEN, max_steps=10,
                               keep_every=10, max_score=0.99, depths=1),
@@ -74,7 +74,8 @@ def ways(given: str | None) -> list[tuple[str, str]]:
 def measure_grid(config: ModelConfig, mesh: str, way: str, repeats: int) -> list[dict[str, Any]]:
   """Two rows: of a first audit, which compiles, and of audits in new workdirs with the compiled programs on disk.
 
-  Before each, programs in memory are dropped: the second is what another process would take, after its start.
+  Before each, programs in memory are dropped: the second is what another process would take, after its start. At most
+  `repeats` are made with programs on disk; one by one only one, which takes long enough.
   """
   plain = short_audit(config)
   planned = singly(plain) if way == SINGLY else plain
@@ -82,7 +83,8 @@ def measure_grid(config: ModelConfig, mesh: str, way: str, repeats: int) -> list
     root = pathlib.Path(temporary)
     cached_base(planned.arms.pretrain, planned.case_config, root)  # no part of the grid
     jax.clear_caches()
-    took = [_once(planned, root, f"audit{number}", mesh) for number in range(1 + min(repeats, MOST_WARM))]
+    warm = 1 if way == SINGLY else min(repeats, MOST_WARM)
+    took = [_once(planned, root, f"audit{number}", mesh) for number in range(1 + warm)]
   cells = count_cells(planned)
   laid = {axis: size for axis, size in fill_mesh(parse_mesh(mesh), jax.device_count()).items() if size > 1}
   of: Any = lambda start, some: {
