@@ -49,7 +49,7 @@ fi
 bench 50 attention llama_2_7b --what=attention
 part 50 tests "$python" -m pytest -n 0 -m gpu tests
 bench 40 load phi_1_5 --what=load --repeats=3
-bench 120 grid names --grid --repeats=1
+bench 300 grid names --grid --repeats=1
 
 {
   echo "# One $kind"

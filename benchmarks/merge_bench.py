@@ -1,4 +1,4 @@
-"""Joins JSON files of `relearn bench` into one, a list, and prints their tables: `merge_bench.py OUT.json PART.json ...`.
+"""Joins JSON files of `relearn bench` into a list, and prints their tables: `merge_bench.py OUT.json PART.json ...`.
 
 Parts that are missing, since their command failed or ran out of time, are named; a part that was ended has what it had
 measured by then. `relearn plan --bench` takes the list as it takes one of them.

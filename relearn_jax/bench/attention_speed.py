@@ -1,7 +1,7 @@
 """Attention in the forms that JAX has, beside the package's own: forward, and forward and backward."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -26,9 +26,9 @@ def forms() -> dict[str, Callable[..., jax.Array]]:
   return found
 
 
-def measure_attention(config: ModelConfig, dtype: Any, rates: Rates, repeats: int) -> list[dict[str, Any]]:
+def measure_attention(config: ModelConfig, dtype: Any, rates: Rates, repeats: int) -> Iterator[dict[str, Any]]:
   """A row for each length that the model has positions for, and form; a form that fails says why."""
-  tokens, rows = TOKENS if jax.default_backend() != "cpu" else TOKENS // 16, []
+  tokens = TOKENS if jax.default_backend() != "cpu" else TOKENS // 16
   for length in [length for length in LENGTHS if length <= config.max_positions]:
     batch = max(1, tokens // length)
     given = tuple(
@@ -37,8 +37,7 @@ def measure_attention(config: ModelConfig, dtype: Any, rates: Rates, repeats: in
     for name, form in forms().items():
       row: dict[str, Any] = {"name": name, "length": length, "rows": batch, "heads": config.num_heads,
                              "kv_heads": config.num_kv_heads, "head_size": config.head_dim}
-      rows.append(row | _measure(form, given, batch * length, config, rates, repeats))
-  return rows
+      yield row | _measure(form, given, batch * length, config, rates, repeats)
 
 
 def _measure(form: Callable[..., jax.Array], given: tuple[jax.Array, ...], tokens: int, config: ModelConfig,

@@ -2,7 +2,7 @@
 
 import pathlib
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -76,9 +76,9 @@ def compare_training(work: Work, dtype: Any, mesh: Mesh, folder: pathlib.Path, r
 
 
 def compare_decoding(works: Sequence[Work], dtype: Any, mesh: Mesh, folder: pathlib.Path, repeats: int, base: Base
-                     ) -> list[dict[str, Any]]:
+                     ) -> Iterator[dict[str, Any]]:
   """Greedy generation of a batch, prompts read, against transformers' generate on its default cache."""
-  model, found = Model(works[0].config, dtype=dtype), []
+  model = Model(works[0].config, dtype=dtype)
   other = torch_side.load(folder, jnp.dtype(dtype).name).eval()
   with use_mesh(mesh), jax.default_matmul_precision("highest"):
     params = base(model, dtype, mesh)
@@ -89,9 +89,8 @@ def compare_decoding(works: Sequence[Work], dtype: Any, mesh: Mesh, folder: path
       theirs = lambda prompts=prompts, work=work: torch_side.generate(other, prompts, work.max_new_tokens)
       same = float(np.mean(np.asarray(ours().tokens) == theirs()))
       took = in_turns({OURS: ours, "transformers generate": theirs}, repeats)
-      found.append({"name": f"generate {work.name}", "batch": work.rows, "prompt_length": work.length,
-                    "new_tokens": work.max_new_tokens, **beside(took), "equal_tokens": same})
-  return found
+      yield {"name": f"generate {work.name}", "batch": work.rows, "prompt_length": work.length,
+             "new_tokens": work.max_new_tokens, **beside(took), "equal_tokens": same}
 
 
 def compare_audit(config: ModelConfig, repeats: int) -> dict[str, Any]:

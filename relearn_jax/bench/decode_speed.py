@@ -1,6 +1,6 @@
 """Greedy decoding at several batch sizes: tokens per second, and the share of the memory's bandwidth."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -46,13 +46,14 @@ class Decoding:
 
 
 def measure_decoding(works: Sequence[Work], dtype: Any, mesh: Mesh, rates: Rates, repeats: int,
-                     base: Base = random_params) -> list[dict[str, Any]]:
+                     base: Base = random_params) -> Iterator[dict[str, Any]]:
   """A row for each batch size; see `formulas`. The model is made once."""
   # As `relearn generate` has it, where fp32 is asked for.
   with use_mesh(mesh), jax.default_matmul_precision("highest"):
     model = Model(works[0].config, dtype=dtype)
     params = jax.block_until_ready(base(model, dtype, mesh))
-    return [_measure(work, Decoding(work, model, params), mesh, rates, repeats) for work in works]
+    for work in works:
+      yield _measure(work, Decoding(work, model, params), mesh, rates, repeats)
 
 
 def _measure(work: Work, decoding: Decoding, mesh: Mesh, rates: Rates, repeats: int) -> dict[str, Any]:

@@ -7,7 +7,7 @@ the rows of the results, with everything that they write. A cell is an attacked 
 import json
 import pathlib
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -71,7 +71,7 @@ def ways(given: str | None) -> list[tuple[str, str]]:
   return [(STACKED, "runs:1"), (SINGLY, "runs:1"), *([(STACKED, "runs:-1")] if jax.device_count() > 1 else [])]
 
 
-def measure_grid(config: ModelConfig, mesh: str, way: str, repeats: int) -> list[dict[str, Any]]:
+def measure_grid(config: ModelConfig, mesh: str, way: str, repeats: int) -> Iterator[dict[str, Any]]:
   """Two rows: of a first audit, which compiles, and of audits in new workdirs with the compiled programs on disk.
 
   Before each, programs in memory are dropped: the second is what another process would take, after its start. At most
@@ -84,14 +84,14 @@ def measure_grid(config: ModelConfig, mesh: str, way: str, repeats: int) -> list
     cached_base(planned.arms.pretrain, planned.case_config, root)  # no part of the grid
     jax.clear_caches()
     warm = 1 if way == SINGLY else min(repeats, MOST_WARM)
-    took = [_once(planned, root, f"audit{number}", mesh) for number in range(1 + warm)]
-  cells = count_cells(planned)
-  laid = {axis: size for axis, size in fill_mesh(parse_mesh(mesh), jax.device_count()).items() if size > 1}
-  of: Any = lambda start, some: {
-      "name": f"{way}, {start}", "way": way, "start": start, "mesh": laid, "cells": cells,
-      "seconds": (total := spread([one["all"] for one in some])), "cells_per_hour": per_hour(cells, total),
-      "attack_cells_per_hour": per_hour(cells, spread([one["attacks"] for one in some])), "stages": some[-1]["stages"]}
-  return [of("cold", took[:1]), of("warm", took[1:])]
+    cells = count_cells(planned)
+    laid = {axis: size for axis, size in fill_mesh(parse_mesh(mesh), jax.device_count()).items() if size > 1}
+    for start, number in (("cold", 1), ("warm", warm)):
+      took = [_once(planned, root, f"{start}{i}", mesh) for i in range(number)]
+      total = spread([one["all"] for one in took])
+      yield {"name": f"{way}, {start}", "way": way, "start": start, "mesh": laid, "cells": cells, "seconds": total,
+             "cells_per_hour": per_hour(cells, total), "attack_cells_per_hour": per_hour(
+                 cells, spread([one["attacks"] for one in took])), "stages": took[-1]["stages"]}
 
 
 def per_hour(cells: int, took: Spread) -> Spread:

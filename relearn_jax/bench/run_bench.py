@@ -1,4 +1,4 @@
-"""`relearn bench`: measures part after part, and writes what it has after each."""
+"""`relearn bench`: measures part after part, and writes what it has after each row."""
 
 import datetime
 import functools
@@ -6,7 +6,7 @@ import importlib.metadata
 import pathlib
 import platform
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -19,7 +19,7 @@ from relearn_jax.bench.compiling import fresh_cache
 from relearn_jax.bench.formulas import FORMULAS
 from relearn_jax.bench.rates import Rates, measure_rates
 from relearn_jax.bench.shapes import random_params
-from relearn_jax.bench.train_speed import Base, train_works
+from relearn_jax.bench.train_speed import Base, measure_training, train_works
 from relearn_jax.data.jsonl import check_writable, write_jsonl
 from relearn_jax.models.checkpoint import check_checkpoint, load_params
 from relearn_jax.models.config import ModelConfig
@@ -35,11 +35,12 @@ from relearn_jax.progress import progress
 from relearn_jax.training.unlearn import default_mesh
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "safetensors", "relearn_jax")
-Part = tuple[str, str, Callable[[], Any]]  # key of the results, what is measured, a row or several
+Rows = Iterable[dict[str, Any]]  # each is written as soon as it is there
+Part = tuple[str, str, Callable[[], Rows]]  # key of the results, what is measured, how
 
 
 def bench(settings: BenchSettings, command: str, output: pathlib.Path | None) -> str:
-  """Measures, writes JSON to `output` after every part, and returns the tables.
+  """Measures, writes JSON to `output` after every row, and returns the tables.
 
   A part that does not fit the devices' memory, by the plan or in earnest, is named among what was left out; the others
   go on.
@@ -63,8 +64,9 @@ def bench(settings: BenchSettings, command: str, output: pathlib.Path | None) ->
       for key, name, part in parts:
         bar.set_postfix_str(name)
         try:
-          rows = part()
-          found.setdefault(key, []).extend(rows if isinstance(rows, list) else [rows])
+          for row in part():
+            found.setdefault(key, []).append(row)
+            write(found)
         except jax.errors.JaxRuntimeError as error:  # memory, mostly
           found["left_out"].append({"part": f"{key} {name}", "why": str(error).splitlines()[0][:300]})
         bar.update(1)
@@ -133,8 +135,8 @@ class _Parts:
       yield "attention", "attention", lambda: measure_attention(self.config, self.dtype, self.rates, settings.repeats)
     if "load" in what:
       from relearn_jax.bench.load_speed import measure_loading
-      yield "load", "load", lambda: measure_loading(self.config, self.folder, self.dtype, self.mesh(1),
-                                                    settings.repeats)
+      yield "load", "load", lambda: [measure_loading(self.config, self.folder, self.dtype, self.mesh(1),
+                                                     settings.repeats)]
     if "decode" in what and (works := self._fitting("decode", self.decode_works())):
       from relearn_jax.bench.decode_speed import measure_decoding
       yield "decode", "decode", lambda: measure_decoding(works, self.dtype, self.mesh(1), self.rates, settings.repeats,
@@ -194,9 +196,8 @@ class _Parts:
   def _leave_out(self, part: str, work: Work, why: str) -> None:
     self.found["left_out"].append({"part": f"{part} {work.name}", "why": why})
 
-  def _train(self, work: Work) -> dict[str, Any]:
-    from relearn_jax.bench.train_speed import measure_training
-    return measure_training(work, self.dtype, self.mesh(work.runs), self.rates, self.settings.repeats, self.base)
+  def _train(self, work: Work) -> Rows:
+    yield measure_training(work, self.dtype, self.mesh(work.runs), self.rates, self.settings.repeats, self.base)
 
   def _other(self) -> pathlib.Path:
     """The model as a folder that transformers loads; what the other side is, is put down once."""
@@ -206,11 +207,11 @@ class _Parts:
     folder = self.temporary / "model"
     return folder if folder.exists() else write_model(self.base, self.config, folder, self.mesh(1))
 
-  def _compare_training(self, work: Work) -> dict[str, Any]:
+  def _compare_training(self, work: Work) -> Rows:
     from relearn_jax.bench.compare_torch import compare_training
-    return compare_training(work, self.dtype, self.mesh(work.runs), self._other(), self.settings.repeats, self.base)
+    yield compare_training(work, self.dtype, self.mesh(work.runs), self._other(), self.settings.repeats, self.base)
 
-  def _compare_decoding(self, works: list[Work]) -> list[dict[str, Any]]:
+  def _compare_decoding(self, works: list[Work]) -> Rows:
     from relearn_jax.bench.compare_torch import compare_decoding
     return compare_decoding(works, self.dtype, self.mesh(1), self._other(), self.settings.repeats, self.base)
 
@@ -221,8 +222,8 @@ class _Parts:
     if self.settings.compare:
       yield "compare", "audit", self._compare_audit
 
-  def _compare_audit(self) -> dict[str, Any]:
+  def _compare_audit(self) -> Rows:
     from relearn_jax.bench import torch_side
     from relearn_jax.bench.compare_torch import compare_audit
     self.found.setdefault("other_side", torch_side.describe())
-    return compare_audit(self.config, self.settings.repeats)
+    yield compare_audit(self.config, self.settings.repeats)

@@ -1,4 +1,4 @@
-"""`relearn bench` on a model of a second: its JSON, its tables, what it refuses, and the other side where torch is there."""
+"""`relearn bench` on a model of a second: its JSON, its tables, what it refuses; and beside torch if installed."""
 
 import importlib.util
 import json
