@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib.util
-import math
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -16,6 +15,7 @@ from relearn_jax.models.decoder import REMAT
 from relearn_jax.models.folders import resolve
 from relearn_jax.models.precision import check_dtype
 from relearn_jax.parallel.mesh import check_mesh
+from relearn_jax.plan.work import count, leaves
 
 PARTS = ("train", "decode", "load", "attention")
 MOST_PRETRAINED = 50_000_000  # parameters of a model that a grid pretrains first
@@ -84,6 +84,8 @@ def check_settings(settings: BenchSettings) -> tuple[ModelConfig, pathlib.Path |
     config = check_checkpoint(folder).config
   else:
     config = shape_config(settings.shape)
+  if settings.mesh is not None:
+    check_mesh(settings.mesh, config)
   if settings.grid:
     _check_grid(settings, config)
     return config, folder
@@ -93,21 +95,16 @@ def check_settings(settings: BenchSettings) -> tuple[ModelConfig, pathlib.Path |
       more = "" if field == "--length" else " with --max_new_tokens"
       raise InputError(f"is {tokens} tokens{more}, and the model has {config.max_positions} positions", field=field,
                        mend="give fewer")
-  if settings.mesh is not None:
-    check_mesh(settings.mesh, config)
   return config, folder
 
 
 def _check_grid(settings: BenchSettings, config: ModelConfig) -> None:
-  from relearn_jax.plan.work import count, leaves
   if config.architecture != "llama" or config.num_heads * config.head_dim != config.hidden_size or config.rope_scaling:
     raise InputError(f"is {settings.shape!r}, and a grid pretrains a plain Llama", field="--shape",
                      mend="give tiny, names or small")
   if (size := count(leaves(config))) > MOST_PRETRAINED:
     raise InputError(f"is {settings.shape!r} with {size / 1e6:.0f} M parameters, and a grid pretrains its model first",
                      field="--shape", mend=f"give one of at most {MOST_PRETRAINED / 1e6:.0f} M")
-  if settings.mesh is not None:
-    check_mesh(settings.mesh, config)
 
 
 def _check_compare(settings: BenchSettings) -> None:
@@ -115,11 +112,6 @@ def _check_compare(settings: BenchSettings) -> None:
     raise InputError(f"is {settings.compare!r}", field="--compare", mend="expected torch")
   if settings.compare and importlib.util.find_spec("torch") is None:
     raise InputError("is torch, which is not installed", field="--compare", mend="pip install 'relearn_jax[parity]'")
-
-
-def gcd_runs(runs: int, devices: int) -> int:
-  """Devices over which stacked runs are spread by default: as many as divide both."""
-  return math.gcd(runs, devices)
 
 
 def settings_of(values: Any) -> BenchSettings:

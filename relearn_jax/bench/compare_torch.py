@@ -96,9 +96,10 @@ def compare_decoding(works: Sequence[Work], dtype: Any, mesh: Mesh, folder: path
 def compare_audit(config: ModelConfig, repeats: int) -> dict[str, Any]:
   """A short names audit, compiled, against the same experiment by hand in torch, batched and one prompt a call.
 
-  Gradient ascent on all parameters, two learning rates of the attack. Ours writes everything that an audit writes.
+  Gradient ascent on all parameters, two learning rates of the attack, both sides in fp32. Ours writes everything that
+  an audit writes.
   """
-  plan = short_audit(config, methods=("ga",), adapters=("full",))
+  plan = short_audit(config, methods=("ga",), adapters=("full",), dtype="float32")
   with tempfile.TemporaryDirectory(prefix="relearn-bench-") as temporary:
     root = pathlib.Path(temporary)
     base = cached_base(plan.arms.pretrain, plan.case_config, root)

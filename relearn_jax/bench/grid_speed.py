@@ -39,29 +39,29 @@ MOST_WARM = 2  # repeats of a grid that is compiled already
 
 
 def short_audit(config: ModelConfig, *, methods: Sequence[str] = ("ga", "npo_gd"),
-                adapters: Sequence[str] = ("full", "lora"), rates: Sequence[float] = (1e-4, 1e-3)) -> Audit:
+                adapters: Sequence[str] = ("full", "lora"), dtype: str = "auto") -> Audit:
   """An audit of two seeds and one variant, whose every step is planned: all chains unlearn until the last one.
 
   Args:
     config: sizes of the model, which is pretrained for a few steps on the case's vocabulary.
-    methods, adapters, rates: of the grid.
+    methods, adapters: of the grid.
+    dtype: precision of products.
   """
   pretrain = PretrainSettings(
       config.hidden_size, config.intermediate_size, config.num_layers, config.num_heads, config.num_kv_heads,
       steps=20, warmup_steps=2)
   return Audit(
-      case=NamesConfig(variants=(7,), num_questions=12), seeds=(0, 1), arms=ArmsSettings(pretrain=pretrain),
-      memorize=MemorizeSettings(steps=20),
+      case=NamesConfig(variants=(7,), num_questions=12), seeds=(0, 1),
+      arms=ArmsSettings(pretrain=pretrain, dtype=dtype), memorize=MemorizeSettings(steps=20),
       unlearn=UnlearnSettings(methods=tuple(methods), settings=chosen_settings(CHOSEN), chosen=CHOSEN, max_steps=10,
                               keep_every=10, max_score=0.99, depths=1),
-      attack=AttackSettings(batch_size=0, learning_rates=tuple(rates), adapters=tuple(adapters), keep_steps=(1, 10)),
+      attack=AttackSettings(batch_size=0, learning_rates=(1e-4, 1e-3), adapters=tuple(adapters), keep_steps=(1, 10)),
       ask=AskSettings(max_new_tokens=8, buckets=(10, 18), batch_size=0, score_rows=0), checkpoint_seconds=float("inf"))
 
 
-def singly(config: Audit) -> Audit:
-  """The same audit with one model attacked, and asked, at a time."""
+def singly(config: Audit) -> None:
+  """Sets an audit to attack, and ask, one model at a time; memorising and unlearning stay stacked."""
   config.attack.runs_at_once = config.ask.runs_at_once = 1
-  return config
 
 
 def ways(given: str | None) -> list[tuple[str, str]]:
@@ -71,14 +71,16 @@ def ways(given: str | None) -> list[tuple[str, str]]:
   return [(STACKED, "runs:1"), (SINGLY, "runs:1"), *([(STACKED, "runs:-1")] if jax.device_count() > 1 else [])]
 
 
-def measure_grid(config: ModelConfig, mesh: str, way: str, repeats: int) -> Iterator[dict[str, Any]]:
+def measure_grid(config: ModelConfig, mesh: str, way: str, repeats: int, dtype: str = "auto"
+                 ) -> Iterator[dict[str, Any]]:
   """Two rows: of a first audit, which compiles, and of audits in new workdirs with the compiled programs on disk.
 
   Before each, programs in memory are dropped: the second is what another process would take, after its start. At most
   `repeats` are made with programs on disk; one by one only one, which takes long enough.
   """
-  plain = short_audit(config)
-  planned = singly(plain) if way == SINGLY else plain
+  planned = short_audit(config, dtype=dtype)
+  if way == SINGLY:
+    singly(planned)
   with tempfile.TemporaryDirectory(prefix="relearn-bench-") as temporary, fresh_cache():
     root = pathlib.Path(temporary)
     cached_base(planned.arms.pretrain, planned.case_config, root)  # no part of the grid

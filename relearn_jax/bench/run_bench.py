@@ -3,6 +3,7 @@
 import datetime
 import functools
 import importlib.metadata
+import math
 import pathlib
 import platform
 import tempfile
@@ -13,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from relearn_jax.bench.bench_settings import BenchSettings, check_settings, gcd_runs
+from relearn_jax.bench.bench_settings import BenchSettings, check_settings
 from relearn_jax.bench.bench_text import bench_text
 from relearn_jax.bench.compiling import fresh_cache
 from relearn_jax.bench.formulas import FORMULAS
@@ -159,7 +160,7 @@ class _Parts:
       return fill_mesh(parse_mesh(given), jax.device_count())
     if runs == 1:
       return fill_mesh(parse_mesh(default_mesh()), jax.device_count())
-    return dict.fromkeys(AXES, 1) | {RUNS: gcd_runs(runs, jax.device_count())}
+    return dict.fromkeys(AXES, 1) | {RUNS: math.gcd(runs, jax.device_count())}
 
   def _bytes(self) -> int:
     return jnp.dtype(self.dtype).itemsize
@@ -218,7 +219,8 @@ class _Parts:
   def _grids(self) -> Iterator[Part]:
     from relearn_jax.bench.grid_speed import measure_grid, ways
     for way, mesh in ways(self.settings.mesh):
-      yield "grid", f"{way}, {mesh}", functools.partial(measure_grid, self.config, mesh, way, self.settings.repeats)
+      yield "grid", f"{way}, {mesh}", functools.partial(
+          measure_grid, self.config, mesh, way, self.settings.repeats, self.settings.dtype)
     if self.settings.compare:
       yield "compare", "audit", self._compare_audit
 

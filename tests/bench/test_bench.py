@@ -233,5 +233,7 @@ def test_a_grid(way: str, mesh: str) -> None:
 
 def test_cells_of_a_grid() -> None:
   """Two seeds, two rates, two adapters: U and N of two methods, and the original, which is attacked once."""
-  assert count_cells(short_audit(TINY)) == 2 * 2 * 2 * (2 * 2 + 1)
-  assert count_cells(singly(short_audit(TINY))) == 40
+  config = short_audit(TINY)
+  assert count_cells(config) == 2 * 2 * 2 * (2 * 2 + 1)
+  singly(config)
+  assert count_cells(config) == 40 and config.attack.runs_at_once == config.ask.runs_at_once == 1
