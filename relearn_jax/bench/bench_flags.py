@@ -43,8 +43,8 @@ def run_bench(values: flags.FlagValues) -> str:
   from relearn_jax.bench.run_bench import bench
   from relearn_jax.parallel.start import start
   settings = settings_of(values)
-  command = shlex.join(["relearn", "bench", *(f"--{name}={_said(values[name].value)}" for name in values
-                                              if values[name].present)])
+  given = sorted(name for name in values if values[name].present and name != "output")  # where it lies decides nothing
+  command = shlex.join(["relearn", "bench", *(f"--{name}={_said(values[name].value)}" for name in given)])
   start()
   return bench(settings, command, None if values.output is None else pathlib.Path(values.output))
 
