@@ -218,11 +218,11 @@ class _Parts:
 
   def _grids(self) -> Iterator[Part]:
     from relearn_jax.bench.grid_speed import measure_grid, ways
+    if self.settings.compare:
+      yield "compare", "audit", self._compare_audit
     for way, mesh in ways(self.settings.mesh):
       yield "grid", f"{way}, {mesh}", functools.partial(
           measure_grid, self.config, mesh, way, self.settings.repeats, self.settings.dtype)
-    if self.settings.compare:
-      yield "compare", "audit", self._compare_audit
 
   def _compare_audit(self) -> Rows:
     from relearn_jax.bench import torch_side
