@@ -220,6 +220,7 @@ class _Parts:
     from relearn_jax.bench.grid_speed import measure_grid, ways
     if self.settings.compare:
       yield "compare", "audit", self._compare_audit
+      return
     for way, mesh in ways(self.settings.mesh):
       yield "grid", f"{way}, {mesh}", functools.partial(
           measure_grid, self.config, mesh, way, self.settings.repeats, self.settings.dtype)
