@@ -55,9 +55,9 @@ def kind_name(kind: str) -> str | None:
 def measured_device(device: Device, path: pathlib.Path, *, cores: int, compute_bytes: set[int]) -> Device:
   """The device with rates and shares as they were measured.
 
-  The peak becomes the measured rate of products, `mfu` the median share of it that the file's training steps reach
-  (with what remat computes again), the bandwidth what its decoding steps reach of the measured one, the median too. In
-  a file without training steps `mfu` stays the table's guess, in one without decoding the whole bandwidth counts.
+  Peak and bandwidth become the measured rates; `mfu` the median share that the file's training steps reach of the one
+  (with what remat computes again), `decoding` that which its decoding steps reach of the other. In a file without
+  training steps `mfu` stays the table's guess, in one without decoding the whole bandwidth counts.
 
   Args:
     device: of the table.
@@ -103,4 +103,5 @@ def _measured(device: Device, path: pathlib.Path, every: list[dict[str, Any]], c
           if decoding else f"{bandwidth / 1e9:.0f} GB/s (all of it: no decoding was measured)"]
   text = (f"{peak / 1e12:.4g} TFLOP/s {rates['dtype']}, {said[0]}; {said[1]}; measured on {where['kind']} on "
           f"{every[0]['date'][:10]}, from: {path}")
-  return dataclasses.replace(device, flops=peak, flops_fp32=peak, bandwidth=bandwidth * share, mfu=mfu, measured=text)
+  return dataclasses.replace(device, flops=peak, flops_fp32=peak, bandwidth=bandwidth, mfu=mfu, decoding=share,
+                             measured=text)

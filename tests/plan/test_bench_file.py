@@ -38,7 +38,7 @@ def h100(path: pathlib.Path, **more: Any) -> Device:
 
 def test_rates_are_a_devices_and_shares_are_medians(tmp_path: pathlib.Path) -> None:
   device = h100(write(tmp_path, BENCH))
-  assert (device.flops, device.mfu, device.bandwidth) == (700e12, 0.4, 3e12 * 0.4)
+  assert (device.flops, device.mfu, device.bandwidth, device.decoding) == (700e12, 0.4, 3e12, 0.4)
   assert device.memory_bytes == get_device("h100").memory_bytes
   assert "700 TFLOP/s bfloat16, of which 40% are reached in training (3 kinds of steps)" in device.measured
   assert "3000 GB/s, of which 40% are reached in decoding (2 batch sizes)" in device.measured
@@ -46,20 +46,20 @@ def test_rates_are_a_devices_and_shares_are_medians(tmp_path: pathlib.Path) -> N
 
 
 def test_a_step_takes_what_the_shares_say(tmp_path: pathlib.Path) -> None:
-  """Training by its products at 280 TFLOP/s; decoding by 1.2 TB/s, since one row reads all weights for each token."""
+  """Training by its products at 280 TFLOP/s; one row of decoding by 1.2 TB/s, its prompt by all of 3 TB/s."""
   device, config = h100(write(tmp_path, BENCH)), preset("meta-llama/Llama-2-7b-hf")
   assert config is not None
   train = estimate(Work("t", "train", config, rows=16, length=512, remat="full", compute_bytes=2), {})
   assert train.seconds(device) == pytest.approx(train.flops / 280e12)
   decode = estimate(Work("d", "generate", config, rows=1, length=8, counted=1, max_new_tokens=64, param_dtype=2,
                          compute_bytes=2), {})
-  assert decode.seconds(device) == pytest.approx(sum(phase.bytes for phase in decode.phases) / 1.2e12)
+  assert decode.seconds(device) == pytest.approx(decode.phases[0].bytes / 3e12 + decode.phases[1].bytes / 1.2e12)
 
 
 def test_benchmarks_in_a_list_are_taken_together_and_parts_may_lack(tmp_path: pathlib.Path) -> None:
   some = {key: value for key, value in BENCH.items() if key not in ("train", "decode")}
   device = h100(write(tmp_path, [some, some | {"train": [{"compute_share": 0.2}]}]))
-  assert (device.mfu, device.bandwidth) == (0.2, 3e12)
+  assert (device.mfu, device.bandwidth, device.decoding) == (0.2, 3e12, 1.0)
   device = h100(write(tmp_path, some))
   assert device.mfu == get_device("h100").mfu and "(a guess: no training was measured)" in device.measured
 
