@@ -93,7 +93,7 @@ def compare_decoding(works: Sequence[Work], dtype: Any, mesh: Mesh, folder: path
              "new_tokens": work.max_new_tokens, **beside(took), "equal_tokens": same}
 
 
-def compare_audit(config: ModelConfig, repeats: int) -> dict[str, Any]:
+def compare_audit(config: ModelConfig, mesh: str, repeats: int) -> dict[str, Any]:
   """A short names audit, compiled, against the same experiment by hand in torch, batched and one prompt a call.
 
   Gradient ascent on all parameters, two learning rates of the attack, both sides in fp32. Ours writes everything that
@@ -108,7 +108,7 @@ def compare_audit(config: ModelConfig, repeats: int) -> dict[str, Any]:
     def ours() -> None:
       nonlocal number
       number += 1
-      audit_once(plan, root, f"audit{number}")
+      audit_once(plan, root, f"audit{number}", mesh)
 
     def by_hand(one_prompt: bool) -> None:
       levels["torch"] = torch_audit.ByHand(exp, base, one_prompt).run()

@@ -123,6 +123,6 @@ def _all(exp: Experiment, mesh: Mesh) -> Any:
   return lambda stage: len(stage.cells)
 
 
-def audit_once(config: Audit, root: pathlib.Path, name: str) -> None:
-  """An audit in a new workdir of `root`, on all devices, with what this process has compiled."""
-  audit(config, WHERE, root / name, root, mesh="runs:-1", at_once=_all)
+def audit_once(config: Audit, root: pathlib.Path, name: str, mesh: str) -> None:
+  """An audit in a new workdir of `root`, with what this process has compiled."""
+  audit(config, WHERE, root / name, root, mesh=mesh, at_once=_all)

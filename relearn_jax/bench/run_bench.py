@@ -25,7 +25,7 @@ from relearn_jax.data.jsonl import check_writable, write_jsonl
 from relearn_jax.models.checkpoint import check_checkpoint, load_params
 from relearn_jax.models.config import ModelConfig
 from relearn_jax.models.precision import compute_dtype
-from relearn_jax.parallel.mesh import AXES, RUNS, fill_mesh, make_mesh, parse_mesh
+from relearn_jax.parallel.mesh import AXES, DEFAULT, RUNS, fill_mesh, make_mesh, parse_mesh
 from relearn_jax.parallel.start import num_cores
 from relearn_jax.plan.bench_file import SCHEMA
 from relearn_jax.plan.devices import USABLE
@@ -229,4 +229,4 @@ class _Parts:
     from relearn_jax.bench import torch_side
     from relearn_jax.bench.compare_torch import compare_audit
     self.found.setdefault("other_side", torch_side.describe())
-    yield compare_audit(self.config, self.settings.repeats)
+    yield compare_audit(self.config, self.settings.mesh or DEFAULT, self.settings.repeats)

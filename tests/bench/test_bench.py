@@ -216,7 +216,7 @@ def test_beside_torch(cache: pathlib.Path, tmp_path: pathlib.Path) -> None:
 def test_the_audit_by_hand_is_the_same_experiment() -> None:
   pytest.importorskip("torch")
   from relearn_jax.bench.compare_torch import compare_audit
-  found = compare_audit(TINY, 1)
+  found = compare_audit(TINY, "runs:-1", 1)
   assert found["compared"] == 2 * found["cells"] == 24  # each is asked after 1 and 10 steps
   assert found["largest_difference_of_mean_answer_logprobs"] < 1e-3
 
