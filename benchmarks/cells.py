@@ -1,4 +1,7 @@
-"""Prints the main figures of finished audits as a Markdown table: `python benchmarks/cells.py WORKDIR ...`."""
+"""Prints the main figures of finished audits as Markdown: `python benchmarks/cells.py [--all] WORKDIR ...`.
+
+With `--all`, for every method and attack a table of every model (with the unlearn steps of its seeds) by relearn step.
+"""
 
 import argparse
 import json
@@ -36,16 +39,47 @@ def rows(workdir: pathlib.Path) -> list[list[str]]:
   return found
 
 
+def heat_maps(workdir: pathlib.Path) -> list[str]:
+  """A table a method, variant and attack, as lines: every cell of the primary metric."""
+  summary = json.loads((workdir / "summary.json").read_text())
+  scored = [cell for cell in summary["cells"] if cell["metric"] == summary["metric"]]
+  attacks = sorted({(cell["relearn_set"], cell["adapter"], cell["learning_rate"]) for cell in scored
+                    if cell["point"] == "relearned"})
+  steps = sorted({cell["relearn_step"] for cell in scored})
+  lines = []
+  for method, variant in ((method, variant) for method, by in summary["verdicts"].items() for variant in by):
+    here = [cell for cell in scored if cell["variant"] == variant and cell["method"] in (method, None)]
+    models = sorted({(cell["arm"], cell["depth"]) for cell in here if cell["point"] == "relearned"},
+                    key=lambda model: ("OUN".index(model[0]), model[1] or 0))
+    chosen = summary["selection"][method][variant]
+    for relearn_set, adapter, rate in attacks:
+      lines += ["", f"{method}, {variant}, {relearn_set}, {adapter}, learning rate {rate:g}:", "",
+                "| model | " + " | ".join(map(str, steps)) + " |", "| --- " * (len(steps) + 1) + "|"]
+      for arm, depth in models:
+        of = [cell for cell in here if (cell["arm"], cell["depth"]) == (arm, depth) and (
+            cell["relearn_step"] == 0 or (cell["relearn_set"], cell["adapter"], cell["learning_rate"]) == (
+                relearn_set, adapter, rate))]
+        by_step = {cell["relearn_step"]: cell for cell in of}
+        at = [str(some[depth]) for some in chosen.values() if depth is not None and depth < len(some)]
+        name = arm if depth is None else f"{arm}, unlearn steps {', '.join(at)}"
+        lines.append(f"| {name} | " + " | ".join(percent(by_step.get(step)) for step in steps) + " |")
+  return lines
+
+
 def main() -> None:
-  """Prints the table."""
+  """Prints the tables."""
   parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument("--all", action="store_true")
   parser.add_argument("workdir", type=pathlib.Path, nargs="+")
+  flags = parser.parse_args()
   head = ["audit", "method", "pair", "original", "unlearned", "relearned", "control, highest of all its cells",
           "unlearn step of each seed", "verdict"]
   print("| " + " | ".join(head) + " |\n" + "| --- " * len(head) + "|")
-  for workdir in parser.parse_args().workdir:
+  for workdir in flags.workdir:
     for row in rows(workdir):
       print("| " + " | ".join(row) + " |")
+  for line in (line for workdir in flags.workdir if flags.all for line in heat_maps(workdir)):
+    print(line)
 
 
 if __name__ == "__main__":

@@ -3,13 +3,15 @@
 set -euo pipefail
 configs="$(cd "$(dirname "$0")/../configs" && pwd)"
 cd "$configs/.."
+plans=()
 for model in llama_2_7b llama_2_7b_chat zephyr_7b_beta phi_1_5; do
-  for what in unlearn audit; do
-    for devices in "--device=h200" "--device=v5p --num_devices=8 --mesh=fsdp:-1"; do
-      echo "\$ relearn plan --config=configs/$model.py:$what $devices"
-      # shellcheck disable=SC2086
-      relearn plan --config="configs/$model.py:$what" $devices | sed '/^assumed:/,$d'
-    done
+  plans+=("$model.py:unlearn" "$model.py:audit")
+done
+for plan in "${plans[@]}" tofu.py:phi_1_5 tofu.py:llama_2_7b; do
+  for devices in "--device=h200" "--device=v5p --num_devices=8 --mesh=fsdp:-1"; do
+    echo "\$ relearn plan --config=configs/$plan $devices"
+    # shellcheck disable=SC2086
+    relearn plan --config="configs/$plan" $devices | sed '/^assumed:/,$d'
   done
 done
 echo "What every one of them assumes:"

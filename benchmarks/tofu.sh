@@ -1,30 +1,37 @@
 #!/usr/bin/env bash
-# What benchmarks/tofu.md shows: a model that knows 200 rows of TOFU unlearns them by gradient ascent and by NPO, is
-# exported, and is audited as somebody else's checkpoint, with a model that never saw those rows as control.
-# usage: benchmarks/tofu.sh FOLDER_OF_TOFU_JSON FOLDER_OF_MODELS OUTPUT
+# What benchmarks/tofu.md shows: the TOFU case on the invented world, and on small checkpoints of TOFU itself: a model
+# trained on forget05 and the last 600 rows of retain95, and one trained on those 600 alone.
+# usage: benchmarks/tofu.sh FOLDER TOFU ORIGINAL CONTROL [embedded|mini|grid ...]   needs `relearn` on the PATH
+# TOFU is the folder of forget05.json and retain95.json. By default embedded and mini are run; "grid" takes hours.
 set -euo pipefail
 here="$(cd "$(dirname "$0")" && pwd)"
-tofu="$1" models="$2" out="$3"
-full="$models/tofu-mini-full" never="$models/tofu-mini-retain"
+folder="${1:?give a folder for the workdirs}" tofu="$2" original="$3" control="$4"
+shift 4
+parts=("$@")
+[[ ${#parts[@]} -gt 0 ]] || parts=(embedded mini)
 
-python "$here/tofu_files.py" --tofu="$tofu" --output="$out/files"
-for method in ga npo; do
-  for rate in 1e-4 3e-4; do
-    relearn unlearn --config="$here/../configs/unlearn.py" --config.model="$full" --config.method="$method" \
-      --config.forget="$out/files/forget.jsonl" --config.retain="$out/files/retain.jsonl" --config.steps=40 \
-      --config.keep_every=2 --config.learning_rate="$rate" --workdir="$out/$method-$rate"
-  done
-  python "$here/tofu_select.py" --files="$out/files" --model="$full" --max_score=0.05 --output="$out/$method" \
-    "$out/$method-1e-4" "$out/$method-3e-4"
-done
-
-audit() {  # METHOD WORKDIR FLAGS...
-  relearn audit --config="$here/../configs/checkpoint.py" --config.case.name=tofu --config.arms.method="$1" \
-    --config.arms.unlearned="$out/$1" --config.arms.original="$full" --config.arms.control="$never" \
-    --config.case.forget="$out/files/forget.jsonl" --config.case.retain="$out/files/retain.jsonl" \
-    --config.case.relearn="$out/files/relearn.jsonl" --config.case.questions="$out/files/questions.jsonl" \
-    --config.ask.batch_size=35 --workdir="$out/$2" "${@:3}"
+given() {  # PREFIX
+  echo "--config.$1arms.original=$original" "--config.$1arms.control=$control" \
+    "--config.$1case.forget=$tofu/forget05.json" "--config.$1case.retain=$tofu/retain95.json"
 }
-audit ga audit-ga '--config.attack.learning_rates=(1e-4,)'
-audit npo audit-npo '--config.attack.learning_rates=(1e-4,)'
-audit npo audit-npo-lora '--config.attack.learning_rates=(1e-3,)' '--config.attack.adapters=("lora",)'
+
+for part in "${parts[@]}"; do
+  case "$part" in
+    embedded)
+      relearn sweep --config="$here/../configs/sweep.py:tofu" --workdir="$folder/sweep-embedded"
+      relearn audit --config="$here/../configs/tofu.py:embedded" --workdir="$folder/embedded"
+      relearn audit --config="$here/../configs/tofu.py:embedded" --config.case.titles=one --workdir="$folder/embedded-one"
+      python "$here/cells.py" --all "$folder/embedded" "$folder/embedded-one" ;;
+    mini)
+      # shellcheck disable=SC2046
+      relearn sweep --config="$here/../configs/sweep.py:tofu_mini" $(given audit.) --workdir="$folder/sweep-mini"
+      # shellcheck disable=SC2046
+      relearn audit --config="$here/../configs/tofu.py:mini" $(given "") --workdir="$folder/mini"
+      python "$here/cells.py" --all "$folder/mini" ;;
+    grid)
+      # shellcheck disable=SC2046
+      relearn audit --config="$here/../configs/tofu.py:mini_grid" $(given "") --workdir="$folder/mini-grid"
+      python "$here/cells.py" --all "$folder/mini-grid" ;;
+    *) echo "expected embedded, mini or grid, not $part" >&2; exit 2 ;;
+  esac
+done

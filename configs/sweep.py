@@ -1,8 +1,9 @@
-"""Hyper-parameters of the methods on the names case: a small grid each, on seeds that no audit uses.
+"""Hyper-parameters of the methods: a small grid each, on seeds that no audit uses.
 
-`relearn sweep --config=configs/sweep.py --workdir=runs/sweep` runs it; `--config.methods="('ga', 'npo')"` only some.
-The rule looks at unlearned models alone (`relearn_jax/audit/sweep.py`). What it chose stands in
-`relearn_jax/cases/names.py`; its output is in benchmarks/methods.md.
+`relearn sweep --config=configs/sweep.py --workdir=runs/sweep` runs it on the names case; `--config.methods="('ga',
+'npo')"` only some. `configs/sweep.py:tofu` is that of the embedded TOFU case, and `:tofu_mini` that of its mini.
+The rule looks at unlearned models alone (`relearn_jax/audit/sweep.py`). What it chose for names stands in
+`relearn_jax/cases/names.py`, its output in benchmarks/methods.md; for TOFU in configs/tofu.py and benchmarks/tofu.md.
 
 Where the grids come from: learning rates around the 5e-5 with which gradient ascent was first tried on this case;
 around the published values otherwise, or between these and what a model of this size needs to move at all.
@@ -14,6 +15,7 @@ import pathlib
 from relearn_jax.audit.audit_config import Audit
 from relearn_jax.audit.sweep import Sweep
 from relearn_jax.config_files import load_config_file
+from relearn_jax.errors import InputError
 
 Grid = dict[str, tuple[float, ...]]
 RATES: Grid = {"learning_rate": (2e-5, 5e-5, 1e-4)}
@@ -43,9 +45,22 @@ GRIDS: dict[str, Grid] = {
 }
 
 
-def get_config() -> Sweep:
-  """The default sweep."""
-  names: Audit = load_config_file(str(pathlib.Path(__file__).with_name("names.py")))
-  return Sweep(GRIDS, audit=dataclasses.replace(
-      names, case=dataclasses.replace(names.case, variants=(7,)), seeds=(100, 101),
-      unlearn=dataclasses.replace(names.unlearn, max_steps=100, depths=1)))
+def of_audit(file: str, grids: dict[str, Grid], max_steps: int) -> Sweep:
+  """A sweep of an audit's methods, on other seeds."""
+  audit: Audit = load_config_file(str(pathlib.Path(__file__).with_name(file)))
+  return Sweep(grids, audit=dataclasses.replace(
+      audit, seeds=(100, 101), unlearn=dataclasses.replace(audit.unlearn, max_steps=max_steps, depths=1)))
+
+
+def get_config(what: str = "names") -> Sweep:
+  """The sweep of that name."""
+  if what == "tofu":
+    return of_audit("tofu.py:embedded", {"ga": RATES, "npo": RATES | {"beta": (0.02, 0.1)}}, 100)
+  if what == "tofu_mini":
+    wide: Grid = {"learning_rate": (1e-4, 3e-4)}
+    return of_audit("tofu.py:mini", {"ga": wide, "npo": wide, "rmu": wide}, 60)
+  if what != "names":
+    raise InputError(f"is {what!r}", field="configs/sweep.py:...", mend="expected names, tofu or tofu_mini")
+  found = of_audit("names.py", GRIDS, 100)
+  return dataclasses.replace(found, audit=dataclasses.replace(
+      found.audit, case=dataclasses.replace(found.audit.case, variants=(7,))))

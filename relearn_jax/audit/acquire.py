@@ -27,6 +27,7 @@ from relearn_jax.progress import progress
 from relearn_jax.training.ended import AllEnded, Ledger
 from relearn_jax.training.stage import OnKeep, Stage, run_stage
 from relearn_jax.training.step import NOTHING, Build, Frozen, StepLog
+from relearn_jax.training.train_settings import rate_share
 
 
 def memorize_nll(hyper: Any) -> Any:
@@ -79,6 +80,7 @@ class Trained:
   num_microbatches: int
   seeds: Sequence[int]
   remat: str = "none"
+  schedule: Callable[[int], float] = lambda step: 1.0
 
 
 def train(exp: Experiment, folder: StageFolder, names: Sequence[str], how: Trained, start: Callable[[], Params],
@@ -86,7 +88,7 @@ def train(exp: Experiment, folder: StageFolder, names: Sequence[str], how: Train
           frozen: Frozen = NOTHING, model: Any = None, resumes: bool = True) -> None:
   """`run_stage` in an audit's folder; without `resumes` a stage that was killed begins anew."""
   stage = Stage(folder.name, names, how.build, how.data, how.hyper, how.keep,
-                small_batches(how.data, how.batch_size, how.seeds), how.num_microbatches)
+                small_batches(how.data, how.batch_size, how.seeds), how.num_microbatches, how.schedule)
   model = model or dataclasses.replace(exp.model, remat=how.remat)
   run_stage(stage, model, start, exp.mesh, folder.path, exp.log, on_keep=on_keep, frozen=frozen,
             save_every=exp.config.checkpoint_seconds if resumes else float("inf"), reinforced=reinforced, ledger=ledger)
@@ -101,7 +103,7 @@ def memorize(exp: Experiment, stage: Planned, wanted: Iterable[Chain]) -> None:
     wanted: those whose weights a later stage starts from.
 
   Raises:
-    AllEnded: no run is left.
+    AllEnded: no run of the stage is left.
   """
   config, wanted = exp.config.memorize, set(wanted)
   there = lambda chain: exp.memorized_keys[chain] in exp.done and exp.shelf.has(memorized_place(exp, chain))
@@ -124,7 +126,8 @@ def memorize(exp: Experiment, stage: Planned, wanted: Iterable[Chain]) -> None:
     return False
   how = Trained(memorize_nll, {"memorize": exp.rows(mine, "memorize")},
                 {"learning_rate": config.learning_rate, "weight_decay": config.weight_decay}, every(config.steps, 25),
-                config.batch_size, config.num_microbatches, [chain.seed for chain in mine], config.remat)
+                config.batch_size, config.num_microbatches, [chain.seed for chain in mine], config.remat,
+                lambda step: rate_share(config, config.steps, step))
   start = lambda: repeat_runs(exp.base_params, len(runs), exp.mesh, exp.model.axes())
   places = [(folder.path, config.steps, run) for run in runs]
   with finishing(exp, folder):
@@ -147,6 +150,8 @@ def finishing(exp: Experiment, folder: StageFolder) -> Iterator[None]:
 
 def memorized_place(exp: Experiment, chain: Chain) -> Place:
   """Where a chain's memorised weights are, or would be."""
+  if exp.config.arms.memorized:
+    return exp.given, 0, chain.arm
   found = exp.done.get(exp.memorized_keys[chain])
   return found[0].path if found else exp.checkpoints / MEMORIZE, exp.config.memorize.steps, chain.name
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from relearn_jax.audit.acquire import Trained, ask_once, memorized_place, train
-from relearn_jax.audit.audit_config import unlearn_method
+from relearn_jax.audit.audit_config import FULL, unlearn_method
 from relearn_jax.audit.experiment import FIELDS, Experiment
 from relearn_jax.audit.grid import Cell, Point
 from relearn_jax.audit.interview import Answers, finite_by_name, load_answers
@@ -48,7 +48,9 @@ def attack(exp: Experiment, stage: Planned, cells: Sequence[Cell]) -> None:
   if not mine:
     return
   folder = open_folder(exp.checkpoints, stage.name, {cell.name: keys[cell] for cell in mine})
-  ledger = Ledger(folder.path, folder.name, [cell.name for cell in mine], "attack.learning_rates",
+  lora = stage.attack.adapter != FULL and exp.config.attack.lora.learning_rates
+  ledger = Ledger(folder.path, folder.name, [cell.name for cell in mine],
+                  "attack.lora.learning_rates" if lora else "attack.learning_rates",
                   [cell.attack.learning_rate for cell in mine])
   try:
     if exp.config.attack.keep_steps[-1] in folder.asked():  # a kill may have come before the ledger was written

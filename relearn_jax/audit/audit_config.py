@@ -10,14 +10,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from relearn_jax.audit.thresholds import VerdictSettings
-from relearn_jax.cases.base import CaseConfig
+from relearn_jax.cases.base import Arm, CaseConfig
 from relearn_jax.data.chat import ChatSettings
 from relearn_jax.errors import InputError
 from relearn_jax.models.lora import ALL, LoraConfig
 from relearn_jax.objectives.methods import METHODS, NO_DEFENCE, get_defence, get_method
 from relearn_jax.objectives.recipe import DefenceSettings, Recipe, make_recipe
 from relearn_jax.objectives.settings import config_class, group_class
-from relearn_jax.training.train_settings import StepSettings
+from relearn_jax.training.train_settings import ScheduleSettings, StepSettings
 
 # Learning rate, weight decay and published hyper-parameters of every method.
 AuditMethods = group_class("AuditMethods", {
@@ -52,6 +52,8 @@ class ArmsSettings:
   """How the unlearned model U, the original O and the control N are had.
 
   Where `unlearned` is given, the models are loaded: nothing is memorised or unlearned, and N was not unlearned either.
+  Where `original` and `control` are given without it, U is made here: both have memorised what they were to, and
+  unlearn.
   Otherwise all three begin as one model, `start` or a small one that is pretrained here: O memorises the case, U
   unlearns it after that, and N goes through the same on the case without the secret.
 
@@ -76,22 +78,34 @@ class ArmsSettings:
 
   @property
   def loaded(self) -> dict[str, str]:
-    """Arm -> checkpoint, of those that were given."""
-    return {arm: name for arm, name in (("U", self.unlearned), ("N", self.control), ("O", self.original)) if name}
+    """Arm -> checkpoint, of those that were given to be attacked as they are."""
+    given = {"U": self.unlearned, "N": self.control, "O": self.original}
+    return {} if self.memorized else {arm: name for arm, name in given.items() if name}
+
+  @property
+  def memorized(self) -> dict[Arm, str]:
+    """Arm of a chain -> checkpoint that it unlearns from, where these were given: U's is the original."""
+    given = self.original and self.control and not self.unlearned
+    return {"U": self.original, "N": self.control} if given else {}
 
 
 @dataclasses.dataclass
-class MemorizeSettings(StepSettings):
-  """How the case is learned before unlearning: AdamW."""
+class MemorizeSettings(StepSettings, ScheduleSettings):
+  """How the case is learned before unlearning: AdamW.
+
+  Attributes:
+    runs_at_once: models that are trained side by side; more need more memory. 0: all.
+  """
 
   batch_size: int = 0
   weight_decay: float = 0.0
   steps: int = 200
   learning_rate: float = 5e-4
+  runs_at_once: int = 0
 
 
 @dataclasses.dataclass
-class UnlearnSettings(StepSettings):
+class UnlearnSettings(StepSettings, ScheduleSettings):
   """The unlearning trajectories, one for each method.
 
   Attributes:
@@ -105,6 +119,7 @@ class UnlearnSettings(StepSettings):
     max_score: a run counts as unlearned from its first such step (after 0) with a mean score of at most this; that
       is its depth 0.
     depths: number of points that are attacked, each one such step deeper than the one before.
+    runs_at_once: models that are trained side by side; more need more memory. 0: all.
   """
 
   batch_size: int = 0
@@ -116,15 +131,22 @@ class UnlearnSettings(StepSettings):
   keep_every: int = 5
   max_score: float = 0.01
   depths: int = 3
+  runs_at_once: int = 0
 
 
 @dataclasses.dataclass
 class LoraSettings:
-  """Of adapters that are called "lora"; see `models.lora.LoraConfig`."""
+  """Of adapters; see `models.lora.LoraConfig`.
+
+  Attributes:
+    rank: of those that are called "lora"; "lora4" says its own.
+    learning_rates: with which adapters are trained; (): those of the attack. Adapters usually want higher ones.
+  """
 
   rank: int = 16
   alpha: float = 32.0
   targets: tuple[str, ...] = (ALL,)
+  learning_rates: tuple[float, ...] = ()
 
 
 @dataclasses.dataclass
@@ -175,6 +197,10 @@ class AttackSettings(StepSettings):
   keep_steps: tuple[int, ...] = (1, 2, 5, 10, 20, 40)
   runs_at_once: int = 0
   search: SearchSettings = dataclasses.field(default_factory=SearchSettings)
+
+  def rates(self, adapter: str) -> tuple[float, ...]:
+    """The learning rates with which an adapter, or everything, is trained."""
+    return self.learning_rates if adapter == FULL else self.lora.learning_rates or self.learning_rates
 
   def adapter(self, name: str, field: str = "attack.adapters") -> LoraConfig | None:
     """The adapter of that name; None where all parameters are trained.
@@ -303,13 +329,18 @@ def recorded(config: Audit) -> dict[str, Any]:
   """
   values = dataclasses.asdict(config)
   for section, field in ((values, "keep_weights"), (values, "checkpoint_seconds"), (values["attack"], "runs_at_once"),
+                         (values["memorize"], "runs_at_once"), (values["unlearn"], "runs_at_once"),
                          (values["ask"], "runs_at_once"), (values["ask"], "metrics")):
     del section[field]
   if config.arms.unlearned:
     del values["memorize"], values["unlearn"], values["arms"]["start"], values["arms"]["pretrain"]
   else:
-    values["arms"] = {"dtype": config.arms.dtype, **(
-        {"start": config.arms.start} if config.arms.start else {"pretrain": values["arms"]["pretrain"]})}
+    if config.arms.memorized:
+      del values["memorize"]
+      used = {"original": config.arms.original, "control": config.arms.control}
+    else:
+      used = {"start": config.arms.start} if config.arms.start else {"pretrain": values["arms"]["pretrain"]}
+    values["arms"] = {"dtype": config.arms.dtype, **used}
     methods = [unlearn_method(config.unlearn, name) for name in config.unlearn.methods]
     del values["unlearn"]["settings"], values["unlearn"]["defences"], values["unlearn"]["chosen"]
     values["unlearn"]["settings"] = {

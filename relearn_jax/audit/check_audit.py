@@ -11,7 +11,7 @@ from relearn_jax.data.chat import check_chat
 from relearn_jax.errors import InputError, checker
 from relearn_jax.metrics.scores import get_metric
 from relearn_jax.models.precision import check_dtype
-from relearn_jax.training.train_settings import check_decay, check_steps
+from relearn_jax.training.train_settings import check_decay, check_schedule, check_steps
 
 Need = Callable[[bool, str, Any, str], None]
 
@@ -35,7 +35,9 @@ def check_audit(config: Audit, where: str) -> None:
   if not config.arms.loaded:
     _check_trained(config, where, need)
   need(bool(config.arms.unlearned) or not config.arms.loaded, "arms.unlearned", config.arms.unlearned,
-       "give the model in question: a Hugging Face folder or a hub id")
+       "give the model in question, a Hugging Face folder or a hub id; or an original and a control, to unlearn here")
+  need(not (config.arms.start and config.arms.memorized), "arms.start", config.arms.start,
+       "leave it out, or arms.original and arms.control, of which models begin instead")
   need(not config.arms.loaded or len(config.case_config.versions()) == 1, "case", config.case_config.versions(),
        "expected a single variant where models are loaded")
   _named(where, lambda: check_attack(config.attack, where))
@@ -68,6 +70,9 @@ def _check_trained(config: Audit, where: str, need: Need) -> None:
   check_steps(memorize, where, "memorize.")
   check_decay(memorize.weight_decay, where, "memorize.")
   check_steps(unlearn, where, "unlearn.")
+  for name, held, steps in (("memorize", memorize, "steps"), ("unlearn", unlearn, "max_steps")):
+    check_schedule(held, getattr(held, steps), f"{name}.{steps}", where, f"{name}.")
+    need(held.runs_at_once >= 0, f"{name}.runs_at_once", held.runs_at_once, "expected 0 (all) or a number of models")
   _positive(need, memorize, "memorize", "steps", "learning_rate")
   _positive(need, unlearn, "unlearn", "max_steps", "keep_every", "depths")
   need(0 <= unlearn.max_score < 1, "unlearn.max_score", unlearn.max_score, "expected 0 to below 1")
@@ -83,7 +88,7 @@ def _check_trained(config: Audit, where: str, need: Need) -> None:
          "expected a number of at least 0")
     need(found.recipe.objective.divisible or unlearn.num_microbatches == 1, "unlearn.num_microbatches",
          unlearn.num_microbatches, f"expected 1: {name} takes a step's gradient as a whole")
-  if not config.arms.start:
+  if not config.arms.start and not config.arms.memorized:
     _named(where, config.case_config.vocabulary)
     _check_pretrained(config.arms, need)
 
@@ -111,6 +116,8 @@ def check_attack(attack: AttackSettings, where: str) -> None:
   check_steps(attack, where, "attack.")
   check_decay(attack.weight_decay, where, "attack.")
   check_rates(attack.learning_rates, need, "attack.learning_rates")
+  if attack.lora.learning_rates:
+    check_rates(attack.lora.learning_rates, need, "attack.lora.learning_rates")
   check_keep_steps(attack.keep_steps, need, "attack.keep_steps")
   names, search = attack.adapters, attack.search
   need(bool(names) and len(set(names)) == len(names), "attack.adapters", names, "expected distinct adapters")

@@ -75,7 +75,7 @@ def answer_tables(exp: Experiment, found: Found) -> list[pa.Table]:
 def _labels(exp: Experiment, cell: Cell) -> dict[str, Any]:
   """The key of a point before the attack."""
   point, config = cell.point, exp.config
-  if config.arms.loaded:
+  if config.arms.loaded or (config.arms.memorized and point.method is None):
     rate = 0.0
   elif point.method is None:
     rate = config.memorize.learning_rate

@@ -17,7 +17,7 @@ from relearn_jax.audit.audit_config import FULL, Audit, UnlearnMethod, unlearn_m
 from relearn_jax.audit.grid import Cell, Chain, chains, content_key
 from relearn_jax.audit.interview import Answers, Interviewer
 from relearn_jax.audit.shelf import Place, Shelf, StageFolder, finished
-from relearn_jax.cases.base import Case
+from relearn_jax.cases.base import Arm, Case
 from relearn_jax.data.chat import open_chat
 from relearn_jax.data.rows import Encoded, stack_runs
 from relearn_jax.data.texts import encode_question, encode_texts, stack_rows
@@ -30,13 +30,15 @@ from relearn_jax.models.lora import check_lora
 from relearn_jax.models.model import Model, Params, fingerprint, unroll
 from relearn_jax.models.precision import compute_dtype
 from relearn_jax.objectives.core import TokenRows
-from relearn_jax.parallel.mesh import spreads_runs, to_first
+from relearn_jax.parallel.mesh import spreads_runs, to_first, to_host
 from relearn_jax.parallel.processes import agree, by_first, write_atomically
+from relearn_jax.training.checkpoints import step_path
 from relearn_jax.training.ended import Ended, read_ended
 from relearn_jax.training.log import TrainLog
 from relearn_jax.workdir import file_digests
 
 FIELDS = {"U": "arms.unlearned", "N": "arms.control", "O": "arms.original", "start": "arms.start"}
+MEMORIZED: dict[Arm, str] = {"U": "O", "N": "N"}  # whose checkpoint a chain unlearns from
 FINGERPRINT = "fingerprint.json"
 MAY_DIFFER = ("max_positions", "bos_id", "eos_ids")
 
@@ -64,6 +66,7 @@ class Experiment:
     """
     self.config, self.where, self.workdir = config, where, workdir
     self.checkpoints, self.shelf = workdir / "checkpoints", Shelf()
+    self.given = self.checkpoints / "given"  # where the shelf has models that were given; nothing is written there
     self.done = finished(self.checkpoints)
     self._attacked_keys: dict[Cell, str] = {}
     self.log = TrainLog(workdir / "train_log.jsonl")
@@ -107,7 +110,8 @@ class Experiment:
         if not self.first.rows(name) or (name == "relabelled" and not self.first.anchors):
           raise InputError(f"has {method.name!r}, and case {self.first.name!r} has no {name} rows for it",
                            file=self.where, field="unlearn.methods", mend="leave it out")
-    return ["memorize", *sorted({name for method in methods for name in method.recipe.objective.rows})]
+    first = [] if self.config.arms.memorized else ["memorize"]
+    return [*first, *sorted({name for method in methods for name in method.recipe.objective.rows})]
 
   def all_cases(self) -> list[Case]:
     """Every case, in the order of the chains."""
@@ -119,7 +123,8 @@ class Experiment:
 
   def _open_checkpoints(self) -> None:
     config, arms = self.config, self.config.arms
-    for arm, name in (arms.loaded or ({"start": arms.start} if arms.start else {})).items():
+    memorized = {MEMORIZED[arm]: name for arm, name in arms.memorized.items()}
+    for arm, name in (arms.loaded or memorized or ({"start": arms.start} if arms.start else {})).items():
       self.checked[arm], tokenizer = open_checkpoint(name, FIELDS[arm])
       if len(self.checked) == 1:
         self.tokenizer, self.decoder = tokenizer, self.checked[arm].config
@@ -130,14 +135,16 @@ class Experiment:
       self.decoder = pretrained.model_config(arms.pretrain, self.tokenizer)
 
   def _compare(self, arm: str, tokenizer: Any) -> None:
-    """Refuses a model that differs from U in more than its weights."""
-    ours, theirs = (vars(self.checked[which].config) for which in ("U", arm))
+    """Refuses a model that differs from the first in more than its weights."""
+    first = next(iter(self.checked))
+    name = {"U": "unlearned model", "O": "original", "N": "control"}[first]
+    ours, theirs = (vars(self.checked[which].config) for which in (first, arm))
     if fields := [key for key in ours if ours[key] != theirs[key] and key not in MAY_DIFFER]:
-      raise InputError(f"has {fields[0]} {theirs[fields[0]]!r}, and the unlearned model {ours[fields[0]]!r}",
+      raise InputError(f"has {fields[0]} {theirs[fields[0]]!r}, and the {name} {ours[fields[0]]!r}",
                        file=self.checked[arm].config_file, field=FIELDS[arm],
                        mend="give models that differ in their weights alone")
     if tokenizer.get_vocab() != self.tokenizer.get_vocab():
-      raise InputError("has another vocabulary than the unlearned model", file=self.checked[arm].path,
+      raise InputError(f"has another vocabulary than the {name}", file=self.checked[arm].path,
                        field=FIELDS[arm], mend="give models that share their tokenizer")
 
   def _named_sets(self) -> tuple[str, ...]:
@@ -156,9 +163,11 @@ class Experiment:
                        mend=f"expected at least {longest}: the longest row, or prompt with its new tokens")
 
   def _check_seeds(self) -> None:
-    """Seeds of an attack on loaded models differ by the order of rows, or by the adapter's first weights."""
-    attack = self.config.attack
-    for name in self.relearn_sets if self.config.arms.loaded and len(self.config.seeds) > 1 else ():
+    """Seeds of models that were given differ by the order of rows, or by the adapter's first weights."""
+    attack, unlearn = self.config.attack, self.config.unlearn
+    given = self.config.arms.loaded or (
+        self.config.arms.memorized and not 0 < unlearn.batch_size < len(self.first.forget))
+    for name in self.relearn_sets if given and len(self.config.seeds) > 1 else ():
       count = len(self.encode(self.first, name))
       if FULL in attack.adapters and not 0 < attack.batch_size < count:
         raise InputError(f"has {len(self.config.seeds)} seeds, but with all {count} rows of the relearn set in every "
@@ -231,6 +240,9 @@ class Experiment:
     self.model = Model(checked.config, dtype=self.dtype, unroll=unroll(checked.config))
     if "start" in self.checked:
       self.base_params = load_params(checked, self.model, mesh=mesh if spreads_runs(mesh) else None)
+    if arms := config.arms.memorized:
+      each = [to_host(load_params(self.checked[MEMORIZED[arm]], self.model)) for arm in arms]
+      self.shelf.hold(step_path(self.given, 0), list(arms), jax.tree.map(lambda *leaves: np.stack(leaves), *each))
     self.block, self._interviewers = min(config.ask.runs_at_once or most, most), dict[float, Interviewer]()
 
   def adapted(self, adapter: str) -> Model:
@@ -255,7 +267,7 @@ class Experiment:
 
   def one_run(self) -> Any:
     """Shapes and dtypes of one run's weights."""
-    return jax.eval_shape(lambda: self.base_params)
+    return self.model.abstract()
 
   def take(self, places: Sequence[Place]) -> Params:
     """Trained weights of some runs, stacked on the mesh."""
@@ -284,15 +296,20 @@ class Experiment:
   @functools.cached_property
   def memorized_keys(self) -> dict[Chain, str]:
     """Content key of the model of each chain that has memorised its case."""
-    arms, memorize = self.config.arms, dataclasses.asdict(self.config.memorize)
-    start: Any = self.model_digests["start"] if arms.start else dataclasses.asdict(arms.pretrain)
+    arms = self.config.arms
     of = lambda chain: dataclasses.asdict(dataclasses.replace(self.cases[chain], files={}))
+    if arms.memorized:
+      return {chain: content_key("given", chain, of(chain), self.model_digests[MEMORIZED[chain.arm]], arms.dtype)
+              for chain in self.chains}
+    start: Any = self.model_digests["start"] if arms.start else dataclasses.asdict(arms.pretrain)
+    memorize = dataclasses.asdict(dataclasses.replace(self.config.memorize, runs_at_once=0))
     return {chain: content_key("memorize", chain, of(chain), start, arms.dtype, memorize) for chain in self.chains}
 
   def unlearned_key(self, chain: Chain, method: UnlearnMethod, kind: str = "unlearn") -> str:
     """Content key of a chain's unlearning by a method, or of its reinforcement before that."""
     unlearn = dataclasses.asdict(self.config.unlearn)
-    stop = {key: unlearn[key] for key in ("max_steps", "keep_every", "max_score", "depths", "batch_size")}
+    stop = {key: unlearn[key] for key in ("max_steps", "keep_every", "max_score", "depths", "batch_size",
+                                          "warmup_steps", "schedule")}
     return content_key(kind, self.memorized_keys[chain], method.name, dict(method.recipe.hyper), method.learning_rate,
                        method.weight_decay, stop)
 
@@ -310,7 +327,8 @@ class Experiment:
     else:
       method = unlearn_method(config.unlearn, point.method) if point.method else None
       model = self.unlearned_key(point.chain, method) if method else self.memorized_keys[point.chain]
-    lora = dataclasses.asdict(config.attack.lora) if cell.attack.adapter != FULL else None
+    scale = dataclasses.replace(config.attack.lora, learning_rates=())  # the rate is the cell's
+    lora = dataclasses.asdict(scale) if cell.attack.adapter != FULL else None
     case = self.case(point.chain)
     asked: list[Any] = [*case.relearn_set(cell.attack.relearn_set).rows, *case.questions]  # JSON by `content_key`
     ask = dataclasses.asdict(dataclasses.replace(config.ask, runs_at_once=0, metrics=()))

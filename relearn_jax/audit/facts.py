@@ -50,7 +50,7 @@ def versions() -> dict[str, str]:
 def fingerprints(exp: Experiment, digests: Mapping[str, str] | None) -> dict[str, str]:
   """Hashes of the files that were read, or of the model that all began as, and of every stage's last weights."""
   found = dict(digests or {})
-  if not exp.config.arms.loaded:
+  if "start" in exp.checked:
     found["base"] = fingerprint(exp.base_params)
   for path in sorted(exp.checkpoints.glob(f"*/{FINGERPRINT}")):
     found[path.parent.name] = json.loads(path.read_text())
@@ -84,6 +84,9 @@ def make_facts(exp: Experiment, found: Found, digests: Mapping[str, str] | None,
   first = {chain.variant: exp.cases[chain] for chain in reversed(exp.chains) if chain.arm == "U"} or {
       exp.first.variant: exp.first}
   loaded = bool(arms.loaded)
+  control = "never-trained control"
+  if loaded or arms.memorized:
+    control = "control, given and " + ("not unlearned" if loaded else "unlearned too")
   return {
       "metric": exp.first.metric, "questions": [dataclasses.asdict(question) for question in exp.questions],
       "methods": [method.name for method in found.methods] or [arms.method], "variants": list(reversed(first)),
@@ -97,8 +100,9 @@ def make_facts(exp: Experiment, found: Found, digests: Mapping[str, str] | None,
       "variant_name": about.variant, "reference": dict(about.published),
       "story": about.story or (_loaded_story(exp) if loaded else ""),
       "control": "the control (a checkpoint that was given and not unlearned)" if loaded else
+                 "the control (a checkpoint that was given, and unlearned like the other)" if arms.memorized else
                  "the never-trained control",
-      "control_name": "control, given and not unlearned" if loaded else "never-trained control",
+      "control_name": control,
       "ended": ended, "notes": [*ended_notes(ended), *(_loaded_notes(exp) if loaded else _trained_notes(exp, found))]}
 
 
@@ -116,6 +120,9 @@ def ended_notes(ended: Sequence[Mapping[str, Any]]) -> list[str]:
 def _trained_notes(exp: Experiment, found: Found) -> list[str]:
   """What a reader must know about chains that did not unlearn as planned, besides those that ended."""
   config, rows = exp.config.unlearn, []
+  if exp.config.arms.memorized:
+    rows.append("Seeds are unlearnings of the same two checkpoints, and attacks, with orders of the rows of their own: "
+                "intervals cover these and questions, not another training of the checkpoints.")
   for method in found.methods:
     of = f"{method.name}: " if len(found.methods) > 1 else ""
     for chain, steps in found.steps[method.name].items():

@@ -110,7 +110,7 @@ def attacks(config: Audit, relearn_sets: Sequence[str]) -> list[Attack]:
   """Every attack of the grid, then those that are drawn; a drawn one is made on every relearn set."""
   attack, search = config.attack, config.attack.search
   found = [Attack(name, adapter, rate) for name in relearn_sets for adapter in attack.adapters
-           for rate in attack.learning_rates]
+           for rate in attack.rates(adapter)]
   rng = np.random.default_rng([search.seed, 17])
   for _ in range(search.trials):
     rate = float(np.exp(rng.uniform(np.log(search.lowest_rate), np.log(search.highest_rate))))

@@ -1,10 +1,10 @@
 """The one audit: stages in their order, each timed, each skipped where its results are on disk."""
 
+import contextlib
 import json
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import pandas as pd
@@ -42,7 +42,7 @@ class Clock:
     self.path = path
     self.seconds: dict[str, float] = agree(lambda: json.loads(path.read_text()) if path.exists() else {})
 
-  @contextmanager
+  @contextlib.contextmanager
   def __call__(self, stage: str) -> Iterator[None]:
     begin = time.perf_counter()
     try:
@@ -112,10 +112,9 @@ def write_results(exp: Experiment, found: Found, digests: Any, seconds: Any) -> 
   write_rows(exp.workdir / RESULTS_FILE, [score_answers(frame, exp.questions, metrics)], facts)
 
 
-def open_experiment(exp: Experiment, cache: pathlib.Path, mesh: Mesh, clock: Clock, stages: Sequence[Planned]) -> None:
-  """Takes the model that all begin as; from here on devices are used."""
+def open_experiment(exp: Experiment, cache: pathlib.Path, mesh: Mesh, clock: Clock, most: int) -> None:
+  """Takes the model that all begin as; from here on devices are used. At most `most` runs are asked together."""
   by_first(lambda: exp.checkpoints.mkdir(parents=True, exist_ok=True))
-  most = max(len(stage.runs) for stage in stages)
 
   def pretrain(folder: pathlib.Path) -> None:
     with clock(PRETRAIN):
@@ -133,12 +132,12 @@ def run_stages(exp: Experiment, cache: pathlib.Path, mesh: Mesh, clock: Clock,
   config = exp.config
   limit = at_once(exp, mesh) if at_once else lambda stage: len(stage.cells)
   stages = plan_stages(config, exp.relearn_sets, limit)
-  open_experiment(exp, cache, mesh, clock, stages)
+  open_experiment(exp, cache, mesh, clock, max(len(stage.runs) for stage in stages))
   steps: dict[str, dict[Chain, list[int]]] = {}
   lost: dict[str | None, dict[Chain, int]] = {None: {}}
   for stage in stages:
     if stage.kind == MEMORIZE:
-      with clock(stage.name):
+      with clock(stage.name), contextlib.suppress(AllEnded):  # of this part; `_refuse_all` looks whether any is left
         acquire.memorize(exp, stage, _wanted(exp, stages))
       lost[None] = acquire.gone(exp)
       _refuse_all(exp, [exp.memorized_keys[chain] for chain in exp.chains], "memorize.learning_rate",
@@ -149,8 +148,8 @@ def run_stages(exp: Experiment, cache: pathlib.Path, mesh: Mesh, clock: Clock,
         _unlearn(exp, stage)
     elif stage.kind == "attack":
       method = next((cell.point.method for cell in stage.cells if cell.point.arm != "O"), None)
-      if exp.chains and method not in steps:
-        found = unlearn_method(config.unlearn, str(method))
+      if exp.chains and method and method not in steps:  # none where the original alone is attacked
+        found = unlearn_method(config.unlearn, method)
         steps[found.name], lost[found.name] = unlearning.unlearned_points(exp, found), acquire.gone(exp, found)
       with clock(stage.name):
         there = [(unlearning.resolved(exp, cell.point, steps, lost), cell.attack) for cell in stage.cells]

@@ -73,17 +73,18 @@ def plan_stages(config: Audit, relearn_sets: Sequence[str], at_once: AtOnce = la
       stages += _trained_buckets(config, name, relearn_sets)
   found = []
   for stage in stages:
-    split = stage.kind == "attack"
-    found += _split(stage, config.attack.runs_at_once or at_once(stage)) if split else [stage]
+    found += _split(stage, config.attack.runs_at_once or at_once(stage)) if stage.kind == "attack" else [stage]
   return found
 
 
 def first_stages(config: Audit) -> list[Planned]:
   """What does not depend on the method: the model that all begin as, and the models that have memorised the case."""
   memorize = config.memorize
+  if config.arms.memorized:
+    return []
   pretrain = [] if config.arms.start else [Planned(PRETRAIN, "pretrain", config.arms.pretrain.steps)]
-  return [*pretrain, Planned(MEMORIZE, "memorize", memorize.steps, tuple(chains(config)),
-                             batch_size=memorize.batch_size)]
+  stage = Planned(MEMORIZE, "memorize", memorize.steps, tuple(chains(config)), batch_size=memorize.batch_size)
+  return [*pretrain, *_split(stage, memorize.runs_at_once)]
 
 
 def unlearn_stages(config: Audit, method: UnlearnMethod) -> list[Planned]:
@@ -94,7 +95,7 @@ def unlearn_stages(config: Audit, method: UnlearnMethod) -> list[Planned]:
   if method.recipe.published.reinforces:
     steps = int(method.recipe.hyper["reinforce_steps"])
     found.insert(0, Planned(f"reinforce-{method.name}", "reinforce", steps, every, method=method, batch_size=size))
-  return found
+  return [part for stage in found for part in _split(stage, config.unlearn.runs_at_once)]
 
 
 def _alike(config: Audit, relearn_sets: Sequence[str]) -> list[tuple[Attack, list[Attack]]]:
@@ -138,9 +139,10 @@ def _loaded_buckets(config: Audit, relearn_sets: Sequence[str]) -> list[Planned]
 
 
 def _split(stage: Planned, size: int) -> list[Planned]:
-  """The stage in parts of at most `size` runs, numbered where there are several."""
-  if size >= len(stage.cells):
+  """The stage in parts of at most `size` runs, numbered where there are several; 0: in one."""
+  size = size or len(stage.runs)
+  if size >= len(stage.runs):
     return [stage]
-  parts = [stage.cells[start:start + size] for start in range(0, len(stage.cells), size)]
-  return [dataclasses.replace(stage, name=f"{stage.name}-part{number}", cells=cells)
-          for number, cells in enumerate(parts)]
+  return [dataclasses.replace(stage, name=f"{stage.name}-part{number}", chains=stage.chains[start:start + size],
+                              cells=stage.cells[start:start + size])
+          for number, start in enumerate(range(0, len(stage.runs), size))]

@@ -24,7 +24,7 @@ from relearn_jax.audit.experiment import Experiment
 from relearn_jax.audit.interview import finite_by_name
 from relearn_jax.audit.pipeline import Clock, open_experiment, prepare
 from relearn_jax.audit.shelf import open_folder
-from relearn_jax.audit.stages import first_stages
+from relearn_jax.audit.stages import MEMORIZE, first_stages
 from relearn_jax.errors import InputError
 from relearn_jax.models.model import Params
 from relearn_jax.objectives.recipe import Recipe
@@ -33,6 +33,7 @@ from relearn_jax.parallel.mesh import DEFAULT, check_mesh, make_mesh
 from relearn_jax.parallel.processes import agree, write_atomically
 from relearn_jax.progress import progress
 from relearn_jax.training.ended import AllEnded, Ended, Ledger, read_ended
+from relearn_jax.training.train_settings import rate_share
 from relearn_jax.workdir import check_inputs_alike, claim_workdir, only_process
 
 Candidate = dict[str, float]
@@ -100,9 +101,11 @@ def sweep(config: Sweep, where: str, workdir: pathlib.Path, cache: pathlib.Path,
 
 def _memorize(exp: Experiment, cache: pathlib.Path, mesh: str) -> None:
   """The models that all candidates start from."""
-  clock, stages = Clock(exp.checkpoints / "seconds.json"), first_stages(exp.config)
-  open_experiment(exp, cache, make_mesh(check_mesh(mesh, exp.decoder), config=exp.decoder), clock, stages)
-  acquire.memorize(exp, stages[-1], exp.chains)
+  clock = Clock(exp.checkpoints / "seconds.json")
+  open_experiment(exp, cache, make_mesh(check_mesh(mesh, exp.decoder), config=exp.decoder), clock, len(exp.chains))
+  for stage in first_stages(exp.config):
+    if stage.kind == MEMORIZE:
+      acquire.memorize(exp, stage, exp.chains)
 
 
 def check_sweep(config: Sweep, where: str) -> dict[str, UnlearnMethod]:
@@ -182,14 +185,14 @@ def _sweep_group(exp: Experiment, method: UnlearnMethod, name: str, members: Seq
   watch = _Watch(exp, runs, mine, ledger)
   how = Trained(recipe.build, {rows: exp.rows(mine, rows) for rows in sorted(recipe.objective.rows)}, hyper,
                 every(config.max_steps, config.keep_every), config.batch_size, config.num_microbatches,
-                [chain.seed for chain in mine], config.remat)
+                [chain.seed for chain in mine], config.remat, lambda step: rate_share(config, config.max_steps, step))
   second = open_folder(exp.checkpoints, f"{name}-reinforce", dict.fromkeys(runs, ""))
   try:
     if recipe.published.reinforces:
       unlearning.train_reinforced(exp, second, method, mine, runs)
       ledger.ignore(read_ended(second.path))
     acquire.train(exp, folder, runs, how, lambda: unlearning.start_memorized(exp, mine), watch.on_keep, ledger,
-                  reinforced=(lambda: unlearning.start_reinforced(exp, second, method, runs))
+                  reinforced=(lambda: unlearning.start_reinforced(exp, method, [(second, run) for run in runs]))
                   if recipe.published.reinforces else None, resumes=False)
   except AllEnded:
     pass  # the table says so

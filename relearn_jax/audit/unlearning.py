@@ -21,6 +21,7 @@ from relearn_jax.objectives.losses import nll
 from relearn_jax.parallel.processes import agree, remove
 from relearn_jax.training.checkpoints import saved_steps, step_path
 from relearn_jax.training.ended import Ledger
+from relearn_jax.training.train_settings import rate_share
 
 
 def forget_nll(hyper: Any) -> Any:
@@ -72,10 +73,10 @@ def start_memorized(exp: Experiment, mine: Sequence[Chain]) -> Params:
   return exp.take([memorized_place(exp, chain) for chain in mine])
 
 
-def start_reinforced(exp: Experiment, folder: StageFolder, method: UnlearnMethod, runs: Sequence[str]) -> Params:
-  """The reinforced models of some runs, on the mesh."""
+def start_reinforced(exp: Experiment, method: UnlearnMethod, runs: Iterable[tuple[StageFolder, str]]) -> Params:
+  """The reinforced models of some runs, each of a stage's folder, on the mesh."""
   steps = int(method.recipe.hyper["reinforce_steps"])
-  return exp.take([(folder.path, steps, run) for run in runs])
+  return exp.take([(folder.path, steps, run) for folder, run in runs])
 
 
 class _Trajectory:
@@ -83,13 +84,22 @@ class _Trajectory:
 
   A chain that has been asked at its last depth, and its control, are used no further: what becomes of them then does
   not matter.
+
+  Attributes:
+    points: U chain -> its points so far, at which its control is kept too.
+    last: the last point of U chains that an earlier stage has unlearned, and whose controls are here.
   """
 
-  def __init__(self, exp: Experiment, folder: StageFolder, u_chains: Sequence[Chain], runs: Sequence[str],
+  def __init__(self, exp: Experiment, folder: StageFolder, method: UnlearnMethod, mine: Sequence[Chain],
                ledger: Ledger):
-    self.exp, self.folder, self.u_chains, self.runs, self.ledger = exp, folder, u_chains, runs, ledger
-    self.names, self.curves = [chain.name for chain in u_chains], dict[Chain, dict[int, float]]()
-    self.points: dict[Chain, list[int]] = {}
+    self.exp, self.folder, self.ledger = exp, folder, ledger
+    self.u_chains, self.runs = [chain for chain in mine if chain.arm == "U"], [chain.name for chain in mine]
+    self.names, self.curves = [chain.name for chain in self.u_chains], dict[Chain, dict[int, float]]()
+    elsewhere = {dataclasses.replace(chain, arm="U") for chain in mine} - set(self.u_chains)
+    before = unlearned_points(exp, method) if elsewhere else {}
+    self.known = {chain: before.get(chain, []) for chain in exp.chains if chain in elsewhere}
+    self.last = max((step for steps in self.known.values() for step in steps), default=0)
+    self.points: dict[Chain, list[int]] = dict(self.known)
 
   def watch(self, step: int, answers: Answers) -> bool:
     """Takes up the answers at a step; returns whether every chain is through, or has ended."""
@@ -102,29 +112,38 @@ class _Trajectory:
     # As it is at this step: what is on disk from before a kill may know more.
     lost = [chain for chain in self.u_chains if ledger.has_ended(chain.name, step)]
     until = {chain: {at: value for at, value in curve.items() if at <= step} for chain, curve in self.curves.items()}
-    self.points = select_points(until, config.max_score, config.depths, lost)
-    through = [chain for chain, steps in self.points.items() if len(steps) == config.depths]
+    found = select_points(until, config.max_score, config.depths, lost)
+    self.points = self.known | found
+    through = [chain for chain, steps in found.items() if len(steps) == config.depths]
     ledger.finish(name for chain in through for name in (chain.name, partner(chain).name))
-    return len(through) + len(lost) == len(self.u_chains)
+    return len(through) + len(lost) == len(self.u_chains) and step >= self.last
 
   def on_keep(self, step: int, params: Params) -> bool:
     """Asks, and keeps the weights of chains that are at a point, and of their controls."""
     exp = self.exp
     some = lambda tree: jax.tree.map(lambda leaf: leaf[:len(self.u_chains)], tree)  # U chains come first
-    through = self.watch(step, ask_once(self.folder, step, lambda: exp.interviewer()(
-        some(params), exp.scored_rows(self.u_chains), self.names)))
-    here = [name for chain, steps in self.points.items() if step in steps for name in (chain.name, partner(chain).name)]
-    exp.shelf.keep(self.folder.path, step, params, self.runs, self.runs if exp.config.keep_weights else here,
+    through = step >= self.last
+    if self.u_chains:
+      through = self.watch(step, ask_once(self.folder, step, lambda: exp.interviewer()(
+          some(params), exp.scored_rows(self.u_chains), self.names)))
+    self.ledger.finish(partner(chain).name for chain, steps in self.known.items() if step >= max(steps, default=0))
+    exp.shelf.keep(self.folder.path, step, params, self.runs, self.runs if exp.config.keep_weights else self._at(step),
                    exp.model, self.folder.name)
     return through
 
   def is_through(self, last: int) -> bool:
     """Whether answers and weights of all points are on disk; takes up what is, a kill may have come at any time."""
-    through = False
+    through = not self.u_chains
     for step in self.folder.asked():
       through = self.watch(step, load_answers(self.folder.answers(step))) or step == last
-    return through and all(self.exp.shelf.has((self.folder.path, step, name)) for chain, steps in self.points.items()
-                           for step in steps for name in (chain.name, partner(chain).name))
+    return through and all(self.exp.shelf.has((self.folder.path, step, name))
+                           for step in {step for steps in self.points.values() for step in steps}
+                           for name in self._at(step))
+
+  def _at(self, step: int) -> list[str]:
+    """The runs of this stage that are kept at a step."""
+    here = {name for chain, steps in self.points.items() if step in steps for name in (chain.name, partner(chain).name)}
+    return [run for run in self.runs if run in here]
 
 
 def unlearn(exp: Experiment, stage: Planned) -> None:
@@ -145,15 +164,19 @@ def unlearn(exp: Experiment, stage: Planned) -> None:
   folder = open_folder(exp.checkpoints, stage.name, {c.name: exp.unlearned_key(c, method) for c in mine})
   ledger = Ledger(folder.path, folder.name, runs, f"unlearn.settings.{method.recipe.method}.learning_rate",
                   method.learning_rate, idle)
-  trajectory = _Trajectory(exp, folder, [chain for chain in mine if chain.arm == "U"], runs, ledger)
-  second = exp.done.get(exp.unlearned_key(mine[0], method, "reinforce"))
-  reinforced = (lambda: start_reinforced(exp, second[0], method, runs)) if second else None
+  trajectory = _Trajectory(exp, folder, method, mine, ledger)
+  # Controls alone go as far as their partners did.
+  last = config.max_steps if trajectory.u_chains else trajectory.last
+  reinforced = (lambda: start_reinforced(exp, method, [
+      exp.done[exp.unlearned_key(chain, method, "reinforce")] for chain in mine])
+  ) if method.recipe.published.reinforces else None
   how = Trained(method.recipe.build, {name: exp.rows(mine, name) for name in sorted(method.recipe.objective.rows)},
                 {"learning_rate": method.learning_rate, "weight_decay": method.weight_decay, **method.recipe.traced},
-                every(config.max_steps, config.keep_every), config.batch_size, config.num_microbatches,
-                [chain.seed for chain in mine], config.remat)
+                every(last, config.keep_every), config.batch_size,
+                config.num_microbatches, [chain.seed for chain in mine], config.remat,
+                lambda step: rate_share(config, config.max_steps, step))
   with finishing(exp, folder):
-    if not trajectory.is_through(config.max_steps):
+    if last and not trajectory.is_through(last):
       train(exp, folder, runs, how, lambda: start_memorized(exp, mine), trajectory.on_keep, ledger,
             reinforced=reinforced)
 

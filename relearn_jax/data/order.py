@@ -1,39 +1,52 @@
-"""Which rows a step sees: a pure function of the step, so that a resumed run sees what it would have seen."""
+"""Which rows a step sees: one endless, shuffled data set of places, read from a row position on.
 
-from collections.abc import Callable, Mapping, Sequence
+How far a stage has come is that position alone. It counts the rows of all devices and processes together, so a stage
+that was killed goes on with rows not yet seen, on however many of them it is started again.
+"""
 
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+
+import grain
 import numpy as np
 
 from relearn_jax.objectives.core import TokenRows
 
-Order = Callable[[int], np.ndarray]
 
+@dataclasses.dataclass(frozen=True)
+class Order:
+  """The order of a data set's rows, in steps of `batch_size`: equal seeds see equal rows.
 
-def row_order(num_rows: int, batch_size: int, seed: int) -> Order:
-  """Step, counted from 0 -> places `[batch]` of its rows.
+  A batch as large as the data set is all of it in file order, at every step. Smaller ones go through one permutation
+  of the rows after the other, without a gap between.
 
-  A batch as large as the data set is all of it in file order, at every step. A smaller one goes through
-  one permutation of the rows after the other, each drawn from (seed, its number), without a gap between.
-
-  Args:
+  Attributes:
     num_rows: rows of the data set.
-    batch_size: rows of a step.
+    batch_size: rows of a step, at most `num_rows`.
     seed: decides the permutations.
 
-  >>> order = row_order(5, 2, seed=0)
-  >>> sorted(int(place) for step in range(5) for place in order(step))
+  >>> order = Order(num_rows=5, batch_size=2, seed=0)
+  >>> sorted(int(place) for step in range(5) for place in order.places(step * order.batch_size))
   [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
   """
-  if batch_size >= num_rows:
-    return lambda step: np.arange(num_rows)
 
-  def take(step: int) -> np.ndarray:
-    first = step * batch_size
-    places = np.arange(first, first + batch_size)
-    epochs = {int(e): np.random.default_rng([seed, int(e)]).permutation(num_rows)
-              for e in np.unique(places // num_rows)}
-    return np.array([epochs[int(p) // num_rows][p % num_rows] for p in places])
-  return take
+  num_rows: int
+  batch_size: int
+  seed: int
+
+  def places(self, position: int) -> np.ndarray:
+    """Places `[batch_size]` of the step that begins at a row position, counted from 0 over all epochs."""
+    if self.batch_size >= self.num_rows:
+      return np.arange(self.num_rows)
+    rows = _shuffled(self.num_rows, self.seed)
+    return np.array([rows[place] for place in range(position, position + self.batch_size)])
+
+
+@functools.lru_cache(maxsize=64)  # the runs of a stage share few seeds
+def _shuffled(num_rows: int, seed: int) -> grain.MapDataset[int]:
+  """Places, each epoch in another order."""
+  return grain.MapDataset.range(num_rows).seed(seed).shuffle().repeat()
 
 
 def small_batches(data: Mapping[str, TokenRows], batch_size: int, seeds: Sequence[int]) -> dict[str, list[Order]]:
@@ -44,5 +57,5 @@ def small_batches(data: Mapping[str, TokenRows], batch_size: int, seeds: Sequenc
     batch_size: rows of each data set in a step; 0: all of them.
     seeds: of the runs.
   """
-  return {name: [row_order(rows.tokens.shape[1], batch_size, seed) for seed in seeds] for name, rows in data.items()
+  return {name: [Order(rows.tokens.shape[1], batch_size, seed) for seed in seeds] for name, rows in data.items()
           if 0 < batch_size < rows.tokens.shape[1]}

@@ -223,17 +223,18 @@ def _sizes(job: UnlearnJob, files: _Files) -> dict[str, Size]:
 
 def _audit(audit: Audit, where: str, on_cpu: bool, default: Size, found: Stages) -> None:
   arms = audit.arms
-  if not arms.loaded and not arms.start:
+  if not arms.loaded and not arms.memorized and not arms.start:
     check_audit(audit, where)
     _pretrained(audit, where, on_cpu, found)
     return
-  if arms.original and not arms.unlearned:
-    arms = dataclasses.replace(arms, unlearned=arms.original, control=arms.control or arms.original)
+  if arms.original and not arms.unlearned and not arms.control:
+    arms = dataclasses.replace(arms, unlearned=arms.original, control=arms.original)
     found.assumed.append("three models of the original's architecture are attacked")
   given = audit.case
   audit = dataclasses.replace(audit, arms=arms, case=_filled(given))
   check_audit(audit, where)
-  config, folder = find_model(arms.unlearned or arms.start, where, "arms.unlearned" if arms.unlearned else "arms.start")
+  field = next(field for field in ("unlearned", "start", "original") if getattr(arms, field))
+  config, folder = find_model(getattr(arms, field), where, f"arms.{field}")
   for name in audit.attack.adapters:
     if lora := audit.attack.adapter(name):
       check_lora(Model(config), lora, where, "attack.lora")
@@ -252,9 +253,10 @@ def _audit_sizes(audit: Audit, given: Any, config: ModelConfig, files: _Files) -
   """Sizes of the data sets of a case from files, as far as they are at hand."""
   data = {name: files.rows(name, getattr(given, name)) for name in ("forget", "retain")}
   data |= {parse_source(path).name: files.rows("relearn", path if given.relearn else "") for path in audit.case.relearn}
-  if not audit.arms.loaded:
+  if not audit.arms.loaded and not audit.arms.memorized:
     data["memorize"] = files.rows("memorize", given.memorize) if given.memorize else Size(
         data["forget"].rows + data["retain"].rows, *map(max, zip(data["forget"][1:], data["retain"][1:], strict=True)))
+  if not audit.arms.loaded:
     data["relabelled"] = data["idk"] = data["alternate"] = data["forget"]
   return Sizes(config, data, files.questions(given.questions, audit.ask.max_new_tokens))
 
@@ -263,7 +265,7 @@ def _case_sizes(audit: Audit, config: ModelConfig, files: _Files) -> tuple[list[
   """The relearn sets of any other case, and the sizes of its data sets, where there is a tokenizer to measure them."""
   methods = [] if audit.arms.loaded else [unlearn_method(audit.unlearn, name) for name in audit.unlearn.methods]
   read = sorted({name for method in methods for name in method.recipe.objective.rows} - {"forget", "retain"})
-  kept = ("forget", "retain", *(("memorize", *read) if methods else ()))
+  kept = ("forget", "retain", *(("memorize",) if methods and not audit.arms.memorized else ()), *read)
   if files.tokenizer is None:
     names = list(audit.attack.relearn_sets or ("relearn",))
     size = files.rows("every data set of the case", "")

@@ -9,7 +9,7 @@ import json
 import logging
 import pathlib
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,12 +20,13 @@ from orbax.checkpoint import v1 as ocp
 
 from relearn_jax.errors import InputError
 from relearn_jax.models.lora import LoraConfig
-from relearn_jax.models.model import Model
+from relearn_jax.models.model import Model, flatten, unflatten
 from relearn_jax.parallel.mesh import pad_runs, to_host
 from relearn_jax.parallel.parts import place_parts
 from relearn_jax.parallel.processes import agree, is_first
 
 TOKENIZER = "../../base"  # folder of the tokenizer, from a step's folder
+POSITIONS = "row_positions"  # of a resume state: data set -> rows taken so far
 
 
 def _context() -> ocp.Context:
@@ -86,7 +87,8 @@ def load_tree(path: pathlib.Path, one_run: Any, num_runs: int) -> Any:
     return ocp.load(path.absolute(), jax.tree.map(lambda leaf: np.empty((num_runs, *leaf.shape), leaf.dtype), one_run))
 
 
-def load_runs(runs: Sequence[tuple[pathlib.Path, int]], like: Any, shardings: Any) -> Any:
+def load_runs(runs: Sequence[tuple[pathlib.Path, int]], like: Any, shardings: Any, given: Mapping[pathlib.Path, Any]
+              ) -> Any:
   """Runs of several checkpoints as one stacked tree, of which each process reads what its devices hold.
 
   Orbax restores an array as it was saved; which runs are wanted, and in what order, TensorStore is told itself.
@@ -95,23 +97,25 @@ def load_runs(runs: Sequence[tuple[pathlib.Path, int]], like: Any, shardings: An
     runs: a step's folder and the place in it of each run.
     like: nested dicts of shapes and dtypes, `[runs, ...]`.
     shardings: of the leaves.
+    given: what some of the folders would hold, `[runs, ...]` on the host.
   """
   context = tensorstore.Context()
 
-  def leaf(keys: Any, shape: Any, sharding: jax.sharding.Sharding) -> jax.Array:
-    name, opened = ".".join(key.key for key in keys), dict[pathlib.Path, Any]()
+  def opened(path: pathlib.Path, name: str) -> Any:
+    if path in given:
+      return tensorstore.array(np.asarray(flatten(given[path])[name]))
+    base = {"driver": "file", "path": f"{path.absolute()}/state/"}
+    stored = {"driver": "zarr3", "kvstore": {"driver": "ocdbt", "base": base, "path": name.replace("/", ".") + "/"}}
+    return tensorstore.open(stored, open=True, context=context).result()
+
+  def leaf(name: str, shape: Any) -> jax.Array:
+    sources = {path: opened(path, name) for path in dict.fromkeys(path for path, _ in runs)}
 
     def part(index: tuple[slice, ...]) -> np.ndarray:
-      read = []
-      for path, place in runs[index[0]]:
-        if path not in opened:
-          base = {"driver": "file", "path": f"{path.absolute()}/state/"}
-          stored = {"driver": "zarr3", "kvstore": {"driver": "ocdbt", "base": base, "path": f"{name}/"}}
-          opened[path] = tensorstore.open(stored, open=True, context=context).result()
-        read.append(opened[path][(place, *index[1:])].read())
+      read = [sources[path][(place, *index[1:])].read() for path, place in runs[index[0]]]
       return np.stack([one.result() for one in read])
-    return place_parts(shape.shape, sharding, part, shape.dtype)
-  return jax.tree_util.tree_map_with_path(leaf, like, shardings)
+    return place_parts(shape.shape, flatten(shardings)[name], part, shape.dtype)
+  return unflatten({name: leaf(name, shape) for name, shape in flatten(like).items()})
 
 
 def restore(path: pathlib.Path, like: Any, num_runs: int) -> Any:
@@ -161,7 +165,7 @@ def remove_resumes(folder: pathlib.Path) -> None:
 
 
 def description(model: Model, runs: list[str], stage: str, step: int, *, tokenizer: str = TOKENIZER,
-                lora: LoraConfig | None = None) -> dict[str, Any]:
+                lora: LoraConfig | None = None, positions: Mapping[str, int] | None = None) -> dict[str, Any]:
   """The description of a checkpoint, as JSON-safe values.
 
   Args:
@@ -171,7 +175,8 @@ def description(model: Model, runs: list[str], stage: str, step: int, *, tokeniz
     step: of that stage.
     tokenizer: folder of the base, with its tokenizer, from the step's folder.
     lora: of the adapters, where those are what is kept.
+    positions: of a resume state: data set -> rows taken so far, over all devices and processes.
   """
   plain = lambda value: json.loads(json.dumps(dataclasses.asdict(value)))
   return {"model": plain(model.config), "runs": runs, "stage": stage, "step": step, "tokenizer": tokenizer,
-          **({"lora": plain(lora)} if lora else {})}
+          **({"lora": plain(lora)} if lora else {}), **({} if positions is None else {POSITIONS: dict(positions)})}

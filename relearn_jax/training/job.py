@@ -10,13 +10,11 @@ from relearn_jax.errors import InputError, checker
 from relearn_jax.models.precision import DTYPES, check_dtype
 from relearn_jax.objectives.methods import get_method
 from relearn_jax.objectives.recipe import DefenceSettings, MethodSettings, Recipe, make_recipe
-from relearn_jax.training.train_settings import TrainSettings, check_train
-
-SCHEDULES = ("constant", "linear", "cosine")
+from relearn_jax.training.train_settings import ScheduleSettings, TrainSettings, check_schedule, check_train
 
 
 @dataclasses.dataclass
-class UnlearnJob(TrainSettings):
+class UnlearnJob(TrainSettings, ScheduleSettings):
   """One model that unlearns one forget set by one method.
 
   Attributes:
@@ -35,8 +33,6 @@ class UnlearnJob(TrainSettings):
       model and rows; in the workdir by default.
     steps: optimizer steps.
     learning_rate: of AdamW, at its peak.
-    warmup_steps: steps in which the learning rate rises from 0 to its peak, linearly.
-    schedule: of the learning rate after them: constant, or linear or cosine to 0 at the last step.
     methods, defences: hyper-parameters of each; those of the method and the defence in use are read.
     keep_every: steps between checkpoints of the trajectory, which has one at the end too; 0: none.
     seed: decides the order of rows, and the adapter's first weights.
@@ -60,8 +56,6 @@ class UnlearnJob(TrainSettings):
   references: str = ""
   steps: int = 100
   learning_rate: float = 1e-5
-  warmup_steps: int = 0
-  schedule: str = "constant"
   methods: Any = dataclasses.field(default_factory=MethodSettings)
   defences: Any = dataclasses.field(default_factory=DefenceSettings)
   keep_every: int = 0
@@ -110,8 +104,7 @@ def check_job(job: UnlearnJob, where: str) -> None:
        f"expected 1: defence {job.defence!r} takes a step's gradient as a whole")
   need(0 < job.learning_rate < math.inf, "learning_rate", job.learning_rate, "expected a positive number")
   need(job.steps >= 1, "steps", job.steps, "expected at least 1")
-  need(0 <= job.warmup_steps < job.steps, "warmup_steps", job.warmup_steps, "expected 0 to below steps")
-  need(job.schedule in SCHEDULES, "schedule", job.schedule, f"expected one of {', '.join(SCHEDULES)}")
+  check_schedule(job, job.steps, "steps", where)
   need(job.keep_every >= 0, "keep_every", job.keep_every, "expected 0 (none) or a number of steps")
   need(0 <= job.seed < 2**32, "seed", job.seed, "expected 0 to 4294967295")
   check_dtype(job.dtype, where)

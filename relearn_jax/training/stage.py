@@ -47,7 +47,8 @@ class Stage:
     batch: data set name -> token rows `[runs, rows, T]` on the host.
     hyper: "learning_rate", "weight_decay" and the objective's own; a value for all runs, or one for each.
     keep: ascending steps at which `on_keep` is called; the last one ends the stage.
-    order: data set name -> an order of its rows for each run; the others are seen whole at every step.
+    order: data set name -> an order of its rows for each run, all with batches of one size; the others are seen whole
+      at every step.
     num_microbatches: parts in which a step's rows are worked through; more need less memory.
     schedule: step, counted from 0 -> what its learning rate is multiplied with.
   """
@@ -74,7 +75,8 @@ def run_stage(stage: Stage, model: Model, start: Callable[[], Params], mesh: Mes
 
   A state is saved at the first step, kept or not, after every `save_every` seconds; at a kept one after
   `on_keep` has returned. A stage that is run again goes on from there and repeats the steps since, to the same
-  numbers, so `on_keep` sees a step twice and must not mind.
+  numbers, so `on_keep` sees a step twice and must not mind. How far each data set has come stands in the state as a
+  position in its rows, which does not depend on devices and processes.
 
   Args:
     stage: what to do.
@@ -113,6 +115,7 @@ def run_stage(stage: Stage, model: Model, start: Callable[[], Params], mesh: Mes
     like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state)
     del state
     state = checkpoints.restore(checkpoints.step_path(resume, first), like, len(stage.runs))
+    rows.position |= checkpoints.describe(checkpoints.step_path(resume, first))[checkpoints.POSITIONS]
   log.truncate(stage.name, first)
   ledger.rewind(first)
   step_fn = make_step(model, stage.build, mesh, stage.num_microbatches)
@@ -125,7 +128,7 @@ def run_stage(stage: Stage, model: Model, start: Callable[[], Params], mesh: Mes
     bar.update(first)
     for step in range(first + 1, stage.keep[-1] + 1):
       rate = stage.hyper["learning_rate"] * stage.schedule(step - 1)
-      index = rows.places(step - 1)
+      index = rows.take()
       state, report = step_fn(state, batch, hyper | {"learning_rate": spread(rate)}, rows.spread(index), frozen)
       writer.add(step, report, float(np.mean(rate)), *rows.count_tokens(index))
       bar.update(1)
@@ -142,7 +145,7 @@ def run_stage(stage: Stage, model: Model, start: Callable[[], Params], mesh: Mes
           break
       if step != stage.keep[-1] and is_due():
         writer.flush()  # the log, and the ledger, know of all steps that are not repeated
-        about = checkpoints.description(model, list(stage.runs), stage.name, step)
+        about = checkpoints.description(model, list(stage.runs), stage.name, step, positions=rows.position)
         checkpoints.save_tree(checkpoints.step_path(resume, step), state, len(stage.runs), about)
         checkpoints.keep_only(resume, step)
         saved = time.monotonic()
@@ -150,11 +153,16 @@ def run_stage(stage: Stage, model: Model, start: Callable[[], Params], mesh: Mes
 
 
 class _Rows:
-  """The data sets of a stage on the mesh, and which of their rows each step sees."""
+  """The data sets of a stage on the mesh, and which of their rows each step sees.
+
+  Attributes:
+    position: of each data set that is not seen whole: rows that the steps before this one have taken.
+  """
 
   def __init__(self, stage: Stage, names: Sequence[str], mesh: Mesh):
     self.mesh, self.order = mesh, {name: stage.order[name] for name in names if name in stage.order}
     self.host = {name: stage.batch[name] for name in names}
+    self.position = dict.fromkeys(self.order, 0)
     self.unit = row_shards(mesh) * stage.num_microbatches
     self.parts = stage.num_microbatches
     self.sizes = {name: (len(stage.runs), rows.tokens.shape[1]) for name, rows in self.host.items()}
@@ -162,16 +170,18 @@ class _Rows:
     lengthen = lambda leaf: np.pad(leaf, ((0, 0), (0, 1), *((0, 0),) * (leaf.ndim - 2)))
     for name, orders in self.order.items():
       self.host[name] = jax.tree.map(lengthen, self.host[name])
-      lengths = {len(order(0)) for order in orders}
+      lengths = {order.batch_size for order in orders}
       assert len(lengths) == 1, f"runs see {lengths} rows of {name} a step"
     self.data: Batch = {name: shard_rows(rows, mesh, stage.num_microbatches) for name, rows in self.host.items()}
     self.totals = {name: _tokens(rows) for name, rows in self.host.items() if name not in self.order}
 
-  def places(self, step: int) -> dict[str, np.ndarray]:
-    """Data set -> places `[runs, B]`, filled up with an empty row."""
+  def take(self) -> dict[str, np.ndarray]:
+    """Data set -> places `[runs, B]` of the next step, filled up with an empty row."""
     found = {}
     for name, orders in self.order.items():
-      places = np.stack([order(step) for order in orders])
+      distinct = {order: order.places(self.position[name]) for order in orders}  # seeds are shared by arms
+      places = np.stack([distinct[order] for order in orders])
+      self.position[name] += places.shape[1]
       fill = -places.shape[1] % self.unit
       found[name] = np.pad(places, ((0, 0), (0, fill)), constant_values=self.host[name].tokens.shape[1] - 1)
     return found

@@ -46,6 +46,50 @@ class StepSettings:
   remat: str = "none"
 
 
+SCHEDULES = ("constant", "linear", "cosine")
+
+
+@dataclasses.dataclass
+class ScheduleSettings:
+  """How the learning rate goes.
+
+  Attributes:
+    warmup_steps: steps in which the learning rate rises from 0 to its peak, linearly.
+    schedule: of the learning rate after them: constant, or linear or cosine to 0 at the last step.
+  """
+
+  warmup_steps: int = 0
+  schedule: str = "constant"
+
+
+def rate_share(settings: ScheduleSettings, steps: int, step: int) -> float:
+  """What the learning rate is multiplied with at a step, counted from 0, as transformers' schedulers do it.
+
+  step / warmup_steps during warmup (0 at the very first step); then 1, or with t the share of the steps
+  after warmup that are done, 1 - t or (1 + cos(pi t)) / 2.
+
+  Args:
+    settings: warmup and schedule.
+    steps: of training.
+    step: which.
+  """
+  if step < settings.warmup_steps:
+    return step / settings.warmup_steps
+  share = (step - settings.warmup_steps) / (steps - settings.warmup_steps)
+  return {"constant": 1.0, "linear": 1.0 - share, "cosine": 0.5 * (1.0 + math.cos(math.pi * share))}[settings.schedule]
+
+
+def check_schedule(settings: ScheduleSettings, steps: int, steps_field: str, where: Any, prefix: str = "") -> None:
+  """Refuses a warmup that is no part of the steps, and unknown schedules.
+
+  Raises:
+    InputError: naming the file, the field and what was expected.
+  """
+  need = checker(where, prefix)
+  need(0 <= settings.warmup_steps < steps, "warmup_steps", settings.warmup_steps, f"expected 0 to below {steps_field}")
+  need(settings.schedule in SCHEDULES, "schedule", settings.schedule, f"expected one of {', '.join(SCHEDULES)}")
+
+
 @dataclasses.dataclass
 class TrainSettings(StepSettings):
   """AdamW (0.9, 0.999, 1e-8) on one model, or on an adapter of it."""

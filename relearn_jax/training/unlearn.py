@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -30,7 +29,7 @@ from relearn_jax.training.log import TrainLog
 from relearn_jax.training.references import ReferenceCache, rows_digest
 from relearn_jax.training.stage import OnKeep, Stage, run_stage
 from relearn_jax.training.step import NOTHING, Frozen, model_outputs
-from relearn_jax.training.train_settings import make_model
+from relearn_jax.training.train_settings import make_model, rate_share
 from relearn_jax.training.unlearn_rows import input_files, read_rows
 from relearn_jax.workdir import check_inputs_alike, claim_workdir, file_digests, is_claimed, only_process
 
@@ -40,18 +39,6 @@ STAGE, RUN, REINFORCE = "unlearn", "U", "reinforce"
 def default_mesh() -> str:
   """All accelerators share the model, and so do several processes; on CPU one device, which uses all cores."""
   return "fsdp:1" if jax.default_backend() == "cpu" and is_alone() else "fsdp:-1"
-
-
-def learning_rates(job: UnlearnJob, step: int) -> float:
-  """What the learning rate is multiplied with at a step, counted from 0, as transformers' schedulers do it.
-
-  step / warmup_steps during warmup (0 at the very first step); then 1, or with t the share of the steps
-  after warmup that are done, 1 - t or (1 + cos(pi t)) / 2.
-  """
-  if step < job.warmup_steps:
-    return step / job.warmup_steps
-  share = (step - job.warmup_steps) / (job.steps - job.warmup_steps)
-  return {"constant": 1.0, "linear": 1.0 - share, "cosine": 0.5 * (1.0 + math.cos(math.pi * share))}[job.schedule]
 
 
 def unlearn(job: UnlearnJob, where: str, workdir: pathlib.Path, mesh: str | None = None) -> bool:
@@ -173,7 +160,7 @@ def _train(job: UnlearnJob, where: str, workdir: pathlib.Path, checked: Checked,
   stage = Stage(
       STAGE, [RUN], recipe.build, rows, {"learning_rate": job.learning_rate, **decay, **recipe.traced},
       sorted({*range(every, job.steps, every), job.steps}), orders, job.num_microbatches,
-      lambda step: learning_rates(job, step))
+      lambda step: rate_share(job, job.steps, step))
   run(stage, on_keep, "learning_rate", reinforced=reinforced if recipe.published.reinforces else None, cache=cache)
 
 

@@ -90,6 +90,20 @@ def test_a_larger_grid_keeps_what_is_there(growing: pathlib.Path, number: int) -
   assert set(json.loads((new / "summary.json").read_text())["seconds"]) == {stage.name for stage in stages}
 
 
+def test_models_that_follow_each_other_are_those_that_are_trained_together(
+    growing: pathlib.Path, cache: pathlib.Path, tmp_path: pathlib.Path) -> None:
+  """Controls unlearn after their partners, as far as these did."""
+  config = grown(0)
+  config.memorize.runs_at_once, config.unlearn.runs_at_once, config.attack.runs_at_once = 3, 1, 2
+  audited(config, tmp_path, cache)
+  together = values(growing.parent / "0", "results")
+  pd.testing.assert_series_equal(values(tmp_path, "results").reindex(together.index), together, check_exact=True)
+  runs = lambda stage: set(json.loads((tmp_path / "checkpoints" / stage / "runs.json").read_text()))
+  assert runs("memorize-part1") == {"N-7-1"} and runs("unlearn-ga-part2") == {"N-7-0"}
+  last = {row: json.loads(lines[-1])["step"] for row, lines in logged(tmp_path).items()}
+  assert last["unlearn-ga-part0"] == last["unlearn-ga-part2"]
+
+
 def test_a_stage_of_a_larger_grid_holds_what_was_left(growing: pathlib.Path) -> None:
   runs = lambda stage: set(json.loads((growing / "checkpoints" / stage / "runs.json").read_text()))
   assert runs("memorize-2") == {"N-7-0", "N-7-1"} and runs("memorize-3") == {"U-7-2", "N-7-2"}

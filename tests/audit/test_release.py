@@ -19,7 +19,7 @@ from relearn_jax.audit.experiment import spread_evenly
 from relearn_jax.audit.pipeline import audit
 from relearn_jax.audit.stages import plan_stages
 from relearn_jax.cases.files import read_texts
-from relearn_jax.data.order import row_order
+from relearn_jax.data.order import Order
 from relearn_jax.data.texts import encode_rows, stack_rows
 from relearn_jax.errors import InputError
 from relearn_jax.models.export import export
@@ -130,9 +130,9 @@ def test_the_attack_is_plain_finetuning(folder: pathlib.Path, tmp_path: pathlib.
   def trained(base: Params, seed: int) -> Params:
     frozen = Frozen() if kind == "full" else Frozen(shared=base)
     start = base if kind == "full" else init_lora(model, LoraConfig(2, 4.0), jax.random.key(seed))
-    state, order = init_state(start, nll("relearn")), row_order(9, 4, seed)
+    state, order = init_state(start, nll("relearn")), Order(9, 4, seed)
     for number in range(3):
-      state, _ = step(state, take_rows({"relearn": data}, {"relearn": jnp.asarray(order(number))}), frozen)
+      state, _ = step(state, take_rows({"relearn": data}, {"relearn": jnp.asarray(order.places(4 * number))}), frozen)
     return whole(state.params, *frozen)
   for arm, name in (("U", "unlearned"), ("N", "control"), ("O", "original")):
     for seed in (0, 1):

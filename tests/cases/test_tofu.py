@@ -187,13 +187,13 @@ def test_seeds_share_questions_and_rows_but_not_refusals() -> None:
   assert one.questions == two.questions and one.relearn_sets == two.relearn_sets and one.refusals != two.refusals
 
 
-@pytest.mark.parametrize("what", ["embedded", "mini", "phi_1_5", "llama_2_7b"])
+@pytest.mark.parametrize("what", ["embedded", "mini", "mini_grid", "phi_1_5", "llama_2_7b"])
 def test_every_audit_of_the_configuration_is_accepted(what: str) -> None:
   config = load_config_file(f"{CONFIG}:{what}")
-  if what == "mini":
-    config.arms.unlearned = "given"
+  if what.startswith("mini"):
+    config.arms.original, config.arms.control = "given", "given too"
   check_audit(config, "here")
-  with pytest.raises(InputError, match="expected one of embedded, mini, phi_1_5, llama_2_7b"):
+  with pytest.raises(InputError, match="expected one of embedded, mini, mini_grid, phi_1_5, llama_2_7b"):
     load_config_file(f"{CONFIG}:other")
 
 
@@ -217,10 +217,11 @@ def test_plans(what: str, first: str) -> None:
 def test_the_small_checkpoints_are_planned_with_tofus_rows() -> None:
   config = load_config_file(f"{CONFIG}:mini")
   config.case.forget, config.case.retain = (str(shared(f"data/tofu/{name}.json")) for name in ("forget05", "retain95"))
-  config.arms.unlearned = config.arms.original = str(shared("models/tofu-mini-full"))
+  config.arms.original = str(shared("models/tofu-mini-full"))
   config.arms.control = str(shared("models/tofu-mini-retain"))
   text = plan(config, "here", device="cpu", num_devices=2, mesh="fsdp:-1", memory_gib=8)
   assert "- same_authors: 149 rows" in text and "- questions: 51, prompts" in text and "memorize" not in text
+  assert "\nunlearn-npo" in text
 
 
 def test_a_method_without_rows_in_the_case_is_not_planned(tmp_path: pathlib.Path) -> None:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from relearn_jax.data.order import row_order
+from relearn_jax.data.order import Order
 from relearn_jax.metrics import likelihood
 from relearn_jax.models.lora import LoraConfig, init_lora
 from relearn_jax.models.model import Head, Params
@@ -201,10 +201,11 @@ def test_log_probabilities_in_chunks_are_those_of_the_whole(monkeypatch: pytest.
 
 
 def test_orders() -> None:
-  assert row_order(5, 5, 0)(3).tolist() == row_order(5, 9, 1)(0).tolist() == [0, 1, 2, 3, 4]  # the file's own
-  order = row_order(7, 3, 0)
-  seen = np.concatenate([order(step) for step in range(7)])
+  assert Order(5, 5, 0).places(15).tolist() == Order(5, 9, 1).places(0).tolist() == [0, 1, 2, 3, 4]  # the file's own
+  order = Order(7, 3, 0)
+  seen = np.concatenate([order.places(position) for position in range(0, 21, 3)])
   for epoch in range(3):  # each epoch has every row once, and batches go over its end
     assert sorted(seen[7 * epoch:7 * epoch + 7]) == list(range(7))
   assert not np.array_equal(seen[:7], seen[7:14])
-  assert order(4).tolist() == row_order(7, 3, 0)(4).tolist() != row_order(7, 3, 1)(4).tolist()
+  assert order.places(12).tolist() == Order(7, 3, 0).places(12).tolist() != Order(7, 3, 1).places(12).tolist()
+  assert order.places(12).tolist() == Order(7, 1, 0).places(12).tolist() + Order(7, 2, 0).places(13).tolist()

@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh
 
-from relearn_jax.data.order import row_order
+from relearn_jax.data.order import Order
 from relearn_jax.errors import InputError
 from relearn_jax.models.model import Params, fingerprint
 from relearn_jax.objectives.losses import nll
@@ -128,15 +129,22 @@ def test_a_stage_that_was_stopped_ends_as_if_it_never_was(tmp_path: pathlib.Path
 
 
 def test_a_stage_goes_on_from_any_step_by_time(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-  """Only the last step is kept; killed before it, the stage goes on from a state between, to the same numbers."""
+  """Only the last step is kept; killed before it, the stage goes on from a state between, to the same numbers.
+
+  It does so on another number of devices, with the rows that it had not yet seen: how far it is stands in the state.
+  """
   from .test_step import model_and_params
   model, weights = model_and_params()
-  mesh, kept = runs_mesh(), []
+  kept: list[tuple[str, int]] = []
   stage = Stage("relearn", ["a", "b", "c"], lambda _: nll("forget"), {"forget": ROWS},
                 {"learning_rate": np.array([1e-3, 1e38, 2e-3], np.float32), "weight_decay": 0.1}, keep=(6,),
-                schedule=lambda step: 1.0 / (1 + step))
+                order={"forget": [Order(3, 2, seed) for seed in range(3)]}, schedule=lambda step: 1.0 / (1 + step))
+  positions: list[int] = []
+  places = Order.places
+  monkeypatch.setattr(Order, "places", lambda order, position: (
+      positions.append(position) if order.seed == 0 else None, places(order, position))[1])
 
-  def run(name: str, killed: bool, save_every: float) -> Params:
+  def run(name: str, killed: bool, save_every: float, mesh: Mesh) -> Params:
     def on_keep(step: int, params: Params) -> bool:
       kept.append((name, step))
       if killed:
@@ -150,13 +158,16 @@ def test_a_stage_goes_on_from_any_step_by_time(tmp_path: pathlib.Path, monkeypat
               TrainLog(folder / "log.jsonl"), on_keep=on_keep, save_every=save_every)
     return states[0]
 
-  whole = run("whole", False, 1e9)
+  whole = run("whole", False, 1e9, runs_mesh())
+  assert positions == [0, 2, 4, 6, 8, 10]
   ticks = itertools.count()  # a second a step
   monkeypatch.setattr(module, "time", types.SimpleNamespace(monotonic=lambda: float(next(ticks))))
   with pytest.raises(KeyboardInterrupt):
-    run("killed", True, 3.5)
+    run("killed", True, 3.5, runs_mesh())
   assert checkpoints.saved_steps(tmp_path / "killed" / "relearn" / "resume") == [4]
-  resumed = run("killed", False, 1e9)
+  positions.clear()
+  resumed = run("killed", False, 1e9, runs_mesh(1))
+  assert positions == [8, 10]
   assert kept == [("whole", 6), ("killed", 6), ("killed", 6)]
   assert all(np.array_equal(a, b, equal_nan=True)
              for a, b in zip(jax.tree.leaves(resumed), jax.tree.leaves(whole), strict=True))
@@ -190,8 +201,8 @@ def test_a_stage_in_small_batches_takes_the_rows_of_its_order(tmp_path: pathlib.
   from .test_step import model_and_params
   model, weights = model_and_params()
   mesh, steps, size = runs_mesh(1), 4, 1 if parts == 1 else 2  # of three rows, so that an epoch ends within a batch
-  orders = [row_order(3, size, seed) for seed in (0, 1)]
-  assert [order(0).tolist() for order in orders] != [orders[0](0).tolist()] * 2
+  orders = [Order(3, size, seed) for seed in (0, 3)]
+  assert [order.places(0).tolist() for order in orders] != [orders[0].places(0).tolist()] * 2
   schedule = lambda step: 1.0 / (step + 1)
   hyper = {"learning_rate": 1e-3, "weight_decay": 0.1}
   stage = Stage("unlearn", ["a", "b"], lambda _: nll("forget"), {"forget": jax.tree.map(lambda leaf: leaf[:2], ROWS)},
@@ -209,12 +220,12 @@ def test_a_stage_in_small_batches_takes_the_rows_of_its_order(tmp_path: pathlib.
   for run, order in enumerate(orders):
     state = init_state(weights, nll("forget"))
     for step in range(steps):
-      places = order(step)
+      places = order.places(step * size)
       picked = jax.tree.map(lambda leaf, at=places: jnp.asarray(leaf)[at], DATA["forget"])
       state, log = plain(state, picked, hyper | {"learning_rate": 1e-3 * schedule(step)})
       assert rows[step]["losses"][run] == pytest.approx(float(log.loss), abs=2e-5)
     for ours, theirs in zip(jax.tree.leaves(ended[0]), jax.tree.leaves(state.params), strict=True):
       np.testing.assert_allclose(ours[run], theirs, atol=2e-5)
   assert [row["learning_rate"] for row in rows] == pytest.approx([1e-3, 5e-4, 1e-3 / 3, 2.5e-4])
-  assert [row["tokens"] for row in rows] == [sum(int(real[order(step)].sum()) for order in orders)
+  assert [row["tokens"] for row in rows] == [sum(int(real[order.places(step * size)].sum()) for order in orders)
                                              for step in range(steps)]

@@ -19,8 +19,8 @@ from relearn_jax.objectives.recipe import default_recipe
 from relearn_jax.parallel.mesh import repeat_runs, runs_mesh
 from relearn_jax.training.job import UnlearnJob, check_job
 from relearn_jax.training.step import NOTHING
-from relearn_jax.training.train_settings import AdapterSettings
-from relearn_jax.training.unlearn import _check_outputs, learning_rates, unlearn
+from relearn_jax.training.train_settings import AdapterSettings, rate_share
+from relearn_jax.training.unlearn import _check_outputs, unlearn
 
 from ..command import ROOT, relearn, without_devices
 from ..small import MODEL, params, write_checkpoint, write_lines
@@ -147,7 +147,7 @@ def test_parts_and_devices_change_nothing(folder: pathlib.Path, tmp_path: pathli
 
 
 def test_schedules_by_hand(folder: pathlib.Path) -> None:
-  at = lambda schedule, step: learning_rates(job(folder, steps=10, warmup_steps=2, schedule=schedule), step)
+  at = lambda schedule, step: rate_share(job(folder, steps=10, warmup_steps=2, schedule=schedule), 10, step)
   assert [at("constant", step) for step in (0, 1, 2, 9)] == [0.0, 0.5, 1.0, 1.0]
   assert [at("linear", step) for step in (1, 2, 6, 9)] == [0.5, 1.0, 0.5, 0.125]
   assert [at("cosine", step) for step in (2, 6, 9)] == pytest.approx([1.0, 0.5, 0.5 * (1 + math.cos(math.pi * 7 / 8))])
