@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -30,9 +29,8 @@ from relearn_jax.models.lora import check_lora
 from relearn_jax.models.model import Model, Params, fingerprint, unroll
 from relearn_jax.models.precision import compute_dtype
 from relearn_jax.objectives.core import TokenRows
-from relearn_jax.parallel.mesh import spreads_runs, to_first, to_host
+from relearn_jax.parallel.mesh import spreads_runs, stack_trees, to_first
 from relearn_jax.parallel.processes import agree, by_first, write_atomically
-from relearn_jax.training.checkpoints import step_path
 from relearn_jax.training.ended import Ended, read_ended
 from relearn_jax.training.log import TrainLog
 from relearn_jax.workdir import file_digests
@@ -66,7 +64,7 @@ class Experiment:
     """
     self.config, self.where, self.workdir = config, where, workdir
     self.checkpoints, self.shelf = workdir / "checkpoints", Shelf()
-    self.given = self.checkpoints / "given"  # where the shelf has models that were given; nothing is written there
+    self.given = self.checkpoints / "given"  # models that were given
     self.done = finished(self.checkpoints)
     self._attacked_keys: dict[Cell, str] = {}
     self.log = TrainLog(workdir / "train_log.jsonl")
@@ -240,10 +238,17 @@ class Experiment:
     self.model = Model(checked.config, dtype=self.dtype, unroll=unroll(checked.config))
     if "start" in self.checked:
       self.base_params = load_params(checked, self.model, mesh=mesh if spreads_runs(mesh) else None)
-    if arms := config.arms.memorized:
-      each = [to_host(load_params(self.checked[MEMORIZED[arm]], self.model)) for arm in arms]
-      self.shelf.hold(step_path(self.given, 0), list(arms), jax.tree.map(lambda *leaves: np.stack(leaves), *each))
+    if config.arms.memorized:
+      self._keep_given()
     self.block, self._interviewers = min(config.ask.runs_at_once or most, most), dict[float, Interviewer]()
+
+  def _keep_given(self) -> None:
+    """Puts models that were given where those are that memorised here, for the length of the audit."""
+    arms = list(self.config.arms.memorized)
+    if not all(self.shelf.has((self.given, 0, arm)) for arm in arms):
+      trees = [load_params(self.checked[MEMORIZED[arm]], self.model, mesh=self.mesh) for arm in arms]
+      stacked = stack_trees(trees, self.mesh, self.model.axes())
+      self.shelf.keep(self.given, 0, stacked, arms, arms, self.model, self.given.name)
 
   def adapted(self, adapter: str) -> Model:
     """The model as an attack trains it."""

@@ -24,7 +24,7 @@ from relearn_jax.audit.results_file import ANSWERS_FILE, RESULTS_FILE, score_ans
 from relearn_jax.audit.stages import MEMORIZE, PRETRAIN, AtOnce, Planned, plan_stages
 from relearn_jax.config_files import PATHS
 from relearn_jax.parallel.mesh import DEFAULT, check_mesh, make_mesh
-from relearn_jax.parallel.processes import agree, by_first, write_atomically
+from relearn_jax.parallel.processes import agree, by_first, remove, write_atomically
 from relearn_jax.training.checkpoints import remove_resumes
 from relearn_jax.training.ended import AllEnded, Ended
 from relearn_jax.workdir import check_inputs_alike, claim_workdir, only_process
@@ -207,7 +207,9 @@ def _tidy(exp: Experiment) -> None:
   remove_resumes(exp.checkpoints)
   if exp.config.keep_weights or not exp.chains:
     return
-  for chain in exp.chains:
+  if exp.config.arms.memorized:
+    remove(exp.given)
+  for chain in exp.chains if not exp.config.arms.memorized else ():
     folder, step, _ = acquire.memorized_place(exp, chain)
     exp.shelf.narrow(folder, step, [one.name for one in exp.chains if one.arm == "U"], exp.model, folder.name,
                      exp.one_run())

@@ -115,11 +115,6 @@ class Shelf:
       # A copy: what is trained is donated to the next step.
       self.held[path] = kept, jax.tree.map(jnp.copy, tree) if tree is params else tree
 
-  def hold(self, path: pathlib.Path, names: Sequence[str], params: Params) -> None:
-    """Holds runs, `[runs, ...]` on the host, that are on no disk of ours: models that were given."""
-    self.held[path] = list(names), params
-    self.given.add(path)
-
   def _held_bytes(self) -> int:
     return sum(leaf.nbytes for _, tree in self.held.values() for leaf in jax.tree.leaves(tree))
 

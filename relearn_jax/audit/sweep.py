@@ -84,8 +84,8 @@ def sweep(config: Sweep, where: str, workdir: pathlib.Path, cache: pathlib.Path,
                 axes=("grids", "audit.unlearn.methods", "audit.unlearn.settings"))
   with only_process(workdir):
     results = workdir / "sweep"
-    there = agree(lambda: {name for name in methods if (results / f"{name}.json").exists()})
-    if there < set(methods):
+    there = agree(lambda: [name for name in methods if (results / f"{name}.json").exists()])
+    if set(there) < set(methods):
       _memorize(exp, cache, mesh)
     with progress(len(methods), "methods", "method") as bar:
       for name, method in methods.items():

@@ -12,12 +12,13 @@ import dataclasses
 import functools
 import os
 import pathlib
-import pickle
 import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
+
+import msgpack
 
 from relearn_jax.errors import InputError
 
@@ -73,7 +74,7 @@ def agree(look: Callable[[], T]) -> T:
   """What process 0 finds, on every process; the others do not look. They must all ask, in the same order.
 
   Args:
-    look: gives a value that can be pickled. What it raises ends all processes.
+    look: gives a value of plain types (lists for tuples). What it raises ends all processes.
   """
   if _peers is None or _peers.looking:
     return look()
@@ -101,14 +102,26 @@ def _tell(look: Callable[[], T], where: str) -> T:
       value = look()
     finally:
       _peers.looking = False
-    _peers.store.key_value_set_bytes(key, pickle.dumps((where, value)))
+    said = pack([where, value])
+    _peers.store.key_value_set_bytes(key, said)
+    value = unpack(said)[1]  # as the others see it
   else:
-    asked, value = pickle.loads(wait(key))  # process 0 of this very command wrote it
+    asked, value = unpack(wait(key))
     if asked.rpartition("relearn_jax")[2] != where.rpartition("relearn_jax")[2]:
       raise RuntimeError(f"process {_peers.me} is at {where}, and process 0 at {asked}")
   if _peers.told % CLEARED_EVERY == 0:
     _forget()
   return value
+
+
+def pack(value: Any) -> bytes:
+  """A value of plain types as bytes. What comes over a network is read as data, never as code."""
+  return bytes(msgpack.packb(value))
+
+
+def unpack(data: bytes) -> Any:
+  """What `pack` was given, with lists for tuples."""
+  return msgpack.unpackb(data, strict_map_key=False)
 
 
 def _forget() -> None:
@@ -153,10 +166,10 @@ def everyone(value: T) -> list[T]:
   peers, caller = _peers, sys._getframe(1)
   mine = f"relearn/each/{peers.told}/"
   if peers.me:
-    peers.store.key_value_set_bytes(f"{mine}{peers.me}", pickle.dumps(value))
+    peers.store.key_value_set_bytes(f"{mine}{peers.me}", pack(value))
 
   def collect() -> list[T]:
-    found = [value, *(pickle.loads(wait(f"{mine}{other}")) for other in range(1, peers.count))]
+    found = [value, *(unpack(wait(f"{mine}{other}")) for other in range(1, peers.count))]
     for other in range(1, peers.count):
       peers.store.key_value_delete(f"{mine}{other}")
     return found
