@@ -89,7 +89,6 @@ class Shelf:
 
   def __init__(self) -> None:
     self.held: dict[pathlib.Path, tuple[list[str], Params]] = {}
-    self.given: set[pathlib.Path] = set()  # on the host, and on no disk of ours
 
   def keep(self, folder: pathlib.Path, step: int, params: Params, names: Sequence[str], some: Iterable[str],
            model: Model, stage: str) -> None:
@@ -139,10 +138,8 @@ class Shelf:
     every = [(checkpoints.step_path(*places[i % len(places)][:2]), places[i % len(places)][2]) for i in range(size)]
     if all(path in self.held for path, _ in every):
       return lay_out(self._fork(every), shardings)
-    names = {path: self.held[path][0] if path in self.given else checkpoints.describe(path)["runs"]
-             for path in dict.fromkeys(path for path, _ in every)}
-    given = {path: self.held[path][1] for path in self.given}
-    return checkpoints.load_runs([(path, names[path].index(run)) for path, run in every], like, shardings, given)
+    names = {path: checkpoints.describe(path)["runs"] for path in dict.fromkeys(path for path, _ in every)}
+    return checkpoints.load_runs([(path, names[path].index(run)) for path, run in every], like, shardings)
 
   def _fork(self, every: Sequence[tuple[pathlib.Path, str]]) -> Params:
     """Held weights, in an order."""

@@ -20,7 +20,7 @@ from orbax.checkpoint import v1 as ocp
 
 from relearn_jax.errors import InputError
 from relearn_jax.models.lora import LoraConfig
-from relearn_jax.models.model import Model, flatten, unflatten
+from relearn_jax.models.model import Model
 from relearn_jax.parallel.mesh import pad_runs, to_host
 from relearn_jax.parallel.parts import place_parts
 from relearn_jax.parallel.processes import agree, is_first
@@ -87,8 +87,7 @@ def load_tree(path: pathlib.Path, one_run: Any, num_runs: int) -> Any:
     return ocp.load(path.absolute(), jax.tree.map(lambda leaf: np.empty((num_runs, *leaf.shape), leaf.dtype), one_run))
 
 
-def load_runs(runs: Sequence[tuple[pathlib.Path, int]], like: Any, shardings: Any, given: Mapping[pathlib.Path, Any]
-              ) -> Any:
+def load_runs(runs: Sequence[tuple[pathlib.Path, int]], like: Any, shardings: Any) -> Any:
   """Runs of several checkpoints as one stacked tree, of which each process reads what its devices hold.
 
   Orbax restores an array as it was saved; which runs are wanted, and in what order, TensorStore is told itself.
@@ -97,25 +96,23 @@ def load_runs(runs: Sequence[tuple[pathlib.Path, int]], like: Any, shardings: An
     runs: a step's folder and the place in it of each run.
     like: nested dicts of shapes and dtypes, `[runs, ...]`.
     shardings: of the leaves.
-    given: what some of the folders would hold, `[runs, ...]` on the host.
   """
   context = tensorstore.Context()
 
-  def opened(path: pathlib.Path, name: str) -> Any:
-    if path in given:
-      return tensorstore.array(np.asarray(flatten(given[path])[name]))
-    base = {"driver": "file", "path": f"{path.absolute()}/state/"}
-    stored = {"driver": "zarr3", "kvstore": {"driver": "ocdbt", "base": base, "path": name.replace("/", ".") + "/"}}
-    return tensorstore.open(stored, open=True, context=context).result()
-
-  def leaf(name: str, shape: Any) -> jax.Array:
-    sources = {path: opened(path, name) for path in dict.fromkeys(path for path, _ in runs)}
+  def leaf(keys: Any, shape: Any, sharding: jax.sharding.Sharding) -> jax.Array:
+    name, opened = ".".join(key.key for key in keys), dict[pathlib.Path, Any]()
 
     def part(index: tuple[slice, ...]) -> np.ndarray:
-      read = [sources[path][(place, *index[1:])].read() for path, place in runs[index[0]]]
+      read = []
+      for path, place in runs[index[0]]:
+        if path not in opened:
+          base = {"driver": "file", "path": f"{path.absolute()}/state/"}
+          stored = {"driver": "zarr3", "kvstore": {"driver": "ocdbt", "base": base, "path": f"{name}/"}}
+          opened[path] = tensorstore.open(stored, open=True, context=context).result()
+        read.append(opened[path][(place, *index[1:])].read())
       return np.stack([one.result() for one in read])
-    return place_parts(shape.shape, flatten(shardings)[name], part, shape.dtype)
-  return unflatten({name: leaf(name, shape) for name, shape in flatten(like).items()})
+    return place_parts(shape.shape, sharding, part, shape.dtype)
+  return jax.tree_util.tree_map_with_path(leaf, like, shardings)
 
 
 def restore(path: pathlib.Path, like: Any, num_runs: int) -> Any:
