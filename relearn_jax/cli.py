@@ -11,6 +11,7 @@ from typing import Any, TextIO
 from absl import flags
 from ml_collections import config_flags
 
+from relearn_jax.bench.bench_flags import define_bench, run_bench
 from relearn_jax.config_files import (
   check_overrides,
   config_path,
@@ -229,6 +230,12 @@ def _unlearn(values: flags.FlagValues) -> str:
   return nothing_left(workdir, done) + f"Unlearned by {config.method}: {workdir / 'model'}"
 
 
+def _define_bench(values: flags.FlagValues) -> None:
+  _path_flag(values, "model", "Folder of a Hugging Face checkpoint, or a hub id, in place of a named shape.")
+  _path_flag(values, "output", "JSON file of everything that was measured.")
+  define_bench(values)
+
+
 def _define_sweep(values: flags.FlagValues) -> None:
   _workdir_flag(values, "Folder for everything that is written. Run again with it, a sweep continues.")
   flags.DEFINE_string("mesh", "runs:-1", "Sizes of the axes runs, data, fsdp and tensor over the devices.",
@@ -256,6 +263,7 @@ def _define_plan(values: flags.FlagValues) -> None:
   flags.DEFINE_integer("rows", 400, "Rows of a data set whose file is not given.", flag_values=values)
   flags.DEFINE_integer("length", 512, "Its longest row, in tokens.", flag_values=values)
   flags.DEFINE_integer("counted", 128, "Tokens of a row that count in its loss.", flag_values=values)
+  _path_flag(values, "bench", "JSON file of `relearn bench` on such a device: its rates in place of the table's.")
 
 
 def _plan(values: flags.FlagValues) -> str:
@@ -264,12 +272,14 @@ def _plan(values: flags.FlagValues) -> str:
   from relearn_jax.plan.command import plan
   config, path = _config(values, object)
   return plan(config, path, device=values.device, num_devices=values.num_devices, mesh=values.mesh,
-              memory_gib=values.memory_gib, default=Size(values.rows, values.length, values.counted))
+              memory_gib=values.memory_gib, default=Size(values.rows, values.length, values.counted),
+              bench=values.bench)
 
 
 COMMANDS = {
     "plan": Command("what a configuration needs of memory and time, before it is launched", _define_plan, _plan,
                     "configs/unlearn.py, configs/checkpoint.py or configs/names.py"),
+    "bench": Command("measure speed and memory on this machine, on its own or beside torch", _define_bench, run_bench),
     "unlearn": Command("make a checkpoint unlearn a forget set", _define_unlearn, _unlearn, "configs/unlearn.py",
                        continues=True, spreads=True),
     "sweep": Command("choose hyper-parameters of methods by their unlearned models", _define_sweep, _sweep,
@@ -294,7 +304,7 @@ def usage() -> str:
 def command_help(name: str, values: flags.FlagValues, arguments: Sequence[str]) -> str:
   """A command's flags and, where a configuration file is given, its fields and their values."""
   lines = [f"relearn {name}: {COMMANDS[name].summary}", "", "flags:"]
-  for flag in sorted(values.get_key_flags_for_module(__name__), key=lambda flag: flag.name):
+  for flag in (values[name] for name in sorted(values)):
     default = "" if flag.default is None else f" (default: {flag.default})"
     lines.append(f"  --{flag.name}: {flag.help}{default}")
   if path := config_path(arguments):

@@ -89,7 +89,7 @@ def generate_file(model_name: str, prompts: str | pathlib.Path, output: pathlib.
   with progress(len(rows), "generate", "row") as bar, jax.default_matmul_precision("highest"), use_mesh(on):
     for batch in batches:
       row_keys = keys[np.resize(batch.indices, len(batch.tokens))] if temperature else None
-      generated = to_host(_generate(
+      generated = to_host(complete(
           params, batch.tokens, batch.lengths, temperature, row_keys, model=model, max_new_tokens=max_new_tokens,
           eos_ids=eos_ids))
       for slot, index in enumerate(batch.indices.tolist()):
@@ -117,10 +117,10 @@ def _check_arguments(max_new_tokens: int, batch_size: int, temperature: float, s
 
 
 @functools.partial(jax.jit, static_argnames=("model", "max_new_tokens", "eos_ids"))
-def _generate(params: Params, tokens: Int[Array, "B P"], lengths: Int[Array, " B"], temperature: Float[Array, ""],
-              keys: Key[Array, " B"] | None, *, model: Model, max_new_tokens: int, eos_ids: tuple[int, ...]
-              ) -> Generated:
-  """Completions."""
+def complete(params: Params, tokens: Int[Array, "B P"], lengths: Int[Array, " B"], temperature: Float[Array, ""],
+             keys: Key[Array, " B"] | None, *, model: Model, max_new_tokens: int, eos_ids: tuple[int, ...]
+             ) -> Generated:
+  """Completions of right-padded prompts; see `decode.prefill` and `decode.decode`."""
   prompted = prefill(model, params, tokens, lengths, max(1, max_new_tokens - 1))
   return decode(model, params, prompted, max_new_tokens=max_new_tokens, eos_ids=eos_ids, temperature=temperature,
                 keys=keys)

@@ -22,6 +22,8 @@ class Device:
     bandwidth: of its memory, bytes per second.
     mfu: share of the peak that training is assumed to reach; a guess until it is measured.
     source: where the figures are from.
+    decoding: share of the bandwidth that decoding is assumed to reach; 1 until it is measured.
+    measured: what a plan says of these figures where they were measured; empty: they were not.
   """
 
   name: str
@@ -31,6 +33,8 @@ class Device:
   bandwidth: float
   mfu: float
   source: str
+  decoding: float = 1.0
+  measured: str = ""
 
   @property
   def usable_bytes(self) -> int:

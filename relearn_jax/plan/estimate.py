@@ -261,4 +261,4 @@ def _time(work: Work, mesh: Mesh, stored: int, trained_here: int, runs: int) -> 
   cache = rows_here * (work.length + work.max_new_tokens) * cache_per_token(
       config, work.compute_bytes, mesh.get("tensor", 1))
   moved = work.max_new_tokens * (weights + runs * cache)
-  return work.runs * (one + decode), (first, Phase(runs * decode * share, moved))
+  return work.runs * (one + decode), (first, Phase(runs * decode * share, moved, decodes=True))

@@ -76,9 +76,10 @@ def _assumptions(stages: Sequence[tuple[Work, Estimate]], device: Device) -> lis
   precisions = {work.compute_bytes for work, _ in stages}
   peaks = [f"{rate / 1e12:.4g} TFLOP/s {name}" for size, rate, name in
            ((2, device.flops, "bf16"), (4, device.flops_fp32, "fp32")) if size in precisions]
+  guess = (f"{' and '.join(peaks)} at its peak, of which {device.mfu:.0%} are reached (a guess, not a measurement: see "
+           f"--bench); {device.bandwidth / 1e9:.0f} GB/s; from: {device.source}")
   return [
-      f"- {device.name}: {' and '.join(peaks)} at its peak, of which {device.mfu:.0%} are reached (a guess, not a "
-      f"measurement); {device.bandwidth / 1e9:.0f} GB/s; from: {device.source}",
+      f"- {device.name}: {device.measured or guess}",
       f"- {USABLE:.0%} of a device's memory can be used; on GPUs JAX takes 75 % unless XLA_PYTHON_CLIENT_MEM_FRACTION "
       "says otherwise",
       "- weights: with copies in compute precision; optimizer: with fp32 gradients, and copies of what is trained that "

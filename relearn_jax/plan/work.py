@@ -95,10 +95,11 @@ class Work:
 
 
 class Phase(NamedTuple):
-  """Part of a step on one device: its arithmetic, and the bytes it moves to and from memory."""
+  """Part of a step on one device: its arithmetic, the bytes it moves to and from memory, and whether it is decoding."""
 
   flops: float
   bytes: float
+  decodes: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,9 +147,13 @@ class Estimate:
             + self.activations + max(self.layer, self.logits) + self.cache + self.reference)
 
   def seconds(self, device: Device) -> float:
-    """Of a step: each phase takes max(FLOPs / (peak * mfu), bytes / bandwidth), the roofline's bound."""
+    """Of a step: each phase takes max(FLOPs / (peak * mfu), bytes / bandwidth), the roofline's bound.
+
+    In decoding only the share `device.decoding` of the bandwidth is reached.
+    """
     peak = (device.flops if self.compute_bytes == 2 else device.flops_fp32) * device.mfu
-    return sum(max(phase.flops / peak, phase.bytes / device.bandwidth) for phase in self.phases)
+    reached = lambda phase: device.bandwidth * (device.decoding if phase.decodes else 1.0)
+    return sum(max(phase.flops / peak, phase.bytes / reached(phase)) for phase in self.phases)
 
 
 class Leaf(NamedTuple):

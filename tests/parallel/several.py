@@ -10,8 +10,8 @@ from ..audit.tiny import audit_flags
 from ..command import ROOT, argv, environment
 
 LAUNCH = [sys.executable, str(ROOT / "launch" / "processes" / "run.py")]
-# One variant, two seeds, a model of one layer that knows little; batches smaller than their data sets, whose rows come
-# in an order, so that whoever goes on must know how far in it the others were.
+# One variant, two seeds, a model of one layer that knows little. Batches are smaller than their data sets, whose rows
+# come in an order, so that whoever goes on must know how far in it the others were.
 SMALLEST = [
     "--config.case.variants=(7,)", "--config.case.num_questions=6", "--config.memorize.steps=10",
     "--config.unlearn.max_steps=10", "--config.unlearn.depths=1", "--config.attack.keep_steps=(1, 3)",
