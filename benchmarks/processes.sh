@@ -7,6 +7,7 @@
 set -euo pipefail
 here="$(cd "$(dirname "$0")" && pwd)"
 config="$1" folder="$2"
+mkdir -p "$folder"
 export RELEARN_CACHE="${RELEARN_CACHE:-$folder/cache}"
 first=""
 for number in ${NUMBERS:-1 2 4}; do

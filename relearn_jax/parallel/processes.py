@@ -16,6 +16,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from types import FrameType
 from typing import Any, TypeVar
 
 import msgpack
@@ -78,8 +79,7 @@ def agree(look: Callable[[], T]) -> T:
   """
   if _peers is None or _peers.looking:
     return look()
-  caller = sys._getframe(1)
-  return _tell(look, f"{caller.f_code.co_filename}:{caller.f_lineno}")
+  return _tell(look, _place(sys._getframe(1)))
 
 
 def by_first(do: Callable[[], object]) -> None:
@@ -88,8 +88,12 @@ def by_first(do: Callable[[], object]) -> None:
     do()
   if _peers is None or _peers.looking:
     return look()
-  caller = sys._getframe(1)
-  return _tell(look, f"{caller.f_code.co_filename}:{caller.f_lineno}")
+  return _tell(look, _place(sys._getframe(1)))
+
+
+def _place(frame: FrameType) -> str:
+  """Where the program is. No line: processes with other code must get as far as being told so."""
+  return f"{frame.f_globals['__name__']}.{frame.f_code.co_qualname}"
 
 
 def _tell(look: Callable[[], T], where: str) -> T:
@@ -107,7 +111,7 @@ def _tell(look: Callable[[], T], where: str) -> T:
     value = unpack(said)[1]  # as the others see it
   else:
     asked, value = unpack(wait(key))
-    if asked.rpartition("relearn_jax")[2] != where.rpartition("relearn_jax")[2]:
+    if asked != where:
       raise RuntimeError(f"process {_peers.me} is at {where}, and process 0 at {asked}")
   if _peers.told % CLEARED_EVERY == 0:
     _forget()
@@ -163,7 +167,7 @@ def everyone(value: T) -> list[T]:
   """The value of every process, by its number, on each of them."""
   if _peers is None or _peers.looking:
     return [value]
-  peers, caller = _peers, sys._getframe(1)
+  peers, place = _peers, _place(sys._getframe(1))
   mine = f"relearn/each/{peers.told}/"
   if peers.me:
     peers.store.key_value_set_bytes(f"{mine}{peers.me}", pack(value))
@@ -173,7 +177,7 @@ def everyone(value: T) -> list[T]:
     for other in range(1, peers.count):
       peers.store.key_value_delete(f"{mine}{other}")
     return found
-  return _tell(collect, f"{caller.f_code.co_filename}:{caller.f_lineno}")
+  return _tell(collect, place)
 
 
 def barrier() -> None:

@@ -3,6 +3,8 @@
 import json
 import os
 import pathlib
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -99,16 +101,17 @@ def test_an_interrupt_of_one_ends_all(cache: pathlib.Path, tmp_path: pathlib.Pat
   assert "relearn audit: interrupted; run the same command again to continue" in out and "Traceback" not in out
 
 
-def pair(cache: pathlib.Path, ours: Sequence[Any], theirs: Sequence[Any], **more: str
+def pair(cache: pathlib.Path, ours: Sequence[Any], theirs: Sequence[Any], code: pathlib.Path = ROOT, **more: str
          ) -> list[subprocess.CompletedProcess[str]]:
-  """Runs a command line on process 0 and another one on process 1."""
+  """Runs a command line on process 0 and another one, perhaps of other code, on process 1."""
   with socket.socket() as free:
     free.bind(("localhost", 0))
     port = free.getsockname()[1]
   flags = lambda me: () if more else (f"--coordinator_address=localhost:{port}", "--num_processes=2",
                                       f"--process_id={me}")
   own = lambda me: {name: value.format(me=me, port=port) for name, value in more.items()}
-  both = [subprocess.Popen(argv(*line, *flags(me)), cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+  both = [subprocess.Popen(argv(*line, *flags(me)), cwd=code if me else ROOT, text=True, stdout=subprocess.PIPE,
+                           stderr=subprocess.PIPE,
                            env=environment(cache, JAX_NUM_CPU_DEVICES="1", JAX_PLATFORMS="cpu", **own(me)))
           for me, line in enumerate((ours, theirs))]
   return [subprocess.CompletedProcess(process.args, process.returncode, *found) for process in both
@@ -126,6 +129,17 @@ def test_what_is_wrong_with_one_ends_both(cache: pathlib.Path, tmp_path: pathlib
     assert done.returncode == 2 and "Traceback" not in text
     assert says in text or says.removeprefix("process 1: ") in text
   assert not any(tmp_path.iterdir())
+
+
+def test_other_code_is_named(cache: pathlib.Path, tmp_path: pathlib.Path) -> None:
+  shutil.copytree(ROOT / "relearn_jax", tmp_path / "relearn_jax", ignore=shutil.ignore_patterns("__pycache__"))
+  file = tmp_path / "relearn_jax" / "parallel" / "processes.py"
+  file.write_text(file.read_text().replace("def agree", "# Something else.\n\n\ndef agree"))
+  line = smallest_audit(tmp_path / "w")
+  for done in pair(cache, line, line, tmp_path):
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert re.search(r"process 1, and process 0: code: 'relearn_jax [^ ]+ \(\w+\)' here, 'relearn_jax", done.stderr)
+  assert not (tmp_path / "w").exists()
 
 
 def test_a_folder_that_is_not_shared_is_refused(cache: pathlib.Path, tmp_path: pathlib.Path) -> None:
