@@ -121,7 +121,7 @@ def relearn_set(forget: tuple[Text, ...], retain: tuple[Text, ...], titles: str)
   more = f"; {left_out} in which a word of one occurs were left out" if left_out else ""
   return dataclasses.replace(found, provenance=(
       f"{len(rows)} of the {len(split.without)} forget rows without any of {len(split.hidden)} hidden titles, on the "
-      f"authors who are asked about{more}. {RULE}"))
+      f"authors who are asked about{more}"))
 
 
 def replace_titles(row: Text, others: Mapping[str, str]) -> Text:
