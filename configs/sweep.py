@@ -20,6 +20,8 @@ from relearn_jax.errors import InputError
 Grid = dict[str, tuple[float, ...]]
 RATES: Grid = {"learning_rate": (2e-5, 5e-5, 1e-4)}
 FAST: Grid = {"learning_rate": (1e-4, 2e-4, 5e-4)}
+VERBATIM: Grid = {"learning_rate": (1e-4, 2e-4)}  # at 5e-5 gradient ascent takes more than 24 steps
+ONE_WEIGHT: Grid = {"retain_weight": (1.0,)}
 WEIGHTS: Grid = {"retain_weight": (1.0, 5.0)}
 # NPO is a sum over a row's tokens, and NLL on retain a mean over tokens: a weight of 1 keeps nothing here.
 HEAVY: Grid = {"beta": (0.02,), "retain_weight": (10.0, 50.0)}
@@ -59,8 +61,13 @@ def get_config(what: str = "names") -> Sweep:
   if what == "tofu_mini":
     wide: Grid = {"learning_rate": (1e-4, 3e-4)}
     return of_audit("tofu.py:mini", {"ga": wide, "npo": wide, "rmu": wide}, 60)
+  if what == "whp_verbatim":
+    return of_audit("whp_verbatim.py:embedded", {
+        "ga": VERBATIM, "gd": VERBATIM | ONE_WEIGHT, "kl": VERBATIM | ONE_WEIGHT, "npo": VERBATIM | {"beta": (0.1,)},
+        "scrub": VERBATIM | ONE_WEIGHT | {"period": (4,), "max_phases": (3,)}}, 24)
   if what != "names":
-    raise InputError(f"is {what!r}", field="configs/sweep.py:...", mend="expected names, tofu or tofu_mini")
+    raise InputError(f"is {what!r}", field="configs/sweep.py:...",
+                     mend="expected names, tofu, tofu_mini or whp_verbatim")
   found = of_audit("names.py", GRIDS, 100)
   return dataclasses.replace(found, audit=dataclasses.replace(
       found.audit, case=dataclasses.replace(found.audit.case, variants=(7,))))
