@@ -10,8 +10,8 @@
       --config.case.discussions=FILE --config.case.retain=SOURCE --workdir=runs/llama
       At full size, on a book, pairs of question and answer and discussions of one's own; `relearn plan` prices it.
 
-`--config.case.words="('Hermione', 'Granger')"` says what is hidden, and `--config.case.anchors` what stands in its place
-where labels are replaced.
+`--config.case.words="('Hermione', 'Granger')"` says what is hidden, and `--config.case.anchors` what stands in its
+place where labels are replaced.
 
 Where the numbers come from. Llama-2-7b, gradient ascent, the two words, and relearning on text without them are those
 of Hu, Fu, Wu, Smith (ICLR 2025, section 3), whose code for this case was not published. Rates are those of its other

@@ -11,11 +11,11 @@
 `--config.case.chunks=30` asks for more chunks; relearn_jax/cases/whp_verbatim.py says what a number of them can show.
 
 Where the numbers come from. Llama-2-7b, five methods, an excerpt, and 15 chunks of 80 words are those of Hu, Fu, Wu,
-Smith (ICLR 2025, section 4.2), whose code for this case was not published. Rates are those of its other code: memorising
-and gradient ascent at 1e-5 with weight decay 0.01, 16 rows a step (its synthetic names), NPO with beta 0.1, relearning at
-1e-5, 16 rows a step. SCRUB has the weights of BLUR, and phases as long as one epoch of the excerpt. How long the excerpt
-is memorised (100 steps, 27 epochs) was not published. A model counts as unlearned from a ROUGE-L of 0.23, the highest
-published, or 0.3 on the invented novel: two halves of other chunks of it have 0.21, and the level of the control, which
+Smith (ICLR 2025, section 4.2), whose code for this case was not published. Rates are those of its other code:
+memorising and gradient ascent at 1e-5 with weight decay 0.01, 16 rows a step (its synthetic names), NPO with beta 0.1,
+relearning at 1e-5, 16 rows a step. SCRUB has the weights of BLUR, and phases as long as one epoch of the excerpt. How
+long the excerpt is memorised (100 steps, 27 epochs) was not published. A model counts as unlearned from a ROUGE-L of
+0.23, the highest published, or 0.3 on the invented novel, whose other chunks have 0.21; what the control reaches, which
 writes in its style, is in the report. Embedded: unlearning by `configs/sweep.py:whp_verbatim`, on other seeds and
 unlearned models alone; output in benchmarks/whp.md.
 """

@@ -103,8 +103,8 @@ def split_pieces(pieces: tuple[Piece, ...], retain: tuple[Text, ...], words: tup
   left_out = len(without) - len(lines)
   more = f"; {left_out} with something like one were left out" if left_out else ""
   return Split(part(True), without, kept, tuple(asked), dataclasses.replace(found, lines=(), provenance=(
-      f"{len(lines)} of the {len(without)} sentences and pairs without {' or '.join(words)}, of the {len(pieces)} to be "
-      f"forgotten{more}")))
+      f"{len(lines)} of the {len(without)} sentences and pairs without {' or '.join(words)}, of the {len(pieces)} to "
+      f"be forgotten{more}")))
 
 
 def name_case(name: str, pieces: Sequence[Piece], retain: Sequence[Text], words: Sequence[str],
