@@ -24,7 +24,7 @@ RATES: Grid = {"learning_rate": (2e-5, 5e-5, 1e-4)}
 FAST: Grid = {"learning_rate": (1e-4, 2e-4, 5e-4)}
 VERBATIM: Grid = {"learning_rate": (1e-4, 2e-4)}  # at 5e-5 gradient ascent takes more than 24 steps
 ONE_WEIGHT: Grid = {"retain_weight": (1.0,)}
-LABELS: Grid = {"learning_rate": (1e-4, 5e-4)}
+LABELS: Grid = {"learning_rate": (2e-4, 5e-4)}
 WEIGHTS: Grid = {"retain_weight": (1.0, 5.0)}
 # NPO is a sum over a row's tokens, and NLL on retain a mean over tokens: a weight of 1 keeps nothing here.
 HEAVY: Grid = {"beta": (0.02,), "retain_weight": (10.0, 50.0)}
@@ -67,11 +67,11 @@ def get_config(what: str = "names") -> Sweep:
   if what == "whp_verbatim":
     return of_audit("whp_verbatim.py:embedded", {
         "ga": VERBATIM, "gd": VERBATIM | ONE_WEIGHT, "kl": VERBATIM | ONE_WEIGHT, "npo": VERBATIM | {"beta": (0.1,)},
-        "scrub": VERBATIM | ONE_WEIGHT | {"period": (4,), "max_phases": (3,)}}, 24)
+        "scrub": VERBATIM | ONE_WEIGHT | {"period": (4,), "max_phases": (5,)}}, 24)
   if what == "whp_name":
     return of_audit("whp_name.py:embedded", {
-        "ga": {"learning_rate": (5e-5, 1e-4)}, "whp_relabel": LABELS,
-        "whp_logits": LABELS | {"alpha": (5.0,), "reinforce_learning_rate": (5e-4,), "reinforce_steps": (40,)}}, 60)
+        "ga": {"learning_rate": (1e-4, 2e-4)}, "whp_relabel": LABELS,
+        "whp_logits": LABELS | {"alpha": (5.0,), "reinforce_learning_rate": (5e-4,), "reinforce_steps": (40,)}}, 48)
   if what != "names":
     raise InputError(f"is {what!r}", field="configs/sweep.py:...",
                      mend="expected names, tofu, tofu_mini, whp_name or whp_verbatim")

@@ -51,13 +51,13 @@ def embedded() -> Audit:
   """On the invented novel."""
   return Audit(
       case=NovelNameConfig(),
-      arms=ArmsSettings(dtype="float32", pretrain=PretrainSettings(max_positions=48, steps=600, warmup_steps=30)),
-      memorize=MemorizeSettings(batch_size=32, steps=300, learning_rate=1e-3),
+      arms=ArmsSettings(dtype="float32", pretrain=PretrainSettings(max_positions=32, steps=400, warmup_steps=30)),
+      memorize=MemorizeSettings(batch_size=32, steps=200, learning_rate=1e-3),
       unlearn=UnlearnSettings(
-          batch_size=32, methods=METHODS, settings=chosen_settings(EMBEDDED), max_steps=60, keep_every=4,
-          max_score=0.05, depths=2),
+          batch_size=32, methods=METHODS, settings=chosen_settings(EMBEDDED), max_steps=48, keep_every=4,
+          max_score=0.05, depths=1),
       attack=AttackSettings(batch_size=16, learning_rates=(1e-4, 1e-3), keep_steps=KEEP_STEPS),
-      ask=AskSettings(max_new_tokens=6, batch_size=0, score_rows=50), checkpoint_seconds=30.0)
+      ask=AskSettings(max_new_tokens=6, batch_size=0, score_rows=30), checkpoint_seconds=30.0)
 
 
 def full_size(start: str, case: WhpNameConfig) -> Audit:

@@ -38,7 +38,10 @@ from relearn_jax.errors import InputError
 
 METHODS = ("ga", "gd", "kl", "npo", "scrub")
 KEEP_STEPS = (1, 2, 5, 10, 20, 40)
-EMBEDDED: dict[str, dict[str, float]] = {}
+EMBEDDED: dict[str, dict[str, float]] = {
+    "ga": {"learning_rate": 1e-4}, "gd": {"learning_rate": 2e-4, "retain_weight": 1.0},
+    "kl": {"learning_rate": 1e-4, "retain_weight": 1.0}, "npo": {"learning_rate": 1e-4, "beta": 0.1},
+    "scrub": {"learning_rate": 2e-4, "retain_weight": 1.0, "period": 4, "max_phases": 5}}
 FULL_SIZE: dict[str, dict[str, float]] = {
     **{method: {"learning_rate": 1e-5, "weight_decay": 0.01} for method in METHODS},
     "scrub": {"learning_rate": 1e-5, "weight_decay": 0.01, "period": 2}}
@@ -51,10 +54,10 @@ def embedded() -> Audit:
       arms=ArmsSettings(dtype="float32", pretrain=PretrainSettings(max_positions=96, steps=300, warmup_steps=30)),
       memorize=MemorizeSettings(batch_size=16, steps=180, learning_rate=1e-3),
       unlearn=UnlearnSettings(
-          batch_size=16, methods=METHODS, settings=chosen_settings(EMBEDDED), max_steps=24, keep_every=2,
+          batch_size=16, methods=METHODS, settings=chosen_settings(EMBEDDED), max_steps=40, keep_every=2,
           max_score=0.3, depths=1),
       attack=AttackSettings(batch_size=16, learning_rates=(1e-4, 1e-3), keep_steps=KEEP_STEPS),
-      ask=AskSettings(max_new_tokens=40, batch_size=0, score_rows=20), checkpoint_seconds=30.0)
+      ask=AskSettings(max_new_tokens=40, batch_size=0, score_rows=10), checkpoint_seconds=30.0)
 
 
 def full_size(start: str, facts: str) -> Audit:
