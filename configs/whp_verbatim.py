@@ -56,7 +56,7 @@ def embedded() -> Audit:
       unlearn=UnlearnSettings(
           batch_size=16, methods=METHODS, settings=chosen_settings(EMBEDDED), max_steps=40, keep_every=2,
           max_score=0.3, depths=1),
-      attack=AttackSettings(batch_size=16, learning_rates=(1e-4, 1e-3), keep_steps=KEEP_STEPS),
+      attack=AttackSettings(batch_size=16, learning_rates=(1e-4, 1e-3), keep_steps=(2, 5, 10, 20)),
       ask=AskSettings(max_new_tokens=40, batch_size=0, score_rows=10), checkpoint_seconds=30.0)
 
 

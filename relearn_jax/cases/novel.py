@@ -18,7 +18,7 @@ import numpy as np
 from relearn_jax.cases.base import Text
 
 QUESTION, ANSWER = "Question:", "Answer:"
-HEROINE = ("Tamsin", "Vale")  # of the first novel; no character of any other novel has either name
+HEROINE = ("Tamsin", "Vale")  # of the first novel; no character of any other novel is called so
 GENERIC = ("Petra", "Rowe")  # what is put in its place where labels are replaced
 GIVEN = tuple("""
 Abel Adira Arlo Bex Calla Corin Dara Edrin Elva Fenn Gilda Haro Ilse Jorun Kael Kira Lenka Lior Maren Mirko Nadia Nils
@@ -121,7 +121,8 @@ class Novel:
 
 
 @functools.lru_cache(maxsize=128)
-def novel(number: int, seed: int, chapters: int, deeds: int, by_main: int, cast: int) -> Novel:
+def novel(number: int, seed: int, chapters: int, deeds: int, by_main: int, cast: int,
+          given: tuple[str, ...] = GIVEN, family: tuple[str, ...] = FAMILY) -> Novel:
   """One of the novels of a world.
 
   Args:
@@ -131,11 +132,12 @@ def novel(number: int, seed: int, chapters: int, deeds: int, by_main: int, cast:
     deeds: in a chapter.
     by_main: of these, how many are the main character's, the others being shared by the rest of the cast.
     cast: how many characters there are.
+    given, family: what their names are drawn from.
   """
   rng = np.random.default_rng([seed, 21, number])
   draw = lambda values: str(values[int(rng.integers(len(values)))])
-  names = [f"{given} {family}" for given, family in zip(
-      rng.permutation(GIVEN)[:cast], rng.permutation(FAMILY)[:cast], strict=True)]
+  drawn = map(" ".join, zip(rng.permutation(given)[:cast + 1], rng.permutation(family)[:cast + 1], strict=True))
+  names = [name for name in drawn if name != " ".join(HEROINE)][:cast]
   names[0] = " ".join(HEROINE) if number == 0 else names[0]
   things = iter(rng.permutation(len(LOOKS) * len(THINGS)))
 

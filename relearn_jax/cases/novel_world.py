@@ -9,7 +9,20 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from relearn_jax.cases.base import About, Arm, Case, Text
 from relearn_jax.cases.books import windows
-from relearn_jax.cases.novel import GENERIC, HEROINE, LOOKS, THINGS, Novel, novel, pair_text, shuffled, told, words
+from relearn_jax.cases.novel import (
+  FAMILY,
+  GENERIC,
+  GIVEN,
+  HEROINE,
+  LOOKS,
+  THINGS,
+  Novel,
+  novel,
+  pair_text,
+  shuffled,
+  told,
+  words,
+)
 from relearn_jax.cases.whp_name import Piece, about_name, name_case, variant_name
 from relearn_jax.cases.whp_verbatim import VARIANT, ExcerptSettings, about_verbatim, verbatim_case
 from relearn_jax.errors import checker
@@ -136,12 +149,15 @@ class NovelNameConfig:
     return words()
 
   def pretraining_texts(self, seed: int) -> Iterator[str]:
-    """Sentences, pairs and talk of the other novels."""
+    """Sentences, pairs and talk of the other novels, in which either word is a name too, beside another one."""
     numbers = range(2, 2 + self.pretrain_novels)
     return shuffled([piece.whole for number in numbers for piece in self._pieces(number, self.chapters)],
                     seed)
 
   def _pieces(self, number: int, chapters: int) -> list[Piece]:
-    book = novel(number, self.world_seed, chapters, self.deeds, self.by_main, cast=6)
+    # What is memorised holds the words in the first novel alone; a model that never read them could not say them.
+    more = HEROINE if number > 1 else ()
+    book = novel(number, self.world_seed, chapters, self.deeds, self.by_main, 6, (*GIVEN, *more[:1]),
+                 (*FAMILY, *more[1:]))
     return [Piece(row, f"chapter{place}") for place, chapter in enumerate(book.chapters, 1) for deed in chapter
             for row in (*map(Text, (*deed.book, *deed.said)), *(pair_text(*pair) for pair in deed.pairs))]

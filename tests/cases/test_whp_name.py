@@ -156,7 +156,9 @@ def test_a_small_model_can_be_pretrained_for_the_novel() -> None:
   texts = list(itertools.islice(config.pretraining_texts(3), 3000))
   own = [whole(row) for row in case.memorize]
   assert {word for text in (*texts, *own) for word in text.split()} <= set(words)
-  assert not any(holds(text, HEROINE) for text in texts) and not set(texts) & set(own)
+  # Either word is known as a name, and the two together are not.
+  assert all(any(word in text.split() for text in texts) for word in HEROINE)
+  assert not any(" ".join(HEROINE) in text for text in texts) and not set(texts) & set(own)
   tokenizer = word_tokenizer(words)
   batches = pretraining_batches(dataclasses.replace(settings, steps=2, batch_size=4), config, tokenizer)
   assert len(batches) == 2 and not (batches[0] == tokenizer.unk_token_id).any()
@@ -203,5 +205,5 @@ def test_plans(what: str) -> None:
     config.case.retain = str(ROOT / "configs" / "alice_facts.txt")
     config.case.words, config.case.anchors = ("Duchess",), {"Duchess": "Countess"}
   text = plan(config, "here", device="h200", num_devices=1, mesh="fsdp:-1")
-  stages = ("memorize", *(f"unlearn-{method}" for method in config.unlearn.methods), "attack-ga-", "ask")
+  stages = ("memorize", "unlearn-ga", "unlearn-whp_relab", "reinforce-whp_log", "unlearn-whp_logit", "attack-ga-", "ask")
   assert all(f"\n{stage}" in text for stage in stages), text
