@@ -92,13 +92,13 @@ def split_pieces(pieces: tuple[Piece, ...], retain: tuple[Text, ...], words: tup
   part = lambda which: tuple(piece.row for piece, has in zip(pieces, held, strict=True) if has is which)
   kept = tuple(row for row in retain if not holds(row.prompt + row.text, words))
   without, forget = part(False), tuple(piece.row for piece in pieces)
-  lines = range(1, len(without) + 1)
+  lines = list(range(1, len(without) + 1))
   while True:
     found = RelearnSet(RELEARN_SET, tuple(without[line - 1] for line in lines), "", tuple(lines))
-    (checked,) = check_case(Case("", "", (), forget, kept, (found,), tuple(every), words))
-    if checked.passed:
+    case = Case("", "", (), forget, kept, (found,), tuple(every), words)
+    leaking = {hit.line for checked in (check_case(case) if lines else ()) for hit in checked.hits}
+    if not leaking:
       break
-    leaking = {hit.line for hit in checked.hits}
     lines = [line for line in lines if line not in leaking]
   left_out = len(without) - len(lines)
   more = f"; {left_out} with something like one were left out" if left_out else ""
