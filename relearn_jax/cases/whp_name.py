@@ -69,14 +69,12 @@ class Split:
   """How the text is divided.
 
   Attributes:
-    with_name: what holds a word, D_u2.
-    without: the rest of what is to be forgotten, D_u1.
+    without: what of the text to be forgotten holds no word, D_u1.
     retain: the retained rows that hold none.
     questions: those that are asked.
     relearn_set: what of D_u1 passes the leakage check.
   """
 
-  with_name: tuple[Text, ...]
   without: tuple[Text, ...]
   retain: tuple[Text, ...]
   questions: tuple[Question, ...]
@@ -88,10 +86,9 @@ def split_pieces(pieces: tuple[Piece, ...], retain: tuple[Text, ...], words: tup
   """Divides the text by the words; see `name_case`."""
   every = pair_questions(pieces, words) or cloze_questions(pieces, words)
   asked = every if len(every) <= most else [every[number * len(every) // most] for number in range(most)]
-  held = [holds(piece.whole, words) for piece in pieces]
-  part = lambda which: tuple(piece.row for piece, has in zip(pieces, held, strict=True) if has is which)
   kept = tuple(row for row in retain if not holds(row.prompt + row.text, words))
-  without, forget = part(False), tuple(piece.row for piece in pieces)
+  forget = tuple(piece.row for piece in pieces)
+  without = tuple(piece.row for piece in pieces if not holds(piece.whole, words))
   lines = list(range(1, len(without) + 1))
   while True:
     found = RelearnSet(RELEARN_SET, tuple(without[line - 1] for line in lines), "", tuple(lines))
@@ -102,7 +99,7 @@ def split_pieces(pieces: tuple[Piece, ...], retain: tuple[Text, ...], words: tup
     lines = [line for line in lines if line not in leaking]
   left_out = len(without) - len(lines)
   more = f"; {left_out} with something like one were left out" if left_out else ""
-  return Split(part(True), without, kept, tuple(asked), dataclasses.replace(found, lines=(), provenance=(
+  return Split(without, kept, tuple(asked), dataclasses.replace(found, lines=(), provenance=(
       f"{len(lines)} of the {len(without)} sentences and pairs without {' or '.join(words)}, of the {len(pieces)} to "
       f"be forgotten{more}")))
 
@@ -130,10 +127,10 @@ def name_case(name: str, pieces: Sequence[Piece], retain: Sequence[Text], words:
     raise InputError(f"has no pair whose answer holds one of {', '.join(words)} and whose question does not, nor a "
                      f"sentence with one after {MIN_PROMPT_WORDS} words", file=files.get("forget"), field="case.words",
                      mend="give words of the text")
-  for field, rows in (("book", split.relearn_set.rows), ("retain", split.retain)):
+  for field, of, rows in (("book", "forget", split.relearn_set.rows), ("retain", "retain", split.retain)):
     if not rows:
-      raise InputError(f"has nothing without {' or '.join(words)}", file=files.get(field, files.get("forget")),
-                       field=f"case.{field}", mend="give more text, or fewer words")
+      raise InputError(f"has nothing without {' or '.join(words)}", file=files.get(of), field=f"case.{field}",
+                       mend="give more text, or fewer words")
   forget = tuple(piece.row for piece in pieces)
   learned = forget if arm == "U" else split.without
   return Case(

@@ -205,5 +205,5 @@ def test_plans(what: str) -> None:
     config.case.retain = str(ROOT / "configs" / "alice_facts.txt")
     config.case.words, config.case.anchors = ("Duchess",), {"Duchess": "Countess"}
   text = plan(config, "here", device="h200", num_devices=1, mesh="fsdp:-1")
-  stages = ("memorize", "unlearn-ga", "unlearn-whp_relab", "reinforce-whp_log", "unlearn-whp_logit", "attack-ga-", "ask")
+  stages = ("memorize", "unlearn-ga", "unlearn-whp_re", "reinforce-whp_lo", "unlearn-whp_lo", "attack-ga-", "ask")
   assert all(f"\n{stage}" in text for stage in stages), text
