@@ -39,8 +39,8 @@ class ExcerptSettings:
     excerpt_words: its length.
     retain_words: of the book after the excerpt, how many are retained.
     row_words: of a row that is trained on.
-    stride: words from the beginning of a row to that of the next; less than `row_words`, so that every place is read
-      with words before it.
+    stride: words from the beginning of a row to that of the next; half of `row_words` or less, so that every place is
+      read with words before it.
     chunks: how many are asked; see above.
     chunk_words: of each, half of them the prompt.
     shared_words: a fact that has so many words in a row in common with the excerpt is refused.
