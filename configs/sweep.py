@@ -1,9 +1,11 @@
 """Hyper-parameters of the methods: a small grid each, on seeds that no audit uses.
 
 `relearn sweep --config=configs/sweep.py --workdir=runs/sweep` runs it on the names case; `--config.methods="('ga',
-'npo')"` only some. `configs/sweep.py:tofu` is that of the embedded TOFU case, and `:tofu_mini` that of its mini.
+'npo')"` only some. `configs/sweep.py:tofu` is that of the embedded TOFU case, and `:tofu_mini` that of its mini;
+`:whp_name` and `:whp_verbatim` are those of the invented novel.
 The rule looks at unlearned models alone (`relearn_jax/audit/sweep.py`). What it chose for names stands in
-`relearn_jax/cases/names.py`, its output in benchmarks/methods.md; for TOFU in configs/tofu.py and benchmarks/tofu.md.
+`relearn_jax/cases/names.py`, its output in benchmarks/methods.md; for the others
+in their configurations, benchmarks/tofu.md and benchmarks/whp.md.
 
 Where the grids come from: learning rates around the 5e-5 with which gradient ascent was first tried on this case;
 around the published values otherwise, or between these and what a model of this size needs to move at all.
@@ -20,6 +22,9 @@ from relearn_jax.errors import InputError
 Grid = dict[str, tuple[float, ...]]
 RATES: Grid = {"learning_rate": (2e-5, 5e-5, 1e-4)}
 FAST: Grid = {"learning_rate": (1e-4, 2e-4, 5e-4)}
+VERBATIM: Grid = {"learning_rate": (1e-4, 2e-4)}  # at 5e-5 gradient ascent takes more than 24 steps
+ONE_WEIGHT: Grid = {"retain_weight": (1.0,)}
+LABELS: Grid = {"learning_rate": (2e-4, 5e-4)}
 WEIGHTS: Grid = {"retain_weight": (1.0, 5.0)}
 # NPO is a sum over a row's tokens, and NLL on retain a mean over tokens: a weight of 1 keeps nothing here.
 HEAVY: Grid = {"beta": (0.02,), "retain_weight": (10.0, 50.0)}
@@ -59,8 +64,17 @@ def get_config(what: str = "names") -> Sweep:
   if what == "tofu_mini":
     wide: Grid = {"learning_rate": (1e-4, 3e-4)}
     return of_audit("tofu.py:mini", {"ga": wide, "npo": wide, "rmu": wide}, 60)
+  if what == "whp_verbatim":
+    return of_audit("whp_verbatim.py:embedded", {
+        "ga": VERBATIM, "gd": VERBATIM | ONE_WEIGHT, "kl": VERBATIM | ONE_WEIGHT, "npo": VERBATIM | {"beta": (0.1,)},
+        "scrub": VERBATIM | ONE_WEIGHT | {"period": (4,), "max_phases": (5,)}}, 24)
+  if what == "whp_name":
+    return of_audit("whp_name.py:embedded", {
+        "ga": {"learning_rate": (1e-4, 2e-4)}, "whp_relabel": LABELS,
+        "whp_logits": LABELS | {"alpha": (5.0,), "reinforce_learning_rate": (5e-4,), "reinforce_steps": (40,)}}, 48)
   if what != "names":
-    raise InputError(f"is {what!r}", field="configs/sweep.py:...", mend="expected names, tofu or tofu_mini")
+    raise InputError(f"is {what!r}", field="configs/sweep.py:...",
+                     mend="expected names, tofu, tofu_mini, whp_name or whp_verbatim")
   found = of_audit("names.py", GRIDS, 100)
   return dataclasses.replace(found, audit=dataclasses.replace(
       found.audit, case=dataclasses.replace(found.audit.case, variants=(7,))))
