@@ -50,7 +50,7 @@ $merged
 \`\`\`
 \$ relearn plan --config=configs/names.py --device=cpu --num_devices=$(nproc) --memory_gib=20 --bench=bench.json
 $("$python" -m relearn_jax plan --config=configs/names.py --device=cpu --num_devices="$(nproc)" --memory_gib=20 \
-  --bench="$folder/bench.json" | sed "s|$folder/||")
+  --bench="$folder/bench.json" | grep -A 2 -e '^all stages' -e '^- cpu' | sed "s|$folder/||")
 \`\`\`
 MARKDOWN
 echo "benchmarks/bench.md: $SECONDS s" >&2

@@ -10,7 +10,7 @@ import pytest
 
 from relearn_jax import cli
 from relearn_jax.audit.results_file import write_rows
-from relearn_jax.cli import COMMANDS
+from relearn_jax.commands import COMMANDS
 
 from . import small
 from .audit.synthetic import CHECKED, parts

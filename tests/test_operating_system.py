@@ -15,7 +15,8 @@ import pytest
 from relearn_jax import cli
 from relearn_jax.audit.audit_config import Audit
 from relearn_jax.cases.files import FilesConfig
-from relearn_jax.cli import COMMANDS, main
+from relearn_jax.cli import main
+from relearn_jax.commands import COMMANDS
 from relearn_jax.config_files import PATHS, expand_config, expand_paths, fields_of, last_values
 from relearn_jax.data.chat import ChatSettings
 from relearn_jax.parallel import start

@@ -97,7 +97,10 @@ def test_models_that_follow_each_other_are_those_that_are_trained_together(
   config.memorize.runs_at_once, config.unlearn.runs_at_once, config.attack.runs_at_once = 3, 1, 2
   audited(config, tmp_path, cache)
   together = values(growing.parent / "0", "results")
-  pd.testing.assert_series_equal(values(tmp_path, "results").reindex(together.index), together, check_exact=True)
+  apart = values(tmp_path, "results")
+  assert set(apart.index) == set(together.index)
+  # A loop over one run is compiled to other sums than one over several.
+  np.testing.assert_allclose(apart.reindex(together.index).astype(float), together.astype(float), rtol=0, atol=1e-5)
   runs = lambda stage: set(json.loads((tmp_path / "checkpoints" / stage / "runs.json").read_text()))
   assert runs("memorize-part1") == {"N-7-1"} and runs("unlearn-ga-part2") == {"N-7-0"}
   last = {row: json.loads(lines[-1])["step"] for row, lines in logged(tmp_path).items()}

@@ -138,6 +138,22 @@ def test_what_does_not_fit_is_left_out_by_name(monkeypatch: pytest.MonkeyPatch) 
   assert list(fits.parts()) == [] and "the plan says 0.0 GiB a device" in left[-1]["why"]
 
 
+def test_what_fails_for_memory_is_left_out_and_the_others_go_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
+  def parts(self: Any) -> Any:
+    def fail() -> Any:
+      yield {"name": "before", "failed": "no", "length": 1, "rows": 1}
+      raise RuntimeError("RESOURCE_EXHAUSTED: out of memory\nmore")
+    return [("attention", "first", fail), ("attention", "second", lambda: [
+        {"name": "after", "failed": "no", "length": 1, "rows": 1}])]
+  monkeypatch.setattr(run_bench._Parts, "parts", parts)
+  shown = run_bench.bench(BenchSettings(shape="tiny", repeats=1), "here", tmp_path / "bench.json")
+  found = json.loads((tmp_path / "bench.json").read_text())
+  assert [row["name"] for row in found["attention"]] == ["before", "after"]
+  assert found["left_out"] == [{"part": "attention first", "why": "RESOURCE_EXHAUSTED: out of memory"}]
+  assert "Left out: attention first: RESOURCE_EXHAUSTED: out of memory" in shown
+
+
 def test_the_second_compilation_comes_from_the_cache() -> None:
   def traced(x: jax.Array) -> jax.Array:
     return jnp.sin(x) @ x
