@@ -14,7 +14,9 @@ for number in ${NUMBERS:-1 2 4}; do
   workdir="$folder/$number" begin="$SECONDS"
   python "$here/../launch/processes/run.py" -n "$number" --logs="$workdir.logs" -- \
     relearn audit --config="$config" --workdir="$workdir" "${@:3}" > "$workdir.txt"
-  echo "$number processes: $((SECONDS - begin)) s, $(cat "$workdir/checkpoints/seconds.json")"
+  echo "on $number: $((SECONDS - begin)) s, $(cat "$workdir/checkpoints/seconds.json")"
   first="${first:-$workdir}"
-  python "$here/same.py" "$first" "$workdir"
+  if [ "$workdir" != "$first" ]; then
+    python "$here/same.py" "$first" "$workdir"
+  fi
 done
