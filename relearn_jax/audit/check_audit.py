@@ -70,11 +70,11 @@ def _check_trained(config: Audit, where: str, need: Need) -> None:
   check_steps(memorize, where, "memorize.")
   check_decay(memorize.weight_decay, where, "memorize.")
   check_steps(unlearn, where, "unlearn.")
+  _positive(need, memorize, "memorize", "steps", "learning_rate")
+  _positive(need, unlearn, "unlearn", "max_steps", "keep_every", "depths")
   for name, held, steps in (("memorize", memorize, "steps"), ("unlearn", unlearn, "max_steps")):
     check_schedule(held, getattr(held, steps), f"{name}.{steps}", where, f"{name}.")
     need(held.runs_at_once >= 0, f"{name}.runs_at_once", held.runs_at_once, "expected 0 (all) or a number of models")
-  _positive(need, memorize, "memorize", "steps", "learning_rate")
-  _positive(need, unlearn, "unlearn", "max_steps", "keep_every", "depths")
   need(0 <= unlearn.max_score < 1, "unlearn.max_score", unlearn.max_score, "expected 0 to below 1")
   names = unlearn.methods
   need(bool(names) and len(set(names)) == len(names), "unlearn.methods", names, "expected distinct names of methods")

@@ -231,7 +231,8 @@ def test_parts_keep_arms_of_a_seed_together(folder: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize(("changes", "problem"), [
-    ({"arms__unlearned": ""}, "`arms.unlearned` is ''"), ({"case__relearn": ()}, r"`case.relearn` is \(\)"),
+    ({"arms__unlearned": "", "arms__control": ""}, "`arms.unlearned` is ''"),
+    ({"case__relearn": ()}, r"`case.relearn` is \(\)"),
     ({"case__questions": ""}, "`case.questions` is ''"), ({"case__relearn": ("a/x.jsonl", "b/x.jsonl")}, "'x'"),
     ({"seeds": (0, 0)}, "`seeds` is"), ({"attack__keep_steps": (3, 1)}, "`attack.keep_steps` is"),
     ({"arms__dtype": "half"}, "`arms.dtype` is 'half'"),
