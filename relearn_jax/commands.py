@@ -241,7 +241,7 @@ def _sweep(values: flags.FlagValues) -> str:
 
 def _define_plan(values: flags.FlagValues) -> None:
   flags.DEFINE_string("device", "h200", "Kind of device: h200, h100, a100, v5p, v6e or cpu.", flag_values=values)
-  flags.DEFINE_integer("num_devices", 1, "So many devices (cores, of cpu).", flag_values=values)
+  flags.DEFINE_integer("num_devices", 1, "Number of devices (of cores, for cpu).", flag_values=values)
   flags.DEFINE_string("mesh", "fsdp:-1", "Sizes of the axes runs, data, fsdp and tensor over them.",
                       flag_values=values)
   flags.DEFINE_float("memory_gib", None, "Memory of a device, where it is not the table's; needed for cpu.",

@@ -29,7 +29,7 @@ def make_prompts(work: Work, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 
 class Decoding:
-  """`relearn generate`'s own program: prompts are read, and so many tokens follow each, whatever they are."""
+  """`relearn generate`'s own program: prompts are read, and a number of tokens follow each, whatever they are."""
 
   def __init__(self, work: Work, model: Model, params: Params):
     self.work, self.model, self.params = work, model, params

@@ -38,7 +38,7 @@ class Rates:
     return max(self.read.median, self.update.median)
 
   def share(self, devices: int) -> float:
-    """The part of these rates that so many devices have."""
+    """The part of these rates that a number of devices have."""
     return 1.0 if jax.default_backend() == "cpu" else devices / self.num_devices
 
 

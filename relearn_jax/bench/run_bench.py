@@ -151,7 +151,7 @@ class _Parts:
           yield "compare", work.name, functools.partial(self._compare_training, work)
 
   def mesh(self, runs: int) -> Mesh:
-    """Where so many runs lie; a model alone as `relearn unlearn` has it, stacked ones as `relearn audit` does."""
+    """Where a number of runs lie; a model alone as `relearn unlearn` has it, stacked ones as `relearn audit` does."""
     return make_mesh(self._sizes(runs), config=self.config)
 
   def _sizes(self, runs: int) -> dict[str, int]:

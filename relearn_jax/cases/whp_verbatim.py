@@ -43,7 +43,7 @@ class ExcerptSettings:
       read with words before it.
     chunks: how many are asked; see above.
     chunk_words: of each, half of them the prompt.
-    shared_words: a fact that has so many words in a row in common with the excerpt is refused.
+    shared_words: a fact that has this many words in a row in common with the excerpt is refused.
     chunk_seed: decides where chunks begin; equal for all runs, so that their answers are paired.
   """
 
