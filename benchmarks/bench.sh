@@ -33,7 +33,7 @@ Command: \`benchmarks/bench.sh\`, which writes this file; load of the machine be
 
 $(cat "$folder/log")
 
-- "so many times as fast" is the other side's seconds divided by ours, pair by pair of calls that followed each other: above 1
+- "speed-up" is the other side's seconds divided by ours, pair by pair of calls that followed each other: above 1
   ours is faster. Torch trains the models of a stack one after the other; its losses before the first step, and its
   greedy tokens, are compared with ours in the JSON file (\`loss_before\`, \`equal_tokens\`).
 - "names audit" is a short audit (two seeds, one variant, gradient ascent, all parameters, two learning rates) with what it

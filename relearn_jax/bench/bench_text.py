@@ -97,7 +97,7 @@ def _mesh(mesh: Row) -> str:
 
 def _compare(rows: Sequence[Row]) -> str:
   return table(
-      ["beside torch", "other side", "its s", "ours, s", "ours is so many times as fast"],
+      ["beside torch", "other side", "other side, s", "ours, s", "speed-up"],
       [[row["name"], other, spread(row["seconds"][other]), spread(row["seconds"]["relearn_jax"]), spread(faster)]
        for row in rows for other, faster in row["times_as_fast_as"].items()])
 

@@ -108,3 +108,20 @@ def check_case(case: Case, allowed_lines: Collection[int] = ()) -> list[Leakage]
       relearn_set, {*case.secrets, *strings(False)}, as_written=strings(True),
       keywords={word for question in case.questions for word in question.keywords}, common=common,
       allowed_lines=allowed_lines) for relearn_set in case.relearn_sets]
+
+
+def drop_leaking(case: Case) -> RelearnSet:
+  """The one relearn set of a case, without rows in which the check finds something: nobody has to allow them.
+
+  Rows that stand next to each other once others are gone are searched again.
+  """
+  (found,) = case.relearn_sets
+  while found.rows:
+    (checked,) = check_case(dataclasses.replace(case, relearn_sets=(found,)))
+    if checked.passed:
+      break
+    leaking = {hit.line for hit in checked.hits}
+    kept = [place for place, line in enumerate(found.lines) if line not in leaking]
+    found = dataclasses.replace(found, rows=tuple(found.rows[place] for place in kept),
+                                lines=tuple(found.lines[place] for place in kept))
+  return found

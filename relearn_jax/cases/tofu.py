@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from relearn_jax.cases.base import About, Arm, Case, Question, RelearnSet, Text
-from relearn_jax.cases.leakage import check_case
+from relearn_jax.cases.leakage import drop_leaking
 from relearn_jax.cases.sources import parse_source, read_source, source_input
 from relearn_jax.data.refusals import REFUSALS
 from relearn_jax.errors import InputError, checker
@@ -109,19 +109,13 @@ def split_rows(forget: tuple[Text, ...], retain: tuple[Text, ...], titles: str) 
 def relearn_set(forget: tuple[Text, ...], retain: tuple[Text, ...], titles: str) -> RelearnSet:
   """The rows of D_u1 that pass the leakage check, so that nobody has to allow the others; see `split_rows`."""
   split = split_rows(forget, retain, titles)
-  rows = split.without
-  while True:
-    found = RelearnSet(RELEARN_SET, rows, "", tuple(row.line for row in rows))
-    (checked,) = check_case(Case("", "", (), forget, retain, (found,), split.questions, split.hidden))
-    if checked.passed:
-      break
-    leaking = {hit.line for hit in checked.hits}
-    rows = tuple(row for row in rows if row.line not in leaking)
-  left_out = len(split.without) - len(rows)
+  whole_set = RelearnSet(RELEARN_SET, split.without, "", tuple(row.line for row in split.without))
+  found = drop_leaking(Case("", "", (), forget, retain, (whole_set,), split.questions, split.hidden))
+  left_out = len(split.without) - len(found.rows)
   more = f"; {left_out} in which a word of one occurs were left out" if left_out else ""
   return dataclasses.replace(found, provenance=(
-      f"{len(rows)} of the {len(split.without)} forget rows without any of {len(split.hidden)} hidden titles, on the "
-      f"authors who are asked about{more}"))
+      f"{len(found.rows)} of the {len(split.without)} forget rows without any of {len(split.hidden)} hidden titles, on "
+      f"the authors who are asked about{more}"))
 
 
 def replace_titles(row: Text, others: Mapping[str, str]) -> Text:

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from relearn_jax.cases.base import About, Arm, Case, Question, RelearnSet, Text
 from relearn_jax.cases.books import read_book, sentences
 from relearn_jax.cases.files import Columns, read_texts, texts_of
-from relearn_jax.cases.leakage import check_case
+from relearn_jax.cases.leakage import drop_leaking
 from relearn_jax.cases.sources import check_columns_setting, parse_source, read_source, source_input
 from relearn_jax.errors import InputError, checker
 from relearn_jax.metrics.keyword import contains_keyword, find_keyword
@@ -89,19 +89,13 @@ def split_pieces(pieces: tuple[Piece, ...], retain: tuple[Text, ...], words: tup
   kept = tuple(row for row in retain if not holds(row.prompt + row.text, words))
   forget = tuple(piece.row for piece in pieces)
   without = tuple(piece.row for piece in pieces if not holds(piece.whole, words))
-  lines = list(range(1, len(without) + 1))
-  while True:
-    found = RelearnSet(RELEARN_SET, tuple(without[line - 1] for line in lines), "", tuple(lines))
-    case = Case("", "", (), forget, kept, (found,), tuple(every), words)
-    leaking = {hit.line for checked in (check_case(case) if lines else ()) for hit in checked.hits}
-    if not leaking:
-      break
-    lines = [line for line in lines if line not in leaking]
-  left_out = len(without) - len(lines)
+  whole_set = RelearnSet(RELEARN_SET, without, "", tuple(range(1, len(without) + 1)))
+  found = drop_leaking(Case("", "", (), forget, kept, (whole_set,), tuple(every), words))
+  left_out = len(without) - len(found.rows)
   more = f"; {left_out} with something like one were left out" if left_out else ""
   return Split(without, kept, tuple(asked), dataclasses.replace(found, lines=(), provenance=(
-      f"{len(lines)} of the {len(without)} sentences and pairs without {' or '.join(words)}, of the {len(pieces)} to "
-      f"be forgotten{more}")))
+      f"{len(found.rows)} of the {len(without)} sentences and pairs without {' or '.join(words)}, of the {len(pieces)} "
+      f"to be forgotten{more}")))
 
 
 def name_case(name: str, pieces: Sequence[Piece], retain: Sequence[Text], words: Sequence[str],

@@ -19,7 +19,7 @@ from relearn_jax.models.checkpoint import load_params
 from relearn_jax.models.checkpoint_sources import open_checkpoint
 from relearn_jax.models.model import Model, Params
 from relearn_jax.models.precision import check_dtype, compute_dtype
-from relearn_jax.parallel.mesh import check_mesh, default_mesh, make_mesh, to_host, use_mesh
+from relearn_jax.parallel.mesh import check_mesh, default_rows_mesh, make_mesh, to_host, use_mesh
 from relearn_jax.progress import progress
 from relearn_jax.workdir import check_inputs_alike, file_digests
 
@@ -58,7 +58,7 @@ def score_file(model_name: str, data: str | pathlib.Path, output: pathlib.Path, 
   told = None if chat is None else open_chat(chat, tokenizer, checked.path, "--chat_template", "--chat_")
   parts = [split_ids(tokenizer, row, file, checked.config.max_positions, chat=told) for row in rows]
   check_inputs_alike(lambda: file_digests({**checked.deciding_files(), "--data": source_input(data)}))
-  mesh = mesh or default_mesh()
+  mesh = mesh or default_rows_mesh()
   sizes = None if mesh is None else check_mesh(mesh, checked.config)
   check_output(file, output)
   check_writable(output)

@@ -120,7 +120,7 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None, co
   return jax.make_mesh(tuple(shape.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=used)
 
 
-def default_mesh() -> str | None:
+def default_rows_mesh() -> str | None:
   """Of commands that ask one model about rows: one device; several processes share the rows among all devices."""
   return None if is_alone() else "data:-1"
 
