@@ -78,7 +78,8 @@ def check_limits(limits: Limits, where: Any, prefix: str = "") -> None:
   need(limits.default_batch <= limits.max_batch, "default_batch", limits.default_batch, "expected at most max_batch")
   need(limits.max_checkpoints >= 0, "max_checkpoints", limits.max_checkpoints, "expected 0 (all) or a number")
   epochs = limits.checkpoint_epochs
-  need(all(type(epoch) is int and epoch > 0 for epoch in epochs), "checkpoint_epochs", epochs, "expected numbers from 1")
+  need(all(type(epoch) is int and epoch > 0 for epoch in epochs), "checkpoint_epochs", epochs,
+       "expected numbers from 1")
   words = limits.blocked_words
   need(not isinstance(words, str) and all(isinstance(word, str) and word.strip() for word in words), "blocked_words",
        words, "expected words that are not empty")

@@ -32,7 +32,7 @@ def test_local_completions(tmp_path: pathlib.Path) -> None:
     results = lm_eval.simple_evaluate(
         model="local-completions", tasks=["choose", "say"], log_samples=True, bootstrap_iters=0,
         model_args={"model": "small", "base_url": f"{api.base_url}completions", "tokenizer": str(model),
-                    "num_concurrent": 1, "max_retries": 1, "max_length": 150},
+                    "add_bos_token": True, "num_concurrent": 1, "max_retries": 1, "max_length": 150},
         task_manager=TaskManager(include_path=str(tmp_path / "tasks"), include_defaults=False))
     said = [api.completions.create(model="small", prompt=q, max_tokens=4, temperature=0, stop=[" Paul"]).choices[0].text
             for q, _, _ in ROWS]
