@@ -75,6 +75,8 @@ def _define_audit(values: flags.FlagValues) -> None:
                       "are left), such as runs:2,fsdp:4.", flag_values=values)
   flags.DEFINE_bool("allow_leakage", False, "Go on although a relearn set holds what is asked about.",
                     flag_values=values)
+  flags.DEFINE_float("max_cost", None, "Of all that a provider trains, by config.attack.api.price; an audit that would "
+                     "cost more is refused.", flag_values=values)
 
 
 def _audit(values: flags.FlagValues) -> str:
@@ -89,7 +91,7 @@ def _audit(values: flags.FlagValues) -> str:
   start()
   workdir = pathlib.Path(values.workdir)
   done = audit(config, path, workdir, cache_dir(), allow_leakage=values.allow_leakage, mesh=values.mesh,
-               at_once=fitting)
+               at_once=fitting, max_cost=values.max_cost)
   if done:
     by_first(lambda: report_from_rows(workdir))
   return nothing_left(workdir, done) + agree(lambda: closing(workdir))

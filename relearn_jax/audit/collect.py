@@ -92,7 +92,9 @@ def _tables(exp: Experiment, answers: Answers, index: int, kinds: Sequence[str],
   for kind in kinds:
     if kind == QUESTION:
       ids = [question.id for question in exp.first.questions]
-      yield answer_rows(kind, ids, answers.logprob[index], answers.texts[index].tolist(), **labels)
+      told = answers.logprob[index]
+      untold = np.isnan(told).all() and bool(answers.finite[index])  # a provider that tells no log-probabilities
+      yield answer_rows(kind, ids, None if untold else told, answers.texts[index].tolist(), **labels)
     elif (means := getattr(answers, kind)) is not None:  # NaN says that there is no such row; see `Answers`
       ids = [f"{kind}{i:02d}" for i in range(means.shape[1])]
       yield answer_rows(kind, ids, means[index], there=~np.isnan(means[index]), **labels)
@@ -131,7 +133,8 @@ def ended_facts(exp: Experiment, found: Found) -> list[dict[str, Any]]:
 def _ended(exp: Experiment, key: str, arm: str, variant: str, method: str | None, seed: int) -> list[dict[str, Any]]:
   one = exp.ended(key)
   return [] if one is None else [{"run": one.run, "arm": arm, "variant": variant, "method": method, "seed": seed,
-                                  "stage": one.stage, "step": one.step, "what": one.what}]
+                                  "stage": one.stage, "step": one.step, "what": one.what,
+                                  **({"why": one.why} if one.why else {})}]
 
 
 def by_arm(found: Mapping[Cell, Attacked], variant: str, seed: int, method: str | None) -> dict[str, Attacked]:

@@ -29,14 +29,14 @@ ANSWERS_FILE, RESULTS_FILE = "answers.parquet", "results.parquet"
 _FACTS = b"relearn_jax.facts"
 
 
-def answer_rows(kind: str, items: Sequence[str], logprob: np.ndarray, texts: Sequence[str] | None = None,
+def answer_rows(kind: str, items: Sequence[str], logprob: np.ndarray | None, texts: Sequence[str] | None = None,
                 there: np.ndarray | None = None, **labels: Any) -> pa.Table:
   """Answers of one model.
 
   Args:
     kind: "question", or which rows were scored: "retain", "forget" or "relearn".
     items: ids of the questions or rows.
-    logprob: of the answer, or of a token of the row, `[len(items)]`.
+    logprob: of the answer, or of a token of the row, `[len(items)]`; None: it is not told.
     texts: completions; None for rows.
     there: whether the model has such a row; the others are left out. None: it has all.
     **labels: the columns of the key, equal for all rows.
@@ -44,11 +44,12 @@ def answer_rows(kind: str, items: Sequence[str], logprob: np.ndarray, texts: Seq
   Raises:
     ValueError: a value is not finite. A model that gives such values has ended, and has no rows.
   """
-  real = np.ones(len(logprob), bool) if there is None else there
-  if not np.isfinite(logprob[real]).all():
+  real = np.ones(len(items), bool) if there is None else there
+  if logprob is not None and not np.isfinite(logprob[real]).all():
     raise ValueError(f"a log-probability of {kind} rows is not finite ({labels})")
   places = np.flatnonzero(real).tolist()
-  own = {"item": [items[i] for i in places], "logprob": logprob[real].astype(np.float64),
+  own = {"item": [items[i] for i in places],
+         "logprob": None if logprob is None else logprob[real].astype(np.float64),
          "text": None if texts is None else [texts[i] for i in places]}
   arrays = []
   for field in ANSWERS:
@@ -76,7 +77,8 @@ def score_answers(answers: pd.DataFrame, questions: Sequence[Asked], metrics: Se
   asked, rows = plain[plain["kind"] == QUESTION], plain[plain["kind"] != QUESTION]
   keys = [name for name, _ in KEY]
   pairs = asked[["item", "text"]].drop_duplicates()
-  parts = [asked[[*keys, "item"]].assign(metric="logprob", value=asked["logprob"]),
+  told = asked[asked["logprob"].notna()]
+  parts = [told[[*keys, "item"]].assign(metric="logprob", value=told["logprob"]),
            rows[[*keys, "item"]].assign(metric=rows["kind"] + "_logprob", value=rows["logprob"])]
   for metric in metrics:
     score = get_metric(metric).score
