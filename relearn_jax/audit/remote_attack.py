@@ -66,7 +66,8 @@ def course(exp: Experiment, cell: Cell, batch_size: int) -> Course:
   unit = 1.0 if api.limits.absolute_rates or api.provider == "together" else api.limits.base_rate
   budget = JobBudget(epochs[-1], batch, cell.attack.learning_rate / unit, cell.point.seed)
   times = len(rows) // len(texts)
-  once = sum(len(one.ids) for one in exp.encode(exp.case(cell.point.chain), cell.attack.relearn_set))
+  encoded = exp.encode(exp.case(cell.point.chain), cell.attack.relearn_set)
+  once = sum(len(one.ids) for one in encoded) + sum(not text.complete for text in texts)  # all rows get an end there
   return Course(rows, times, budget, tuple(epochs), once * times * budget.epochs)
 
 
