@@ -56,7 +56,7 @@ def embedded() -> Audit:
       arms=ArmsSettings(dtype="float32", pretrain=PretrainSettings(max_positions=32, steps=400, warmup_steps=30)),
       memorize=MemorizeSettings(batch_size=32, steps=200, learning_rate=1e-3),
       unlearn=UnlearnSettings(
-          batch_size=32, methods=METHODS, settings=chosen_settings(EMBEDDED), max_steps=48, keep_every=4,
+          batch_size=32, methods=METHODS, settings=chosen_settings(EMBEDDED), max_steps=48, keep_every=2,
           max_score=0.05, depths=1),
       attack=AttackSettings(batch_size=16, learning_rates=(1e-4, 1e-3), keep_steps=(2, 5, 10, 20)),
       ask=AskSettings(max_new_tokens=6, batch_size=0, score_rows=30), checkpoint_seconds=30.0)
