@@ -85,7 +85,11 @@ def score_answers(answers: pd.DataFrame, questions: Sequence[Asked], metrics: Se
     known = dict(zip(zip(pairs["item"], pairs["text"], strict=True), values, strict=True))
     found = [known[pair] for pair in zip(asked["item"], asked["text"], strict=True)]
     parts.append(asked[[*keys, "item"]].assign(metric=metric, value=found))
-  frame = pd.concat([part for part in parts if len(part)]).rename(columns={"item": "question"})
+  return rows_table(pd.concat([part for part in parts if len(part)]).rename(columns={"item": "question"}))
+
+
+def rows_table(frame: pd.DataFrame) -> pa.Table:
+  """Rows of results from a frame with their columns as plain objects."""
   loose = pa.schema([(field.name, pa.string() if field.type == _WORD else field.type) for field in RESULTS])
   return pa.Table.from_pandas(frame[RESULTS.names], schema=loose, preserve_index=False).cast(RESULTS)
 
