@@ -13,7 +13,7 @@ from relearn_jax.audit.audit_config import UnlearnMethod, unlearn_method
 from relearn_jax.audit.experiment import Experiment
 from relearn_jax.audit.grid import Cell, Chain
 from relearn_jax.audit.interview import ROWS, Answers
-from relearn_jax.audit.results_file import QUESTION, answer_rows
+from relearn_jax.audit.results_file import GENERIC, QUESTION, answer_rows
 from relearn_jax.audit.stages import Planned
 from relearn_jax.audit.unlearning import curves_of, resolved, unlearned_points
 
@@ -64,7 +64,7 @@ def answer_tables(exp: Experiment, found: Found) -> list[pa.Table]:
             "point": "relearned", "relearn_step": step, "relearn_set": cell.attack.relearn_set,
             "adapter": cell.attack.trained, "learning_rate": cell.attack.learning_rate})
         continue
-      for key, kinds, name in (((cell.point,), (QUESTION, "retain", "forget"), None),
+      for key, kinds, name in (((cell.point,), (QUESTION, "retain", "forget", GENERIC), None),
                                ((cell.point, cell.attack.relearn_set), ("relearn",), cell.attack.relearn_set)):
         if key not in before:
           before.add(key)
@@ -92,10 +92,13 @@ def _tables(exp: Experiment, answers: Answers, index: int, kinds: Sequence[str],
   for kind in kinds:
     if kind == QUESTION:
       ids = [question.id for question in exp.first.questions]
-      yield answer_rows(kind, ids, answers.logprob[index], answers.texts[index].tolist(), **labels)
+      matched = answers.matched[index].tolist()
+      yield answer_rows(kind, ids, answers.logprob[index], list(map(len, matched)), answers.texts[index].tolist(),
+                        matched, **labels)
     elif (means := getattr(answers, kind)) is not None:  # NaN says that there is no such row; see `Answers`
       ids = [f"{kind}{i:02d}" for i in range(means.shape[1])]
-      yield answer_rows(kind, ids, means[index], there=~np.isnan(means[index]), **labels)
+      yield answer_rows(kind, ids, means[index], getattr(answers, f"{kind}_tokens")[index].tolist(),
+                        there=~np.isnan(means[index]), **labels)
 
 
 def _trajectory(exp: Experiment, method: UnlearnMethod, found: Found) -> Iterator[pa.Table]:
@@ -107,7 +110,7 @@ def _trajectory(exp: Experiment, method: UnlearnMethod, found: Found) -> Iterato
       if step >= found.lost[method.name].get(chain, step + 1) or not answers.finite[index]:
         continue
       yield from _tables(
-          exp, answers, index, (QUESTION, "retain", "forget"), case=exp.config.case_config.name,
+          exp, answers, index, (QUESTION, "retain", "forget", GENERIC), case=exp.config.case_config.name,
           variant=chain.variant, method=method.name, arm="U", point="trajectory", depth=None, unlearn_step=step,
           relearn_set=None, adapter=None, learning_rate=method.learning_rate, seed=chain.seed, relearn_step=0)
 

@@ -15,29 +15,34 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from relearn_jax.errors import InputError
-from relearn_jax.metrics.scores import Asked, get_metric, judged
+from relearn_jax.metrics.scores import PERPLEXITY, Asked, Stored, get_metric, perplexity
 from relearn_jax.parallel.processes import write_atomically
 
 _WORD = pa.dictionary(pa.int32(), pa.string())
 KEY = [("case", _WORD), ("variant", _WORD), ("method", _WORD), ("arm", _WORD), ("point", _WORD), ("depth", pa.int32()),
        ("unlearn_step", pa.int32()), ("relearn_set", _WORD), ("adapter", _WORD), ("learning_rate", pa.float64()),
        ("seed", pa.int32()), ("relearn_step", pa.int32())]
-ANSWERS = pa.schema([*KEY, ("kind", _WORD), ("item", _WORD), ("text", pa.string()), ("logprob", pa.float64())])
+ANSWERS = pa.schema([*KEY, ("kind", _WORD), ("item", _WORD), ("text", pa.string()), ("logprob", pa.float64()),
+                     ("matched", pa.string()), ("tokens", pa.int32())])
 RESULTS = pa.schema([*KEY, ("question", _WORD), ("metric", _WORD), ("value", pa.float64())])
 QUESTION = "question"  # the kind of an answer; the other kinds are rows whose mean log-probability was scored
+GENERIC = "generic"  # the kind whose perplexity is a score
 ANSWERS_FILE, RESULTS_FILE = "answers.parquet", "results.parquet"
 _FACTS = b"relearn_jax.facts"
 
 
-def answer_rows(kind: str, items: Sequence[str], logprob: np.ndarray, texts: Sequence[str] | None = None,
+def answer_rows(kind: str, items: Sequence[str], logprob: np.ndarray, tokens: Sequence[int],
+                texts: Sequence[str] | None = None, matched: Sequence[str] | None = None,
                 there: np.ndarray | None = None, **labels: Any) -> pa.Table:
   """Answers of one model.
 
   Args:
-    kind: "question", or which rows were scored: "retain", "forget" or "relearn".
+    kind: "question", or which rows were scored: "retain", "forget", "relearn" or "generic".
     items: ids of the questions or rows.
     logprob: of the answer, or of a token of the row, `[len(items)]`.
+    tokens: how many tokens were scored of each.
     texts: completions; None for rows.
+    matched: see `metrics.scores.Stored`; None for rows.
     there: whether the model has such a row; the others are left out. None: it has all.
     **labels: the columns of the key, equal for all rows.
 
@@ -49,7 +54,9 @@ def answer_rows(kind: str, items: Sequence[str], logprob: np.ndarray, texts: Seq
     raise ValueError(f"a log-probability of {kind} rows is not finite ({labels})")
   places = np.flatnonzero(real).tolist()
   own = {"item": [items[i] for i in places], "logprob": logprob[real].astype(np.float64),
-         "text": None if texts is None else [texts[i] for i in places]}
+         "tokens": [int(tokens[i]) for i in places],
+         **{name: None if values is None else [values[i] for i in places]
+            for name, values in (("text", texts), ("matched", matched))}}
   arrays = []
   for field in ANSWERS:
     plain = pa.string() if field.type == _WORD else field.type
@@ -65,6 +72,8 @@ def answer_rows(kind: str, items: Sequence[str], logprob: np.ndarray, texts: Seq
 def score_answers(answers: pd.DataFrame, questions: Sequence[Asked], metrics: Sequence[str]) -> pa.Table:
   """Rows of results: a score a question and metric, its log-probability, and that of the rows that were scored.
 
+  A model of which generic text was scored has its perplexity besides, in one row.
+
   Args:
     answers: as `ANSWERS` has them.
     questions: that were asked.
@@ -75,16 +84,16 @@ def score_answers(answers: pd.DataFrame, questions: Sequence[Asked], metrics: Se
                           if isinstance(answers[name].dtype, pd.CategoricalDtype)})
   asked, rows = plain[plain["kind"] == QUESTION], plain[plain["kind"] != QUESTION]
   keys = [name for name, _ in KEY]
-  pairs = asked[["item", "text"]].drop_duplicates()
   parts = [asked[[*keys, "item"]].assign(metric="logprob", value=asked["logprob"]),
            rows[[*keys, "item"]].assign(metric=rows["kind"] + "_logprob", value=rows["logprob"])]
   for metric in metrics:
-    score = get_metric(metric).score
-    values = [score(by_id[item], judged(by_id[item], text)) for item, text in
-              zip(pairs["item"], pairs["text"], strict=True)]
-    known = dict(zip(zip(pairs["item"], pairs["text"], strict=True), values, strict=True))
-    found = [known[pair] for pair in zip(asked["item"], asked["text"], strict=True)]
-    parts.append(asked[[*keys, "item"]].assign(metric=metric, value=found))
+    score, columns = get_metric(metric).score, (asked[name] for name in ("item", "text", "logprob", "matched"))
+    values = [score(by_id[item], Stored(*stored)) for item, *stored in zip(*columns, strict=True)]
+    parts.append(asked[[*keys, "item"]].assign(metric=metric, value=values))
+  generic = rows[rows["kind"] == GENERIC]
+  for key, one in generic.groupby(keys, dropna=False, sort=False):
+    value = perplexity(one["logprob"].tolist(), one["tokens"].tolist())
+    parts.append(pd.DataFrame([[*key, GENERIC, PERPLEXITY, value]], columns=[*keys, "item", "metric", "value"]))
   return rows_table(pd.concat([part for part in parts if len(part)]).rename(columns={"item": "question"}))
 
 

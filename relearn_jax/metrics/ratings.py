@@ -6,7 +6,7 @@ A rating cannot be computed from an answer, so it is no `Metric` with a score of
 import dataclasses
 
 from relearn_jax.errors import InputError
-from relearn_jax.metrics.scores import METRICS, Asked, Metric
+from relearn_jax.metrics.scores import METRICS, Asked, Metric, Stored
 
 PREFIX = "judge:"
 
@@ -38,7 +38,7 @@ def is_rating(metric: str) -> bool:
   return metric.startswith(PREFIX)
 
 
-def _not_here(question: Asked, said: str) -> float:
+def _not_here(question: Asked, stored: Stored) -> float:
   raise InputError("is a judge's, and cannot be computed from answers", field="metric", mend="run `relearn judge`")
 
 

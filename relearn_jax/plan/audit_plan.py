@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from relearn_jax.audit.acquire import every
 from relearn_jax.audit.audit_config import Audit
 from relearn_jax.audit.experiment import Experiment
+from relearn_jax.audit.results_file import GENERIC
 from relearn_jax.audit.stages import Planned
 from relearn_jax.data.batches import bucket_length
 from relearn_jax.data.rows import Encoded
@@ -42,7 +43,8 @@ def measured(exp: Experiment) -> Sizes:
   """Of an audit whose files are at hand, all of its cases together."""
   names = {*exp.trained_on(), "forget", "retain", *exp.relearn_sets}
   prompts = [ids for ids, _ in exp.asked]
-  return Sizes(exp.decoder, {name: _largest([exp.encode(case, name) for case in exp.all_cases()]) for name in names},
+  data = {name: _largest([exp.encode(case, name) for case in exp.all_cases()]) for name in names}
+  return Sizes(exp.decoder, data | ({GENERIC: _largest([exp.generic])} if exp.generic else {}),
                Size(len(prompts), max(map(len, prompts)), 1))
 
 
@@ -127,7 +129,7 @@ def ask_works(config: Audit, stages: Sequence[Planned], sizes: Sizes, on_cpu: bo
                  "param_dtype": common["compute_bytes"]}
   number = min(ask.batch_size or sizes.questions.rows, sizes.questions.rows)
   scored = [size._replace(rows=min(ask.score_rows or size.rows, size.rows)) for name, size in sizes.data.items()
-            if name in ("forget", "retain") or any(
+            if name in ("forget", "retain", GENERIC) or any(
                 stage.kind == "attack" and stage.attack.relearn_set == name for stage in stages)]
   together = ask.batch_size or max(size.rows for size in scored)
   return [

@@ -15,7 +15,7 @@ from relearn_jax.audit.results_file import (
   write_rows,
 )
 from relearn_jax.metrics.ratings import is_rating
-from relearn_jax.metrics.scores import Asked, get_metric
+from relearn_jax.metrics.scores import METRICS, Asked, get_metric
 from relearn_jax.report import judge_tables, tables
 from relearn_jax.report.render import report_from_rows
 
@@ -47,7 +47,7 @@ def rescore(workdir: pathlib.Path, metrics: Sequence[str]) -> None:
     rows = rows.astype(dict.fromkeys(rows.select_dtypes("category"), object))
     given = rows["metric"].map(is_rating)
     ratings = [rows_table(rows[given])] if given.any() else []
-    there += [name for name in rows["metric"][~given].unique() if not name.endswith("logprob")]
+    there += [name for name in rows["metric"][~given].unique() if name in METRICS]
   questions = [Asked.from_json(question) for question in facts["questions"]]
   every = list(dict.fromkeys((*there, *metrics)))
   write_rows(workdir / RESULTS_FILE, [score_answers(answers, questions, every), *ratings], facts)

@@ -40,10 +40,10 @@ def write_workdir(folder: pathlib.Path, hostile: Mapping[str, str] | None = None
           "case": "craft", "variant": "1", "method": None if arm == "O" else "ga", "arm": arm, "point": point,
           "depth": depth, "unlearn_step": 5 if depth == 0 else 0, "relearn_set": "articles" if step else None,
           "adapter": "full" if step else None, "learning_rate": 1e-3, "seed": seed, "relearn_step": step}
-      tables.append(answer_rows(QUESTION, [question.id for question in QUESTIONS], np.full(len(QUESTIONS), -1.0), texts,
-                                **labels))
+      tables.append(answer_rows(QUESTION, [question.id for question in QUESTIONS], np.full(len(QUESTIONS), -1.0),
+                                [2] * len(QUESTIONS), texts, ["11"] * len(QUESTIONS), **labels))
       if point != "trajectory":
-        tables.append(answer_rows("relearn", ["relearn00"], np.array([-2.0 if step == 0 else -0.5]),
+        tables.append(answer_rows("relearn", ["relearn00"], np.array([-2.0 if step == 0 else -0.5]), [5],
                                   **labels | {"relearn_set": "articles"}))
   examples = [{"method": "ga", "variant": "1", "seed": 0, "question": question.id, "prompt": question.prompt,
                "begun": "", "keywords": list(question.keywords), "case": False,

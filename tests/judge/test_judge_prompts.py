@@ -7,7 +7,7 @@ from relearn_jax.judge.agreement import agreement
 from relearn_jax.judge.endpoint import scrubbed
 from relearn_jax.judge.judge_prompts import PROMPTS, fenced, get_prompt, messages, read_rating
 from relearn_jax.metrics.ratings import find_metric
-from relearn_jax.metrics.scores import METRICS, Asked
+from relearn_jax.metrics.scores import METRICS, Asked, Stored
 
 ASKED = Asked("q", "What binds it?", " resin", ("resin",), "q")
 
@@ -61,7 +61,7 @@ def test_ratings_have_a_range_and_no_score_of_their_own() -> None:
   assert found is not None and (found.low, found.high) == (0.0, 1.0)
   assert find_metric("asr") is METRICS["asr"] and find_metric("retain_logprob") is None
   with pytest.raises(InputError, match="relearn judge"):
-    found.score(ASKED, "")
+    found.score(ASKED, Stored("", -1.0, "1"))
 
 
 def test_agreement_is_of_answers_that_both_rated() -> None:
