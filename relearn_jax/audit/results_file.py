@@ -94,7 +94,11 @@ def score_answers(answers: pd.DataFrame, questions: Sequence[Asked], metrics: Se
   for key, one in generic.groupby(keys, dropna=False, sort=False):
     value = perplexity(one["logprob"].tolist(), one["tokens"].tolist())
     parts.append(pd.DataFrame([[*key, GENERIC, PERPLEXITY, value]], columns=[*keys, "item", "metric", "value"]))
-  frame = pd.concat([part for part in parts if len(part)]).rename(columns={"item": "question"})
+  return rows_table(pd.concat([part for part in parts if len(part)]).rename(columns={"item": "question"}))
+
+
+def rows_table(frame: pd.DataFrame) -> pa.Table:
+  """Rows of results from a frame with their columns as plain objects."""
   loose = pa.schema([(field.name, pa.string() if field.type == _WORD else field.type) for field in RESULTS])
   return pa.Table.from_pandas(frame[RESULTS.names], schema=loose, preserve_index=False).cast(RESULTS)
 

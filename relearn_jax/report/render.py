@@ -3,6 +3,7 @@
 import base64
 import json
 import pathlib
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,11 +14,24 @@ from relearn_jax.audit.results_file import RESULTS_FILE, read_rows
 from relearn_jax.audit.summary import summarize
 from relearn_jax.metrics.keyword import find_keyword
 from relearn_jax.parallel.processes import write_atomically
-from relearn_jax.report import figures, leak_findings, tables
+from relearn_jax.report import figures, judge_tables, leak_findings, tables
 
 STORY = ("A model memorised a secret, unlearned it, and was then finetuned on text in which the secret never occurs. "
          "If the secret comes back, more than it does in a model that never knew it and went through the same, it had "
          "only been suppressed.")
+SHOWN = 2000  # characters of what a model said; the whole stands in answers.parquet
+TURNING = frozenset(map(chr, (0x61C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))))
+
+
+def shown_text(text: str) -> str:
+  """What a model said, as it may stand in a report: it has an end, and what would turn text around is written out.
+
+  >>> shown_text("a\\u202eb")
+  'a⟨U+202E⟩b'
+  """
+  unseen = lambda c: c in TURNING or unicodedata.category(c) in ("Cc", "Zl", "Zp") and c not in "\n\t\r"
+  plain = "".join(f"⟨U+{ord(c):04X}⟩" if unseen(c) else c for c in text[:SHOWN])
+  return plain + (f"… ({len(text) - SHOWN} characters more)" if len(text) > SHOWN else "")
 
 
 def highlight(completion: str, begun: str, keywords: Sequence[str], case: bool = False) -> markupsafe.Markup:
@@ -88,7 +102,13 @@ def method_context(whole: dict[str, Any], facts: dict[str, Any], method: str,
       "search": tables.search_table(summary), "utility": tables.utility_table(summary),
       "selection": tables.selection_table(summary), "curves": tables.curve_table(summary),
       "figures": [(caption, _data(path), path) for caption, path in images],
-      "examples": [row for row in facts.get("examples", []) if row.get("method", method) == method]}
+      "examples": [_example(row) for row in facts.get("examples", []) if row.get("method", method) == method]}
+
+
+def _example(row: dict[str, Any]) -> dict[str, Any]:
+  """A question of the facts with what models said, as they are shown."""
+  said = {name: shown_text(text) for name, text in row["completions"].items()}
+  return row | {"prompt": shown_text(row["prompt"]), "completions": said}
 
 
 def context(whole: dict[str, Any], facts: dict[str, Any], folder: pathlib.Path) -> dict[str, Any]:
@@ -104,7 +124,8 @@ def context(whole: dict[str, Any], facts: dict[str, Any], folder: pathlib.Path) 
       "story": facts.get("story") or STORY, "step": tables.last_step(whole),
       "side_by_side": [tables.methods_table(whole, variant) for variant in next(iter(whole["verdicts"].values()))]
                       if several else [],
-      "methods_legend": tables.METHODS_LEGEND, "bars": bars and (bars[0], _data(bars[1]), bars[1]),
+      "methods_legend": tables.METHODS_LEGEND, "judges": judge_tables.every_table(whole),
+      "bars": bars and (bars[0], _data(bars[1]), bars[1]),
       "methods": [method_context(whole, facts, method, draw(method)) for method in whole["methods"]],
       "relearn_text": facts.get("relearn_text", {}), "provenance": provenance, "config": flat(facts.get("config", {})),
       "settings": facts.get("settings", {}), "leakage": leak_findings.gather(whole["leakage"]),
@@ -125,6 +146,8 @@ def markdown(shown: dict[str, Any], workdir: pathlib.Path) -> str:
     lines += [f"![{shown['bars'][0]}]({shown['bars'][2].relative_to(workdir)})", ""]
   for method in shown["methods"]:
     lines += _markdown_method(method, shown["several"], code, workdir)
+  if shown["judges"]:
+    lines += ["", "## Judges", ""] + [tables.markdown(table) for table in shown["judges"]]
   lines += ["", "## Leakage check", "", leak_findings.sentence(shown["leakage"]), ""]
   lines += [f"- {name}: {code(text)}" for name, text in shown["provenance"].items()]
   lines += leak_findings.markdown_lines(shown["leakage"], code)
