@@ -19,8 +19,8 @@ code: memorising and gradient ascent at 1e-5 with weight decay 0.01, 16 rows a s
 1e-5, 16 rows a step. `whp_relabel` and `whp_logits` have alpha 5, 3e-6 for the reinforced model and 1e-6 for
 unlearning, as Eldan and Russinovich (2023) report, who take 512 steps of some 8,000 tokens: here in rows of a sentence,
 and up to 200 steps, so that the three methods share their steps. How long the text is memorised was not published.
-Embedded: gradient ascent has the rate that the verbatim case's sweep chose, and the others are guesses, until
-`configs/sweep.py:whp_name` has been run.
+Embedded: unlearning by `configs/sweep.py:whp_name`, on other seeds and unlearned models alone; output in
+benchmarks/whp.md.
 """
 
 from relearn_jax.audit.audit_config import (
@@ -43,7 +43,7 @@ SCORES = ("answer_probability", "exact_memorization", "extraction_strength")
 KEEP_STEPS = (1, 2, 5, 10, 20, 40)
 EMBEDDED: dict[str, dict[str, float]] = {
     "ga": {"learning_rate": 1e-4}, "whp_relabel": {"learning_rate": 5e-4},
-    "whp_logits": {"learning_rate": 5e-4, "alpha": 5.0, "reinforce_learning_rate": 5e-4, "reinforce_steps": 40}}
+    "whp_logits": {"learning_rate": 2e-4, "alpha": 5.0, "reinforce_learning_rate": 5e-4, "reinforce_steps": 40}}
 FULL_SIZE: dict[str, dict[str, float]] = {
     "ga": {"learning_rate": 1e-5, "weight_decay": 0.01}, "whp_relabel": {"learning_rate": 1e-6},
     "whp_logits": {"learning_rate": 1e-6, "alpha": 5.0, "reinforce_learning_rate": 3e-6}}
