@@ -12,5 +12,5 @@ for part in "${parts[@]}"; do
   [[ "$part" == verbatim || "$part" == name ]] || { echo "expected verbatim or name, not $part" >&2; exit 2; }
   relearn sweep --config="$here/../configs/sweep.py:whp_$part" --workdir="$folder/sweep-$part"
   relearn audit --config="$here/../configs/whp_$part.py:embedded" --workdir="$folder/$part"
-  python "$here/cells.py" --all "$folder/$part"
+  python "$here/cells.py" --all --scores "$folder/$part"
 done
