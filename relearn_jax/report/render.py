@@ -116,6 +116,7 @@ def context(whole: dict[str, Any], facts: dict[str, Any], folder: pathlib.Path) 
       "side_by_side": [tables.methods_table(whole, variant) for variant in next(iter(whole["verdicts"].values()))]
                       if several else [],
       "methods_legend": tables.METHODS_LEGEND, "judges": judge_tables.every_table(whole),
+      "choices": tables.choices_table(whole),
       "methods": [method_context(whole, facts, method, draw(method)) for method in whole["methods"]],
       "relearn_text": facts.get("relearn_text", {}),
       "provenance": facts.get("provenance", ""), "config": flat(facts.get("config", {})),
@@ -135,6 +136,8 @@ def markdown(shown: dict[str, Any], workdir: pathlib.Path) -> str:
     lines += [tables.markdown(table), ""]
   for method in shown["methods"]:
     lines += _markdown_method(method, shown["several"], code, workdir)
+  if shown["choices"]:
+    lines += ["", "## Questions with options", "", tables.markdown(shown["choices"])]
   if shown["judges"]:
     lines += ["", "## Judges", ""] + [tables.markdown(table) for table in shown["judges"]]
   lines += ["", "## Leakage check", "", leak_findings.sentence(shown["leakage"]), ""]
