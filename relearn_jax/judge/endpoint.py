@@ -89,7 +89,7 @@ class Endpoint:
   """Calls of one model at temperature 0 with a seed; safe to use from several threads."""
 
   def __init__(self, model: str, base_url: str = OPENAI, *, seed: int = 0, timeout: float = 120.0,
-               retries: int = RETRIES):
+               retries: int = RETRIES, flag: str = "--judge"):
     """
     Args:
       model: as the endpoint calls it; one that is pinned to a date, where there is such a name.
@@ -97,6 +97,7 @@ class Endpoint:
       seed: sent with each request; endpoints that know no seed ignore it.
       timeout: seconds of a try.
       retries: tries after the first.
+      flag: where the model was set, for messages.
 
     Raises:
       InputError: the client is not installed, the address is none, or there is no key.
@@ -104,7 +105,7 @@ class Endpoint:
     try:
       import openai
     except ImportError:
-      raise InputError("needs the openai client", field="--judge",
+      raise InputError("needs the openai client", field=flag,
                        mend="pip install 'relearn_jax[judge]'") from None
     self._key = os.environ.get(KEY, "")
     check_url(base_url, self._key)
@@ -112,7 +113,7 @@ class Endpoint:
       raise InputError("is not set, and the endpoint wants a key", field=KEY,
                        mend="set it in the environment, or give another --base_url")
     self.model, self.base_url, self.seed = model, base_url.rstrip("/"), seed
-    self._openai = openai
+    self._openai, self._flag = openai, flag
     # The placeholder is what a server without keys is sent; the client insists on one.
     self._client = openai.OpenAI(api_key=self._key or "none", base_url=self.base_url, timeout=timeout,
                                  max_retries=retries)
@@ -147,8 +148,8 @@ class Endpoint:
     else:
       return self._read(done)
     if status in REFUSED:
-      raise InputError(f"was refused by {self.base_url} (HTTP {status}: {said})", field="--judge",
-                       mend=f"look at --judge, --base_url and {KEY}")
+      raise InputError(f"was refused by {self.base_url} (HTTP {status}: {said})", field=self._flag,
+                       mend=f"look at {self._flag}, --base_url and {KEY}")
     return Reply(problem=f"HTTP {status}")
 
   def _read(self, done: Any) -> Reply:

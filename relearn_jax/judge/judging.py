@@ -78,14 +78,23 @@ def open_judge(settings: JudgeSettings) -> tuple[Endpoint | LocalJudge, str]:
   if not (0 < settings.timeout < float("inf") and settings.batch_size > 0):
     raise InputError(f"are {settings.timeout} and {settings.batch_size}", field="--timeout, --batch_size",
                      mend="expected positive numbers")
-  kind, _, model = settings.judge.partition(":")
+  judge = open_model(settings.judge, settings.base_url, settings.seed, settings.timeout, settings.batch_size)
+  return judge, settings.name or pathlib.PurePath(settings.judge.partition(":")[2]).name
+
+
+def open_model(text: str, base_url: str, seed: int, timeout: float, batch_size: int, flag: str = "--judge"
+               ) -> Endpoint | LocalJudge:
+  """A model that is asked in words: "openai:MODEL" behind an endpoint, or "local:FOLDER".
+
+  Raises:
+    InputError: there is none of that kind; `flag` is where it was set.
+  """
+  kind, _, model = text.partition(":")
   if kind not in ("openai", "local") or not model:
-    raise InputError(f"is {settings.judge!r}", field="--judge",
-                     mend="expected openai:MODEL (behind --base_url), or local:FOLDER")
-  name = settings.name or pathlib.PurePath(model).name
+    raise InputError(f"is {text!r}", field=flag, mend="expected openai:MODEL (behind --base_url), or local:FOLDER")
   if kind == "openai":
-    return Endpoint(model, settings.base_url, seed=settings.seed, timeout=settings.timeout), name
-  return LocalJudge(str(pathlib.Path(model).expanduser()) if "~" in model else model, settings.batch_size), name
+    return Endpoint(model, base_url, seed=seed, timeout=timeout, flag=flag)
+  return LocalJudge(str(pathlib.Path(model).expanduser()) if "~" in model else model, batch_size)
 
 
 def judge_workdir(workdir: pathlib.Path, settings: JudgeSettings, cache: pathlib.Path) -> str:

@@ -142,12 +142,12 @@ def open_cache(folder: pathlib.Path) -> Any:
   return diskcache.Cache(str(folder), disk=diskcache.JSONDisk)
 
 
-def all_replies(judge: Any, asked: Sequence[tuple[str, str]], places: Sequence[int], limits: Limits
-                ) -> Iterator[tuple[int, Reply]]:
+def all_replies(judge: Any, asked: Sequence[tuple[str, str]], places: Sequence[int], limits: Limits,
+                doing: str = "judge", unit: str = "answer") -> Iterator[tuple[int, Reply]]:
   """The replies to the questions at some places, with a bar; `judge` is an `Endpoint` or a `LocalJudge`."""
   some = [asked[place] for place in places]
   found = endpoint_replies(judge, some, limits) if isinstance(judge, Endpoint) else judge.replies(some)
-  with progress(len(some), "judge", "answer") as bar:
+  with progress(len(some), doing, unit) as bar:
     for number, reply in found:
       bar.update(1)
       yield places[number], reply

@@ -34,7 +34,8 @@ def test_a_control_set_has_as_many_rows_of_as_many_tokens(kind: str) -> None:
     assert ours.complete == theirs.complete and ours != theirs
     for field in ("prompt", "text"):
       assert STOCK.count(getattr(ours, field)) == STOCK.count(getattr(theirs, field))
-  assert found == control_set(kind, SET, STOCK) and found.rows != control_set(kind, SET, STOCK, seed=1).rows
+  other = {control_set(kind, SET, STOCK, seed=seed).rows for seed in range(4)}
+  assert found == control_set(kind, SET, STOCK) and (len(other) > 1) == (kind != "unrelated")  # it has one text
   letters = dataclasses.replace(STOCK, count=len)  # tokens that words do not end with: never more of them
   for ours, theirs in zip(control_set(kind, SET, letters).rows, ROWS, strict=True):
     assert 0.6 * len(whole(theirs)) < len(whole(ours)) <= len(whole(theirs))

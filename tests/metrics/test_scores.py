@@ -100,8 +100,8 @@ def test_one_pass_over_each_bucket_of_a_set_gives_all_likelihood_scores() -> Non
   assert sorted(calls) == ["ask"] * 2 + ["utility"] * 3
   assert got.retain_tokens.tolist() == [[length - 3 for length in lengths]] * 2
   for run, weights in enumerate((params(), params(1))):
-    padded = lambda ids: np.array([ids + [0] * (48 - len(ids))])
-    logits = lambda ids, weights=weights: np.asarray(forward(weights, padded(ids)))[0, :len(ids)]
+    logits = lambda ids, weights=weights: np.asarray(
+        forward(weights, np.array([ids + [0] * (48 - len(ids))])))[0, :len(ids)]
     for number, (prompt, answer) in enumerate(asked):
       found = log_softmax(logits([*prompt, *answer])[len(prompt) - 1:-1])
       assert got.matched[run][number] == "".join(
