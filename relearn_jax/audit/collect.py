@@ -16,6 +16,7 @@ from relearn_jax.audit.interview import ROWS, Answers
 from relearn_jax.audit.results_file import GENERIC, QUESTION, answer_rows
 from relearn_jax.audit.stages import Planned
 from relearn_jax.audit.unlearning import curves_of, resolved, unlearned_points
+from relearn_jax.metrics.choices import LETTER, OPTION
 
 
 @dataclasses.dataclass
@@ -64,7 +65,7 @@ def answer_tables(exp: Experiment, found: Found) -> list[pa.Table]:
             "point": "relearned", "relearn_step": step, "relearn_set": cell.attack.relearn_set,
             "adapter": cell.attack.trained, "learning_rate": cell.attack.learning_rate})
         continue
-      for key, kinds, name in (((cell.point,), (QUESTION, "retain", "forget", GENERIC), None),
+      for key, kinds, name in (((cell.point,), (QUESTION, "retain", "forget", GENERIC, LETTER, OPTION), None),
                                ((cell.point, cell.attack.relearn_set), ("relearn",), cell.attack.relearn_set)):
         if key not in before:
           before.add(key)

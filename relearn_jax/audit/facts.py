@@ -90,6 +90,7 @@ def make_facts(exp: Experiment, found: Found, digests: Mapping[str, str] | None,
     control = "control, given and " + ("not unlearned" if loaded else "unlearned too")
   return {
       "metric": exp.first.metric, "questions": [dataclasses.asdict(question) for question in exp.questions],
+      "choices": [dataclasses.asdict(choice) for choice in exp.choices],
       "methods": [method.name for method in found.methods] or [arms.method], "variants": list(reversed(first)),
       "loaded": loaded, "leakage": leakage_facts(exp), "examples": examples(exp, found),
       "relearn_text": {variant: _lines(case.relearn_set(exp.relearn_sets[0]).rows)

@@ -16,6 +16,7 @@ from relearn_jax.data.batches import RowBatch, bucketize
 from relearn_jax.data.tokens import completion_text
 from relearn_jax.errors import InputError
 from relearn_jax.generation.decode import decode, prefill, score_answers
+from relearn_jax.metrics.choices import LETTER, OPTION
 from relearn_jax.models.model import Model, Params, whole
 from relearn_jax.objectives.core import TokenRows, reduce_tokens
 from relearn_jax.parallel.mesh import lay_out, map_runs, padded_runs, replicated, shard_rows, to_host, weight_shardings
@@ -23,7 +24,7 @@ from relearn_jax.parallel.processes import agree, write_atomically
 from relearn_jax.training.step import NOTHING, Frozen, model_outputs
 
 SHORT = (64,)  # tokens; longer rows that are scored are padded to multiples of it
-ROWS = ("retain", "forget", "relearn", "generic")  # of which log-probabilities may be scored
+ROWS = ("retain", "forget", "relearn", "generic", LETTER, OPTION)  # of which log-probabilities may be scored
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,9 +39,9 @@ class Answers:
     matched: for each token of the answer "1" where it is the model's first choice after the prompt and the answer's
       tokens before it, and "0" where it is not, `[R, Q]`.
     finite: whether everything here is, and the logits that tokens were generated from, `[R]`. Where it is not,
-      nothing of the run is an answer; where it is, NaN in the next four says that there is no such row.
-    retain, forget, relearn, generic: mean token log-probability of each row of these data sets, NaN where a run has
-      fewer, `[R, S]`; None: they were not asked for.
+      nothing of the run is an answer; where it is, NaN in the next six says that there is no such row.
+    retain, forget, relearn, generic, letter, option: mean token log-probability of each row of these data sets, NaN
+      where a run has fewer, `[R, S]`; None: they were not asked for.
     retain_tokens, ...: how many tokens that is the mean of, `[R, S]`.
   """
 
@@ -54,10 +55,14 @@ class Answers:
   forget: np.ndarray | None = None
   relearn: np.ndarray | None = None
   generic: np.ndarray | None = None
+  letter: np.ndarray | None = None
+  option: np.ndarray | None = None
   retain_tokens: np.ndarray | None = None
   forget_tokens: np.ndarray | None = None
   relearn_tokens: np.ndarray | None = None
   generic_tokens: np.ndarray | None = None
+  letter_tokens: np.ndarray | None = None
+  option_tokens: np.ndarray | None = None
 
 
 def finite_by_name(answers: Answers) -> dict[str, bool]:

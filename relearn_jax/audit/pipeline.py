@@ -109,7 +109,7 @@ def write_results(exp: Experiment, found: Found, digests: Any, seconds: Any) -> 
   write_rows(exp.workdir / ANSWERS_FILE, answers, facts)
   frame: pd.DataFrame = pa.concat_tables(answers).unify_dictionaries().to_pandas()
   metrics = list(dict.fromkeys((exp.first.metric, *exp.config.ask.metrics)))
-  write_rows(exp.workdir / RESULTS_FILE, [score_answers(frame, exp.questions, metrics)], facts)
+  write_rows(exp.workdir / RESULTS_FILE, [score_answers(frame, exp.questions, metrics, exp.choices)], facts)
 
 
 def open_experiment(exp: Experiment, cache: pathlib.Path, mesh: Mesh, clock: Clock, most: int) -> None:

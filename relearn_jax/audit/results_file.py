@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from relearn_jax.errors import InputError
+from relearn_jax.metrics.choices import LETTER, OPTION, Options, choice_scores
 from relearn_jax.metrics.scores import PERPLEXITY, Asked, Stored, get_metric, perplexity
 from relearn_jax.parallel.processes import write_atomically
 
@@ -37,7 +38,7 @@ def answer_rows(kind: str, items: Sequence[str], logprob: np.ndarray, tokens: Se
   """Answers of one model.
 
   Args:
-    kind: "question", or which rows were scored: "retain", "forget", "relearn" or "generic".
+    kind: "question", or which rows were scored, of `interview.ROWS`.
     items: ids of the questions or rows.
     logprob: of the answer, or of a token of the row, `[len(items)]`.
     tokens: how many tokens were scored of each.
@@ -69,15 +70,18 @@ def answer_rows(kind: str, items: Sequence[str], logprob: np.ndarray, tokens: Se
   return pa.Table.from_arrays(arrays, schema=ANSWERS)
 
 
-def score_answers(answers: pd.DataFrame, questions: Sequence[Asked], metrics: Sequence[str]) -> pa.Table:
+def score_answers(answers: pd.DataFrame, questions: Sequence[Asked], metrics: Sequence[str],
+                  choices: Sequence[Options] = ()) -> pa.Table:
   """Rows of results: a score a question and metric, its log-probability, and that of the rows that were scored.
 
-  A model of which generic text was scored has its perplexity besides, in one row.
+  A model of which generic text was scored has its perplexity besides, in one row; one of which options were scored has
+  a row for each of their questions, by letter and in full.
 
   Args:
     answers: as `ANSWERS` has them.
     questions: that were asked.
     metrics: keys of `metrics.scores.METRICS`.
+    choices: questions with options whose likelihoods stand among the answers.
   """
   by_id = {question.id: question for question in questions}
   plain = answers.astype({name: object for name in answers.columns
@@ -94,6 +98,11 @@ def score_answers(answers: pd.DataFrame, questions: Sequence[Asked], metrics: Se
   for key, one in generic.groupby(keys, dropna=False, sort=False):
     value = perplexity(one["logprob"].tolist(), one["tokens"].tolist())
     parts.append(pd.DataFrame([[*key, GENERIC, PERPLEXITY, value]], columns=[*keys, "item", "metric", "value"]))
+  for kind in (LETTER, OPTION) if choices else ():
+    for key, one in rows[rows["kind"] == kind].groupby(keys, dropna=False, sort=False):
+      values = choice_scores(one["logprob"].to_numpy(), choices)
+      parts.append(pd.DataFrame([[*key, choice.id, f"choice_{kind}", value] for choice, value in
+                                 zip(choices, values, strict=True)], columns=[*keys, "item", "metric", "value"]))
   return rows_table(pd.concat([part for part in parts if len(part)]).rename(columns={"item": "question"}))
 
 
