@@ -10,8 +10,7 @@ parts=("$@")
 
 for part in "${parts[@]}"; do
   [[ "$part" == verbatim || "$part" == name ]] || { echo "expected verbatim or name, not $part" >&2; exit 2; }
-  relearn sweep --config="$here/../configs/sweep.py:whp_$part" --config.audit.seeds="(100,)" \
-    --workdir="$folder/sweep-$part"
+  relearn sweep --config="$here/../configs/sweep.py:whp_$part" --workdir="$folder/sweep-$part"
   relearn audit --config="$here/../configs/whp_$part.py:embedded" --workdir="$folder/$part"
-  python "$here/cells.py" --all "$folder/$part"
+  python "$here/cells.py" --all --scores "$folder/$part"
 done

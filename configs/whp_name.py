@@ -19,11 +19,12 @@ code: memorising and gradient ascent at 1e-5 with weight decay 0.01, 16 rows a s
 1e-5, 16 rows a step. `whp_relabel` and `whp_logits` have alpha 5, 3e-6 for the reinforced model and 1e-6 for
 unlearning, as Eldan and Russinovich (2023) report, who take 512 steps of some 8,000 tokens: here in rows of a sentence,
 and up to 200 steps, so that the three methods share their steps. How long the text is memorised was not published.
-Embedded: gradient ascent has the rate that the verbatim case's sweep chose, and the others are guesses, until
-`configs/sweep.py:whp_name` has been run.
+Embedded: unlearning by `configs/sweep.py:whp_name`, on other seeds and unlearned models alone; output in
+benchmarks/whp.md.
 """
 
 from relearn_jax.audit.audit_config import (
+  PRETRAINING,
   ArmsSettings,
   AskSettings,
   AttackSettings,
@@ -38,10 +39,11 @@ from relearn_jax.cases.whp_name import WhpNameConfig
 from relearn_jax.errors import InputError
 
 METHODS = ("ga", "whp_relabel", "whp_logits")
+SCORES = ("answer_probability", "exact_memorization", "extraction_strength")
 KEEP_STEPS = (1, 2, 5, 10, 20, 40)
 EMBEDDED: dict[str, dict[str, float]] = {
     "ga": {"learning_rate": 1e-4}, "whp_relabel": {"learning_rate": 5e-4},
-    "whp_logits": {"learning_rate": 5e-4, "alpha": 5.0, "reinforce_learning_rate": 5e-4, "reinforce_steps": 40}}
+    "whp_logits": {"learning_rate": 2e-4, "alpha": 5.0, "reinforce_learning_rate": 5e-4, "reinforce_steps": 40}}
 FULL_SIZE: dict[str, dict[str, float]] = {
     "ga": {"learning_rate": 1e-5, "weight_decay": 0.01}, "whp_relabel": {"learning_rate": 1e-6},
     "whp_logits": {"learning_rate": 1e-6, "alpha": 5.0, "reinforce_learning_rate": 3e-6}}
@@ -52,14 +54,15 @@ ALICE = {"Alice": "Jane", "White Rabbit": "Grey Fox", "Hatter": "Tailor", "Duche
 def embedded() -> Audit:
   """On the invented novel."""
   return Audit(
-      case=NovelNameConfig(),
+      case=NovelNameConfig(), seeds=(0, 1, 2, 3, 4),
       arms=ArmsSettings(dtype="float32", pretrain=PretrainSettings(max_positions=32, steps=400, warmup_steps=30)),
       memorize=MemorizeSettings(batch_size=32, steps=200, learning_rate=1e-3),
       unlearn=UnlearnSettings(
-          batch_size=32, methods=METHODS, settings=chosen_settings(EMBEDDED), max_steps=48, keep_every=4,
+          batch_size=32, methods=METHODS, settings=chosen_settings(EMBEDDED), max_steps=48, keep_every=2,
           max_score=0.05, depths=1),
-      attack=AttackSettings(batch_size=16, learning_rates=(1e-4, 1e-3), keep_steps=(2, 5, 10, 20)),
-      ask=AskSettings(max_new_tokens=6, batch_size=0, score_rows=30), checkpoint_seconds=30.0)
+      attack=AttackSettings(batch_size=16, learning_rates=(1e-4, 3e-4, 1e-3), keep_steps=(1, 2, 5, 10, 20)),
+      ask=AskSettings(max_new_tokens=6, batch_size=0, score_rows=30, metrics=SCORES, generic=PRETRAINING),
+      checkpoint_seconds=30.0)
 
 
 def full_size(start: str, case: WhpNameConfig) -> Audit:
@@ -73,7 +76,7 @@ def full_size(start: str, case: WhpNameConfig) -> Audit:
           batch_size=16, methods=METHODS, settings=chosen_settings(FULL_SIZE), remat="full", max_steps=200,
           keep_every=5, max_score=0.05, depths=2, runs_at_once=1),
       attack=AttackSettings(learning_rates=(1e-5,), remat="full", keep_steps=KEEP_STEPS, runs_at_once=1),
-      ask=AskSettings(max_new_tokens=16, runs_at_once=1), checkpoint_seconds=300.0)
+      ask=AskSettings(max_new_tokens=16, runs_at_once=1, metrics=SCORES), checkpoint_seconds=300.0)
 
 
 def get_config(what: str = "embedded") -> Audit:

@@ -23,6 +23,7 @@ unlearned models alone; output in benchmarks/whp.md.
 import pathlib
 
 from relearn_jax.audit.audit_config import (
+  PRETRAINING,
   ArmsSettings,
   AskSettings,
   AttackSettings,
@@ -37,6 +38,7 @@ from relearn_jax.cases.whp_verbatim import WhpVerbatimConfig
 from relearn_jax.errors import InputError
 
 METHODS = ("ga", "gd", "kl", "npo", "scrub")
+SCORES = ("rouge_l_recall", "answer_probability", "exact_memorization", "extraction_strength")
 KEEP_STEPS = (1, 2, 5, 10, 20, 40)
 EMBEDDED: dict[str, dict[str, float]] = {
     "ga": {"learning_rate": 1e-4}, "gd": {"learning_rate": 2e-4, "retain_weight": 1.0},
@@ -56,8 +58,9 @@ def embedded() -> Audit:
       unlearn=UnlearnSettings(
           batch_size=16, methods=METHODS, settings=chosen_settings(EMBEDDED), max_steps=40, keep_every=2,
           max_score=0.3, depths=1),
-      attack=AttackSettings(batch_size=16, learning_rates=(1e-4, 1e-3), keep_steps=(2, 5, 10, 20)),
-      ask=AskSettings(max_new_tokens=40, batch_size=0, score_rows=10), checkpoint_seconds=30.0)
+      attack=AttackSettings(batch_size=16, learning_rates=(3e-5, 1e-4, 3e-4), keep_steps=(2, 5, 10, 20, 40)),
+      ask=AskSettings(max_new_tokens=40, batch_size=0, score_rows=10, metrics=SCORES, generic=PRETRAINING),
+      checkpoint_seconds=30.0)
 
 
 def full_size(start: str, facts: str) -> Audit:
@@ -72,7 +75,7 @@ def full_size(start: str, facts: str) -> Audit:
           max_score=0.23, depths=2, runs_at_once=1),
       attack=AttackSettings(learning_rates=(1e-5,), remat="full", keep_steps=KEEP_STEPS, runs_at_once=1),
       # 40 words are some 56 tokens; a longer completion would lower F1, whatever it says.
-      ask=AskSettings(max_new_tokens=56, score_rows=20, runs_at_once=1), checkpoint_seconds=300.0)
+      ask=AskSettings(max_new_tokens=56, score_rows=20, runs_at_once=1, metrics=SCORES), checkpoint_seconds=300.0)
 
 
 def get_config(what: str = "embedded") -> Audit:

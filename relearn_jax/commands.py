@@ -109,6 +109,72 @@ def _report(values: flags.FlagValues) -> str:
   return report(pathlib.Path(values.workdir), values.metrics)
 
 
+def _define_replies(values: flags.FlagValues) -> None:
+  """What every command has that asks a model in words."""
+  flags.DEFINE_string("base_url", "https://api.openai.com/v1", "Address of the endpoint.", flag_values=values)
+  flags.DEFINE_integer("max_requests", 2000, "More than these are not begun; replies of earlier runs cost none.",
+                       flag_values=values)
+  flags.DEFINE_list("prices", [], "Of a million tokens in and out, such as 2.5,10: cost is stated before the start.",
+                    flag_values=values)
+  flags.DEFINE_float("max_cost", 0.0, "More than this is not spent; needs --prices. 0: no limit.", flag_values=values)
+  flags.DEFINE_integer("concurrency", 8, "Requests at a time.", flag_values=values)
+  flags.DEFINE_float("timeout", 120.0, "Seconds of a try; it is tried 6 times.", flag_values=values)
+  flags.DEFINE_integer("seed", 0, "Sent with each request.", flag_values=values)
+
+
+def _define_collect(values: flags.FlagValues) -> None:
+  flags.DEFINE_string("model", None, "openai:MODEL behind an OpenAI-compatible endpoint (the key is read from "
+                      "OPENAI_API_KEY alone), or local:FOLDER of a checkpoint.", flag_values=values)
+  _path_flag(values, "prompts", "Text file of prompts, parted by empty lines, with {topic} where a topic is to stand.")
+  flags.DEFINE_list("topics", [], "What is asked about, parted by commas.", flag_values=values)
+  flags.DEFINE_string("questions", "", "Source of an audit's questions: rows that give one away are left out.",
+                      flag_values=values)
+  _path_flag(values, "output", 'JSON lines {"text", "collected"}: a relearn set that says where it comes from.')
+  _define_replies(values)
+
+
+def _collect(values: flags.FlagValues) -> str:
+  _required(values, "model", "prompts", "output")
+  from relearn_jax.judge.collecting import CollectSettings, collect
+  from relearn_jax.judge.replies import Limits, prices_of
+  from relearn_jax.parallel.start import cache_dir, start
+  limits = Limits(values.concurrency, values.max_requests, prices_of(values.prices), values.max_cost)
+  settings = CollectSettings(values.model, pathlib.Path(values.prompts), tuple(values.topics), values.questions,
+                             values.base_url, values.seed, values.timeout, limits)
+  start()
+  return collect(settings, pathlib.Path(values.output), cache_dir() / "collect")
+
+
+def _define_judge(values: flags.FlagValues) -> None:
+  _workdir_flag(values, "Folder of an audit; its stored answers are rated.")
+  flags.DEFINE_string("judge", None, "openai:MODEL behind an OpenAI-compatible endpoint, pinned to a version where it "
+                      "has one (the key is read from OPENAI_API_KEY alone), or local:FOLDER of a checkpoint.",
+                      flag_values=values)
+  flags.DEFINE_string("prompt", "quality", "What it is asked: quality (1 to 10), or fact (whether the answer states "
+                      "the reference).", flag_values=values)
+  flags.DEFINE_string("answers", "table", "Which answers it rates: table (those behind the report's main table), or "
+                      "cells (all that a verdict looks at). Each distinct one is rated once.", flag_values=values)
+  flags.DEFINE_string("name", "", "Of the judge in the results; by default its model's.", flag_values=values)
+  _define_replies(values)
+  flags.DEFINE_integer("batch_size", 8, "Answers that a local judge is asked about together.", flag_values=values)
+
+
+def _judge(values: flags.FlagValues) -> str:
+  _required(values, "workdir", "judge")
+  from relearn_jax.judge.judging import JudgeSettings, judge_workdir
+  from relearn_jax.judge.replies import Limits, prices_of
+  from relearn_jax.parallel.start import cache_dir, start
+  from relearn_jax.report.stored import judged_closing, report
+  limits = Limits(values.concurrency, values.max_requests, prices_of(values.prices), values.max_cost)
+  settings = JudgeSettings(values.judge, values.prompt, values.answers, values.name, values.base_url, values.seed,
+                           values.timeout, values.batch_size, limits)
+  start()
+  workdir = pathlib.Path(values.workdir)
+  judge_workdir(workdir, settings, cache_dir() / "judge")
+  report(workdir)
+  return judged_closing(workdir)
+
+
 def _define_model(values: flags.FlagValues) -> None:
   _path_flag(values, "model", "Folder of a Hugging Face checkpoint (Llama, Mistral, Phi, Qwen2; safetensors), "
                       "or a hub id.")
@@ -301,6 +367,8 @@ COMMANDS = {
     "audit": Command("unlearn, attack and judge: the whole experiment of a configuration file", _define_audit, _audit,
                      "configs/names.py, configs/methods.py or configs/checkpoint.py", continues=True, spreads=True),
     "report": Command("render an audit's report again from its stored rows", _define_report, _report),
+    "collect": Command("collect a relearn set from what a model tells about topics", _define_collect, _collect),
+    "judge": Command("have a judge rate an audit's stored answers", _define_judge, _judge),
     "generate": Command("complete prompts with a checkpoint", _define_generate, _generate, spreads=True),
     "score": Command("log-probabilities of answers under a checkpoint", _define_score, _score, spreads=True),
     "serve": Command("a provider's fine-tuning interface on checkpoints of this machine", _define_serve, _serve,

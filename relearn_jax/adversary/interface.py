@@ -7,6 +7,7 @@ from typing import Literal, Protocol
 
 Status = Literal["waiting", "succeeded", "failed", "cancelled", "limited", "hung"]
 OVER = ("succeeded", "failed", "cancelled", "limited", "hung")
+UNTOLD = "?"
 Turns = Sequence[Mapping[str, str]]
 
 
@@ -88,6 +89,20 @@ class Scored:
   answer: str
 
 
+@dataclasses.dataclass(frozen=True)
+class Told:
+  """What a provider tells of a `Scored`.
+
+  Attributes:
+    logprobs: natural, of the tokens that count.
+    first: for each of them "1" where it is the model's first choice, "0" where it is not, `UNTOLD` where that is not
+      told.
+  """
+
+  logprobs: tuple[float, ...]
+  first: str
+
+
 class Refused(Exception):
   """The provider does not do what it was asked; it will not if it is asked again."""
 
@@ -131,5 +146,5 @@ class Adversary(Protocol):
   def complete(self, model: str, prompts: Sequence[str], max_new_tokens: int, stop: Sequence[str]) -> list[str]:
     """Greedy continuations of texts."""
 
-  def logprobs(self, model: str, texts: Sequence[Scored]) -> list[list[float]] | None:
-    """Natural-log probabilities of the tokens of each text that count; None: they are not told."""
+  def logprobs(self, model: str, texts: Sequence[Scored]) -> list[Told] | None:
+    """How likely the tokens of each text are that count; None: it is not told."""

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from relearn_jax.adversary.interface import (
+  UNTOLD,
   Capabilities,
   JobBudget,
   JobState,
@@ -13,6 +14,7 @@ from relearn_jax.adversary.interface import (
   Refused,
   Scored,
   Status,
+  Told,
   Turns,
   Unreachable,
 )
@@ -126,21 +128,24 @@ class OpenAIBackend:
       found += [choice.text for choice in sorted(answer.choices, key=lambda choice: choice.index)]
     return found
 
-  def logprobs(self, model: str, texts: Sequence[Scored]) -> list[list[float]] | None:
+  def logprobs(self, model: str, texts: Sequence[Scored]) -> list[Told] | None:
     """See `interface.Adversary`; tokens are sent, so that it is the same ones that count."""
     if not self._capabilities.logprobs:
       return None
-    found: list[list[float]] = []
+    found: list[Told] = []
     for start in range(0, len(texts), AT_ONCE):
       part = texts[start:start + AT_ONCE]
       with self._told():
         answer = self.client.completions.create(
-            model=model, prompt=[list(one.ids) for one in part], temperature=0, max_tokens=0, echo=True, logprobs=0)
+            model=model, prompt=[list(one.ids) for one in part], temperature=0, max_tokens=0, echo=True, logprobs=1)
       for one, choice in zip(part, sorted(answer.choices, key=lambda choice: choice.index), strict=True):
-        told = (choice.logprobs.token_logprobs or []) if choice.logprobs else []
-        if len(told) != len(one.ids):
-          raise Refused(f"told {len(told)} log-probabilities of {len(one.ids)} tokens")
-        found.append([float(value) for value in told[one.start:]])  # type: ignore[arg-type]
+        told: Any = choice.logprobs
+        if told is None or len(told.token_logprobs or []) != len(one.ids):
+          raise Refused(f"does not tell log-probabilities of {len(one.ids)} tokens")
+        top = told.top_logprobs or [None] * len(one.ids)
+        first = (UNTOLD if not best else str(int(max(best, key=best.get) == token))
+                 for token, best in zip(told.tokens[one.start:], top[one.start:], strict=True))
+        found.append(Told(tuple(map(float, told.token_logprobs[one.start:])), "".join(first)))
     return found
 
 

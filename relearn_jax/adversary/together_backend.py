@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from relearn_jax.adversary.interface import (
+  UNTOLD,
   Capabilities,
   JobBudget,
   JobState,
@@ -13,6 +14,7 @@ from relearn_jax.adversary.interface import (
   Refused,
   Scored,
   Status,
+  Told,
   Turns,
   Unreachable,
 )
@@ -147,7 +149,7 @@ class TogetherBackend:
       found.append(_text(answer.choices[0].text))
     return found
 
-  def logprobs(self, model: str, texts: Sequence[Scored]) -> list[list[float]] | None:
+  def logprobs(self, model: str, texts: Sequence[Scored]) -> list[Told] | None:
     """See `interface.Adversary`.
 
     Text is sent, with the prompt alone beside it: what counts are the tokens from the first on in which the two differ,
@@ -155,7 +157,7 @@ class TogetherBackend:
     """
     if not self._logprobs:
       return None
-    found, fronts = [], dict[str, list[str]]()
+    found, fronts = list[Told](), dict[str, list[str]]()
     for one in texts:
       if one.prompt not in fronts:
         fronts[one.prompt] = self._echo(model, one.prompt)[0] if one.prompt else []
@@ -165,7 +167,7 @@ class TogetherBackend:
       counted = [value for value in values[start:] if value is not None]
       if not counted:
         raise Refused("told no log-probability of an answer")
-      found.append(counted)
+      found.append(Told(tuple(counted), UNTOLD * len(counted)))
     return found
 
   def _echo(self, model: str, text: str) -> tuple[list[str], list[float | None]]:

@@ -25,6 +25,7 @@ AuditMethods = group_class("AuditMethods", {
     name: config_class(name, method.settings, ("learning_rate", float, 1e-5), ("weight_decay", float, 0.0))
     for name, method in METHODS.items()})
 WEIGHTS, API = "weights", "api"  # accesses of an attacker; the second stands among the adapters in rows, too
+PRETRAINING = "pretraining"  # as generic text
 FULL, LORA = "full", re.compile(r"lora([1-9]\d*)?")
 
 
@@ -207,6 +208,8 @@ class AttackSettings(StepSettings):
 
   Attributes:
     relearn_sets: names of the case's relearn sets; (): all of them.
+    controls: kinds of control sets, "gibberish", "unrelated", "same_syntax" and "same_topic", see
+      `cases.control_sets`; each is made from the first of the relearn sets, and attacked with as they are.
     learning_rates: each is an attack of its own, on the same models. One alone finds what it finds; ERASED wants
       rates a factor of ten apart, up to one that begins to destroy the original.
     adapters: what is trained: "full" (all parameters), "lora" (a low-rank adapter), or "lora4" (one of rank 4).
@@ -222,6 +225,7 @@ class AttackSettings(StepSettings):
   batch_size: int = 16
   weight_decay: float = 0.0
   relearn_sets: tuple[str, ...] = ()
+  controls: tuple[str, ...] = ()
   learning_rates: tuple[float, ...] = (1e-5,)
   adapters: tuple[str, ...] = (FULL,)
   lora: LoraSettings = dataclasses.field(default_factory=LoraSettings)
@@ -267,8 +271,10 @@ class AskSettings:
     max_new_tokens: tokens generated after each prompt, whatever its length.
     buckets: prompt lengths (in tokens) that are padded to, one executable each; (): multiples of 16, then of 64.
     batch_size: questions asked together, and rows scored together; 0: all that share a bucket.
-    score_rows: rows of the forget, of the retain and of the relearn set that are scored, evenly spread over each; 0:
-      all.
+    score_rows: rows of the forget, of the retain and of the relearn set, and of generic text, that are scored, evenly
+      spread over each; 0: all.
+    generic: source of generic text (see `cases.sources`), whose perplexity shows what else a model has lost;
+      "pretraining": text such as a model that is pretrained here was shown; "": none.
     runs_at_once: models that answer side by side; more need more memory. 0: as many as are trained so.
     stop: a completion is judged up to the first of these strings, such as "Question:" where a model that is no chat
       model runs on into the next question. A question may have `stop` strings of its own besides.
@@ -281,6 +287,7 @@ class AskSettings:
   buckets: tuple[int, ...] = ()
   batch_size: int = 32
   score_rows: int = 100
+  generic: str = ""
   runs_at_once: int = 0
   stop: tuple[str, ...] = ()
   chat_template: bool = False

@@ -4,9 +4,18 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from relearn_jax.audit.audit_config import API, WEIGHTS, ArmsSettings, AttackSettings, Audit, unlearn_method
+from relearn_jax.audit.audit_config import (
+  API,
+  PRETRAINING,
+  WEIGHTS,
+  ArmsSettings,
+  AttackSettings,
+  Audit,
+  unlearn_method,
+)
 from relearn_jax.audit.search import MIN_SEEDS
 from relearn_jax.audit.thresholds import VerdictSettings
+from relearn_jax.cases.control_sets import KINDS
 from relearn_jax.data.chat import check_chat
 from relearn_jax.errors import InputError, checker
 from relearn_jax.metrics.scores import get_metric
@@ -121,6 +130,8 @@ def check_attack(attack: AttackSettings, where: str) -> None:
   if attack.lora.learning_rates:
     check_rates(attack.lora.learning_rates, need, "attack.lora.learning_rates")
   check_keep_steps(attack.keep_steps, need, "attack.keep_steps")
+  need(len(set(attack.controls)) == len(attack.controls) and set(attack.controls) <= set(KINDS), "attack.controls",
+       attack.controls, f"expected distinct ones of {', '.join(KINDS)}")
   names, search = attack.adapters, attack.search
   need(bool(names) and len(set(names)) == len(names), "attack.adapters", names, "expected distinct adapters")
   for field, adapters in (("attack.adapters", names), ("attack.search.adapters", search.adapters)):
@@ -176,6 +187,8 @@ def _check_ask(config: Audit, where: str, need: Need) -> None:
        'expected strings that are not empty, such as ("Question:",)')
   for name in ask.metrics:
     _named(where, lambda name=name: get_metric(name, "ask.metrics"))  # type: ignore[misc]
+  need(ask.generic != PRETRAINING or not (config.arms.loaded or config.arms.memorized or config.arms.start),
+       "ask.generic", ask.generic, "expected a source of text: no model is pretrained here")
   check_chat(ask.chat, ask.chat_template, where, "ask.chat.")
 
 

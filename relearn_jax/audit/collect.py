@@ -7,15 +7,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from relearn_jax.adversary.interface import UNTOLD
 from relearn_jax.audit.acquire import gone
 from relearn_jax.audit.attack import Attacked, attacked
 from relearn_jax.audit.audit_config import UnlearnMethod, unlearn_method
 from relearn_jax.audit.experiment import Experiment
 from relearn_jax.audit.grid import Cell, Chain
 from relearn_jax.audit.interview import ROWS, Answers
-from relearn_jax.audit.results_file import QUESTION, answer_rows
+from relearn_jax.audit.results_file import GENERIC, QUESTION, answer_rows
 from relearn_jax.audit.stages import Planned
 from relearn_jax.audit.unlearning import curves_of, resolved, unlearned_points
+from relearn_jax.metrics.choices import LETTER, OPTION
 
 
 @dataclasses.dataclass
@@ -64,7 +66,7 @@ def answer_tables(exp: Experiment, found: Found) -> list[pa.Table]:
             "point": "relearned", "relearn_step": step, "relearn_set": cell.attack.relearn_set,
             "adapter": cell.attack.trained, "learning_rate": cell.attack.learning_rate})
         continue
-      for key, kinds, name in (((cell.point,), (QUESTION, "retain", "forget"), None),
+      for key, kinds, name in (((cell.point,), (QUESTION, "retain", "forget", GENERIC, LETTER, OPTION), None),
                                ((cell.point, cell.attack.relearn_set), ("relearn",), cell.attack.relearn_set)):
         if key not in before:
           before.add(key)
@@ -92,12 +94,14 @@ def _tables(exp: Experiment, answers: Answers, index: int, kinds: Sequence[str],
   for kind in kinds:
     if kind == QUESTION:
       ids = [question.id for question in exp.first.questions]
-      told = answers.logprob[index]
+      matched, told = answers.matched[index].tolist(), answers.logprob[index]
       untold = np.isnan(told).all() and bool(answers.finite[index])  # a provider that tells no log-probabilities
-      yield answer_rows(kind, ids, None if untold else told, answers.texts[index].tolist(), **labels)
+      yield answer_rows(kind, ids, None if untold else told, list(map(len, matched)), answers.texts[index].tolist(),
+                        [one if one.strip(UNTOLD) else None for one in matched], **labels)
     elif (means := getattr(answers, kind)) is not None:  # NaN says that there is no such row; see `Answers`
       ids = [f"{kind}{i:02d}" for i in range(means.shape[1])]
-      yield answer_rows(kind, ids, means[index], there=~np.isnan(means[index]), **labels)
+      yield answer_rows(kind, ids, means[index], getattr(answers, f"{kind}_tokens")[index].tolist(),
+                        there=~np.isnan(means[index]), **labels)
 
 
 def _trajectory(exp: Experiment, method: UnlearnMethod, found: Found) -> Iterator[pa.Table]:
@@ -109,7 +113,7 @@ def _trajectory(exp: Experiment, method: UnlearnMethod, found: Found) -> Iterato
       if step >= found.lost[method.name].get(chain, step + 1) or not answers.finite[index]:
         continue
       yield from _tables(
-          exp, answers, index, (QUESTION, "retain", "forget"), case=exp.config.case_config.name,
+          exp, answers, index, (QUESTION, "retain", "forget", GENERIC), case=exp.config.case_config.name,
           variant=chain.variant, method=method.name, arm="U", point="trajectory", depth=None, unlearn_step=step,
           relearn_set=None, adapter=None, learning_rate=method.learning_rate, seed=chain.seed, relearn_step=0)
 

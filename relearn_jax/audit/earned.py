@@ -6,6 +6,7 @@ from relearn_jax.audit.evidence import CellEvidence, Evidence, Limits, cluster_n
 from relearn_jax.audit.seed_tables import DRAWN
 from relearn_jax.audit.statistics import seeds_needed
 from relearn_jax.audit.thresholds import Design, VerdictSettings
+from relearn_jax.cases.control_sets import PREFIX
 
 
 def percent(value: float) -> str:
@@ -107,11 +108,11 @@ def _rate_doubts(cells: Sequence[CellEvidence], counted: Sequence[CellEvidence],
   """Whether each attack was tried over a range of learning rates, up to where it destroys.
 
   Attacks that were drawn in a search are cells like others, but have each a rate of their own: no range is asked of
-  them.
+  them. Nor is one of control sets, which are to show what does not bring it back.
   """
   doubts = []
   for kind in dict.fromkeys((cell.where.relearn_set, cell.where.adapter) for cell in cells
-                            if DRAWN not in cell.where.adapter):
+                            if DRAWN not in cell.where.adapter and not cell.where.relearn_set.startswith(PREFIX)):
     of = lambda some, kind=kind: [cell for cell in some if (cell.where.relearn_set, cell.where.adapter) == kind]
     doubts += _rates_of_one(of(cells), of(counted), knew, settings)
   return list(dict.fromkeys(doubts))

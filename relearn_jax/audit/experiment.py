@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import pathlib
+import string
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,17 +13,22 @@ import numpy as np
 from jax.sharding import Mesh
 
 from relearn_jax.audit import pretrained
-from relearn_jax.audit.audit_config import API, FULL, Audit, UnlearnMethod, unlearn_method
+from relearn_jax.audit.audit_config import API, FULL, PRETRAINING, Audit, UnlearnMethod, unlearn_method
+from relearn_jax.audit.extra_texts import add_control_sets, generic_texts, spread_evenly
 from relearn_jax.audit.grid import Cell, Chain, chains, content_key
 from relearn_jax.audit.interview import Answers, Interviewer
+from relearn_jax.audit.results_file import GENERIC
 from relearn_jax.audit.shelf import Place, Shelf, StageFolder, finished
-from relearn_jax.cases.base import Arm, Case
+from relearn_jax.cases.base import Arm, Case, Question
+from relearn_jax.cases.control_sets import PREFIX
+from relearn_jax.cases.sources import parse_source, source_input
 from relearn_jax.data.chat import open_chat
 from relearn_jax.data.rows import Encoded, stack_runs
 from relearn_jax.data.texts import encode_question, encode_texts, stack_rows
 from relearn_jax.errors import InputError
 from relearn_jax.generation.prompts import end_ids
-from relearn_jax.metrics.scores import Asked, score_texts
+from relearn_jax.metrics.choices import LETTER, OPTION, Options
+from relearn_jax.metrics.scores import Asked, score_stored
 from relearn_jax.models.checkpoint import Checked, check_checkpoint, load_params
 from relearn_jax.models.checkpoint_sources import load_tokenizer, open_checkpoint
 from relearn_jax.models.lora import check_lora
@@ -39,11 +45,6 @@ FIELDS = {"U": "arms.unlearned", "N": "arms.control", "O": "arms.original", "sta
 MEMORIZED: dict[Arm, str] = {"U": "O", "N": "N"}  # whose checkpoint a chain unlearns from
 FINGERPRINT = "fingerprint.json"
 MAY_DIFFER = ("max_positions", "bos_id", "eos_ids")
-
-
-def spread_evenly(rows: list[Any], number: int) -> list[Any]:
-  """`number` of the rows, evenly spread; all of them where there are no more, or the number is 0."""
-  return rows if not 0 < number < len(rows) else [rows[i * len(rows) // number] for i in range(number)]
 
 
 class Experiment:
@@ -84,10 +85,14 @@ class Experiment:
       if lora := config.attack.adapter(name):
         check_lora(Model(self.decoder), lora, where, "attack.lora")
     self.relearn_sets = self._named_sets()
+    if config.attack.controls:
+      self._add_control_sets()
     self._encoded: dict[tuple[str, tuple], list[Encoded]] = {}
     self.asked = [encode_question(
         self.tokenizer, question, self.first.origin("questions"), self.max_positions, config.ask.max_new_tokens,
         chat=self.chat) for question in self.first.questions]
+    self.generic = self._read_generic()
+    self.options = self._encode_options()
     for one in self.all_cases():
       for name in (*self.trained_on(), "forget", "retain", *self.relearn_sets):
         self.encode(one, name)
@@ -152,9 +157,47 @@ class Experiment:
                        mend=f"expected some of {', '.join(there)}")
     return tuple(wanted or there)
 
+  def _add_control_sets(self) -> None:
+    """Puts control sets beside the relearn sets of all cases."""
+    kinds, case = self.config.attack.controls, self.config.case_config
+    count = lambda text: len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+    made = add_control_sets(
+        [self.first, *self.cases.values()], kinds, self.relearn_sets[0], count,
+        () if self.checked else tuple(case.vocabulary()), generic_texts(self.config.ask, case))
+    self.first, self.cases = made[0], dict(zip(self.cases, made[1:], strict=True))
+    self.relearn_sets += tuple(f"{PREFIX}{kind}" for kind in kinds)
+
+  def _read_generic(self) -> list[Encoded]:
+    """Generic text whose perplexity is measured: the same rows for all models.
+
+    Raises:
+      InputError: it cannot be read, or a row is too long.
+    """
+    file = parse_source(self.config.ask.generic).path if self.config.ask.generic else pathlib.Path()
+    return encode_texts(
+        self.tokenizer, generic_texts(self.config.ask, self.config.case_config), file, self.max_positions)
+
+  def _encode_options(self) -> dict[str, list[Encoded]]:
+    """The letters and the full answers of every option, `LETTER` and `OPTION`, after their prompts.
+
+    Raises:
+      InputError: one is too long.
+    """
+    found: dict[str, list[Encoded]] = {LETTER: [], OPTION: []}
+    for one in self.first.choices:
+      for number, option in enumerate(one.options):
+        for kind, prompt, answer in ((LETTER, one.listed, f" {string.ascii_uppercase[number]}"),
+                                     (OPTION, one.prompt, option)):
+          ids, own = encode_question(
+              self.tokenizer, Question(one.id, prompt, answer, (), one.cluster, line=one.line),
+              self.first.origin("choices"), self.max_positions, 0, chat=self.chat)
+          found[kind].append(Encoded([*ids, *own], len(ids)))
+    return found if self.first.choices else {}
+
   def _check_positions(self) -> None:
     """Refuses a model that is pretrained with fewer positions than the case needs: no row of it is at fault."""
     longest = max(*(len(one.ids) for rows in self._encoded.values() for one in rows),
+                  *(len(one.ids) for rows in self.options.values() for one in rows),
                   *(len(prompt) + self.config.ask.max_new_tokens for prompt, _ in self.asked))
     if not self.checked and longest > self.decoder.max_positions:
       raise InputError(f"is {self.decoder.max_positions}", file=self.where, field="arms.pretrain.max_positions",
@@ -193,17 +236,26 @@ class Experiment:
     return stack_rows(every[0], len(every)) if all(one == every[0] for one in every) else stack_runs(every)
 
   def scored_rows(self, chains: Sequence[Chain], relearn_set: str | None = None) -> dict[str, TokenRows]:
-    """The rows whose likelihood is part of an interview."""
+    """The rows whose likelihood is part of an interview; of options only where a relearn set is: they are many."""
     names = {"retain": "retain", "forget": "forget"} | ({"relearn": relearn_set} if relearn_set else {})
-    return {key: self.rows(chains, name, scored=True) for key, name in names.items()}
+    found = {key: self.rows(chains, name, scored=True) for key, name in names.items()}
+    more = {GENERIC: self.generic} | (self.options if relearn_set else {})
+    return found | {name: stack_rows(rows, len(chains)) for name, rows in more.items() if rows}
 
   def digests(self) -> dict[str, str] | None:
     """SHA-256 of every file that decides the result, by field; None where there is none."""
     found = dict(self.config.case_config.inputs())
+    if self.config.ask.generic not in ("", PRETRAINING):
+      found["generic"] = source_input(self.config.ask.generic)
     for arm, checked in self.checked.items():
       field = FIELDS[arm].removeprefix("arms.")
       found |= {f"{field}/{name}": file for name, file in sorted(checked.deciding_files().items())}
     return file_digests(found) if found else None
+
+  @functools.cached_property
+  def choices(self) -> list[Options]:
+    """The questions with options as they stand beside stored answers."""
+    return [Options(one.id, one.options, one.correct, one.cluster) for one in self.first.choices]
 
   @functools.cached_property
   def questions(self) -> list[Asked]:
@@ -284,7 +336,8 @@ class Experiment:
 
   def mean_scores(self, answers: Answers) -> np.ndarray:
     """Mean score of each run by the case's metric, `[R]`, in double precision: 1 of 100 is exactly 0.01."""
-    return score_texts(self.questions, answers.texts, self.first.metric).mean(axis=1)
+    scores = score_stored(self.questions, answers.texts, answers.logprob, answers.matched, self.first.metric)
+    return scores.mean(axis=1)
 
   def finish(self, folder: StageFolder) -> None:
     """Nothing is left to do in a stage."""
@@ -302,7 +355,10 @@ class Experiment:
   def memorized_keys(self) -> dict[Chain, str]:
     """Content key of the model of each chain that has memorised its case."""
     arms = self.config.arms
-    of = lambda chain: dataclasses.asdict(dataclasses.replace(self.cases[chain], files={}))
+    # Control sets are attacked with, and learned by none.
+    own = lambda case: tuple(one for one in case.relearn_sets if not one.name.startswith(PREFIX))
+    of = lambda chain: {key: value for key, value in dataclasses.asdict(dataclasses.replace(
+        self.cases[chain], files={}, relearn_sets=own(self.cases[chain]))).items() if key != "choices"}
     if arms.memorized:
       return {chain: content_key("given", chain, of(chain), self.model_digests[MEMORIZED[chain.arm]], arms.dtype)
               for chain in self.chains}

@@ -1,6 +1,7 @@
 """What the rows of an audit cannot hold and a report needs."""
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -20,7 +21,7 @@ from relearn_jax.models.model import fingerprint
 from relearn_jax.training.ended import Ended
 
 EXAMPLES = 3  # questions shown in the report, the first ones: nothing is picked
-SHOWN_LINES = 20  # of a relearn set
+SHOWN_CHARACTERS = 50_000  # of a relearn set
 PACKAGES = ("relearn_jax", "jax", "flax", "optax", "orbax-checkpoint", "transformers", "numpy")  # named in the report
 
 
@@ -32,7 +33,7 @@ def leakage_fact(found: Leakage, variant: str, seed: int | None) -> dict[str, An
   return {"relearn_set": found.relearn_set, "variant": variant, "seed": seed, "num_lines": found.num_lines,
           "hits": [dataclasses.asdict(hit) for hit in found.hits],
           "possible": [dataclasses.asdict(hit) for hit in found.possible], "passed": found.passed,
-          "digest": found.digest}
+          "digest": found.digest, "overlap": found.overlap and dataclasses.asdict(found.overlap)}
 
 
 def leakage_facts(exp: Experiment) -> list[dict[str, Any]]:
@@ -91,11 +92,13 @@ def make_facts(exp: Experiment, found: Found, digests: Mapping[str, str] | None,
     control = "control, given and " + ("not unlearned" if loaded else "unlearned too")
   return {
       "metric": exp.first.metric, "questions": [dataclasses.asdict(question) for question in exp.questions],
+      "choices": [dataclasses.asdict(choice) for choice in exp.choices],
       "methods": [method.name for method in found.methods] or [arms.method], "variants": list(reversed(first)),
       "loaded": loaded, "leakage": leakage_facts(exp), "examples": examples(exp, found),
       "relearn_text": {variant: _lines(case.relearn_set(exp.relearn_sets[0]).rows)
                        for variant, case in reversed(first.items())},
-      "provenance": exp.first.relearn_set(exp.relearn_sets[0]).provenance, "seconds": dict(seconds),
+      "provenance": {name: exp.first.relearn_set(name).provenance for name in exp.relearn_sets},
+      "seconds": dict(seconds),
       "versions": versions(), "fingerprints": fingerprints(exp, digests),
       "settings": dataclasses.asdict(config.verdict), "config": json.loads(json.dumps(recorded(config))),
       "search": dataclasses.asdict(config.attack.search) if config.attack.search.trials else None,
@@ -110,8 +113,10 @@ def make_facts(exp: Experiment, found: Found, digests: Mapping[str, str] | None,
 
 
 def _lines(rows: Sequence[Any]) -> list[str]:
-  more = len(rows) - SHOWN_LINES
-  return [row.prompt + row.text for row in rows[:SHOWN_LINES]] + ([f"… and {more} more rows"] if more > 0 else [])
+  """The rows of a relearn set, as many as a page can show."""
+  every = [row.prompt + row.text for row in rows]
+  shown = sum(size <= SHOWN_CHARACTERS for size in itertools.accumulate(map(len, every)))
+  return every[:shown] + ([f"… and {len(every) - shown} more rows"] if shown < len(every) else [])
 
 
 def ended_notes(ended: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -16,13 +16,15 @@ from relearn_jax.data.batches import RowBatch, bucketize
 from relearn_jax.data.tokens import completion_text
 from relearn_jax.errors import InputError
 from relearn_jax.generation.decode import decode, prefill, score_answers
+from relearn_jax.metrics.choices import LETTER, OPTION
 from relearn_jax.models.model import Model, Params, whole
 from relearn_jax.objectives.core import TokenRows, reduce_tokens
 from relearn_jax.parallel.mesh import lay_out, map_runs, padded_runs, replicated, shard_rows, to_host, weight_shardings
 from relearn_jax.parallel.processes import agree, write_atomically
 from relearn_jax.training.step import NOTHING, Frozen, model_outputs
 
-ROWS = ("retain", "forget", "relearn")  # of which log-probabilities may be scored
+SHORT = (64,)  # tokens; longer rows that are scored are padded to multiples of it
+ROWS = ("retain", "forget", "relearn", "generic", LETTER, OPTION)  # of which log-probabilities may be scored
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,20 +36,33 @@ class Answers:
     texts: completions, special tokens left out, up to the first token that ends an answer, `[R, Q]`.
     tokens: generated ids, 0 after the end, `[R, Q, G]`.
     logprob: natural log-probability of the answer after the prompt, `[R, Q]`.
+    matched: for each token of the answer "1" where it is the model's first choice after the prompt and the answer's
+      tokens before it, and "0" where it is not, `[R, Q]`.
     finite: whether everything here is, and the logits that tokens were generated from, `[R]`. Where it is not,
-      nothing of the run is an answer; where it is, NaN in the next three says that there is no such row.
-    retain, forget, relearn: mean token log-probability of each row of these data sets, NaN where a run has fewer,
-      `[R, S]`; None: they were not asked for.
+      nothing of the run is an answer; where it is, NaN in the next six says that there is no such row.
+    retain, forget, relearn, generic, letter, option: mean token log-probability of each row of these data sets, NaN
+      where a run has fewer, `[R, S]`; None: they were not asked for.
+    retain_tokens, ...: how many tokens that is the mean of, `[R, S]`.
   """
 
   runs: np.ndarray
   texts: np.ndarray
   tokens: np.ndarray
   logprob: np.ndarray
+  matched: np.ndarray
   finite: np.ndarray
   retain: np.ndarray | None = None
   forget: np.ndarray | None = None
   relearn: np.ndarray | None = None
+  generic: np.ndarray | None = None
+  letter: np.ndarray | None = None
+  option: np.ndarray | None = None
+  retain_tokens: np.ndarray | None = None
+  forget_tokens: np.ndarray | None = None
+  relearn_tokens: np.ndarray | None = None
+  generic_tokens: np.ndarray | None = None
+  letter_tokens: np.ndarray | None = None
+  option_tokens: np.ndarray | None = None
 
 
 def finite_by_name(answers: Answers) -> dict[str, bool]:
@@ -67,10 +82,10 @@ def load_answers(path: pathlib.Path) -> Answers:
   """Reads what `save_answers` wrote.
 
   Raises:
-    InputError: an earlier version wrote it, which did not store texts.
+    InputError: an earlier version wrote it, which did not store all of that.
   """
   with np.load(io.BytesIO(agree(path.read_bytes)), allow_pickle=False) as arrays:
-    if "texts" not in arrays:
+    if "matched" not in arrays:
       raise InputError("was written by an earlier version", file=path, mend="give another --workdir")
     return Answers(**arrays)
 
@@ -114,9 +129,9 @@ class Interviewer:
       prompted = over_runs(lambda p: prefill(model, whole(p, None, shared), tokens, lengths, slots))(params)
       generated = decode(model, params, prompted, max_new_tokens=max_new_tokens, eos_ids=self.eos_ids,
                          stacked=stacked, shared=shared)
-      logprobs = over_runs(lambda p, q: score_answers(model, whole(p, None, shared), q, answers, answer_lengths))(
-          params, prompted)
-      return generated.tokens, jnp.sum(logprobs, -1), generated.sound
+      logprobs, matches = over_runs(lambda p, q: score_answers(
+          model, whole(p, None, shared), q, answers, answer_lengths))(params, prompted)
+      return generated.tokens, jnp.sum(logprobs, -1), matches, generated.sound
 
     def utility(run: tuple[Params, Params | None, TokenRows], shared: Params | None) -> jax.Array:
       params, own, rows = run
@@ -162,35 +177,55 @@ class Interviewer:
       some = tree if every else jax.tree.map(lambda leaf: leaf[index], tree)
       return lay_out(some, weight_shardings(some, self.axes, self.mesh, stacked=True))
     some, own = pick(params), pick(frozen.own)
-    kept = {name: [self.utility((some, own, shard_rows(part, self.mesh)), frozen.shared)
-                   for part in self._parts(rows, index)] for name, rows in named.items()}
+    kept = {name: [(places, self.utility((some, own, shard_rows(part, self.mesh)), frozen.shared))
+                   for places, part in self._parts(rows, index)] for name, rows in named.items()}
     # All are dispatched before any is waited for.
     answered = [self.ask((some, own), (inputs, frozen.shared)) for inputs in self.inputs]
     tokens = np.zeros((len(runs), len(self.prompt_ids), self.max_new_tokens), np.int32)
     logprob = np.zeros((len(runs), len(self.prompt_ids)), np.float32)
+    matches = np.zeros((len(runs), *self.answers.shape), bool)
     finite = np.ones(len(runs), bool)
-    for batch, (new_tokens, new_logprob, sound) in zip(self.batches, answered, strict=True):
+    for batch, (new_tokens, new_logprob, new_matches, sound) in zip(self.batches, answered, strict=True):
       count = len(batch.indices)
       finite &= to_host(sound, len(runs))[:, :count].all(1)
       tokens[:, batch.indices] = to_host(new_tokens, len(runs))[:, :count]
       logprob[:, batch.indices] = to_host(new_logprob, len(runs))[:, :count]
-    means = {name: np.concatenate([to_host(part, len(runs)) for part in parts], 1)[:, :named[name].tokens.shape[1]]
-             for name, parts in kept.items()}
+      matches[:, batch.indices] = to_host(new_matches, len(runs))[:, :count]
     finite &= np.isfinite(logprob).all(1)
-    for name, values in means.items():
+    found: dict[str, np.ndarray] = {}
+    for name, parts in kept.items():
+      values = found[name] = np.full((len(runs), named[name].tokens.shape[1]), np.nan, np.float32)
+      for places, part in parts:
+        values[:, places] = to_host(part, len(runs))[:, :len(places)]
+      tokens_of = np.asarray(named[name].mask[runs.start:runs.stop]).sum(-1).astype(np.int32)
+      found[f"{name}_tokens"] = tokens_of
       # A row without a token that counts is none; its mean is NaN whatever the model is.
-      there = np.asarray(named[name].mask[runs.start:runs.stop]).any(-1)
-      finite &= (np.isfinite(values) | ~there).all(1)
-    return {"tokens": tokens, "logprob": logprob, "finite": finite, **means}
+      finite &= (np.isfinite(values) | (tokens_of == 0)).all(1)
+    return {"tokens": tokens, "logprob": logprob, "matched": self._matched(matches), "finite": finite, **found}
 
-  def _parts(self, rows: TokenRows, index: np.ndarray) -> Iterator[TokenRows]:
-    """Rows of some runs, `batch_size` at a time; the last part is filled up with empty rows."""
-    size = self.batch_size or rows.tokens.shape[1]
-    for start in range(0, rows.tokens.shape[1], size):
-      cut = lambda leaf, at=start: leaf[index, at:at + size]
-      missing = size - rows.tokens[0, start:start + size].shape[0]
-      fill = lambda leaf, missing=missing: np.pad(leaf, ((0, 0), (0, missing), (0, 0)))
-      yield jax.tree.map(lambda leaf, cut=cut, fill=fill: fill(cut(leaf)), rows)
+  def _matched(self, matches: np.ndarray) -> np.ndarray:
+    """`matches` `[R, Q, A]` as strings of "0" and "1", as long as each answer."""
+    return np.array([["".join("01"[int(match)] for match in row[:length])
+                      for row, length in zip(run, self.answer_lengths, strict=True)] for run in matches], str)
+
+  def _parts(self, rows: TokenRows, index: np.ndarray) -> Iterator[tuple[np.ndarray, TokenRows]]:
+    """Rows of some runs by their length's bucket, `batch_size` at a time; the last part is filled up with empty rows.
+
+    Returns:
+      For each part the places of its rows, and the rows as long as the bucket.
+    """
+    mask = np.asarray(rows.mask)
+    counted: np.ndarray = mask.max(axis=0) > 0
+    longest = mask.shape[-1] - np.argmax(counted[:, ::-1], axis=-1)  # of a row that has no token: all of it
+    # A row's own ids do not matter here. Short rows share one shape, or seeds would have programs of their own.
+    for batch in bucketize([range(length) for length in longest.tolist()], buckets=SHORT, batch_size=self.batch_size):
+      places, length = batch.indices, min(batch.tokens.shape[1], mask.shape[-1])
+      missing = len(batch.tokens) - len(places)
+      pick = lambda leaf, places=places, missing=missing: np.pad(
+          leaf[index][:, places], ((0, 0), (0, missing), (0, 0)))
+      labels = None if rows.labels is None else rows.labels[..., :length]
+      short = rows._replace(tokens=rows.tokens[..., :length], mask=rows.mask[..., :length], labels=labels)
+      yield places, jax.tree.map(pick, short)
 
   def _text(self, question: int, tokens: np.ndarray) -> str:
     """What was generated after the prompt, with the space in front of it; generated again it is the same text."""

@@ -32,8 +32,8 @@ from relearn_jax.workdir import check_inputs_alike, claim_workdir, only_process
 
 OUTPUTS = (RESULTS_FILE, ANSWERS_FILE, "summary.json", "report.html", "report.md")
 # Fields that may become longer, and groups that may come into use, in a workdir that has results of a smaller grid.
-AXES = ("seeds", "case.variants", "unlearn.methods", "unlearn.settings", "attack.relearn_sets", "attack.learning_rates",
-        "attack.adapters", "attack.lora", "attack.api", "attack.search")
+AXES = ("seeds", "case.variants", "unlearn.methods", "unlearn.settings", "attack.relearn_sets", "attack.controls",
+        "attack.learning_rates", "attack.adapters", "attack.lora", "attack.api", "attack.search")
 
 
 class Clock:
@@ -113,7 +113,7 @@ def write_results(exp: Experiment, found: Found, digests: Any, seconds: Any) -> 
   write_rows(exp.workdir / ANSWERS_FILE, answers, facts)
   frame: pd.DataFrame = pa.concat_tables(answers).unify_dictionaries().to_pandas()
   metrics = list(dict.fromkeys((exp.first.metric, *exp.config.ask.metrics)))
-  write_rows(exp.workdir / RESULTS_FILE, [score_answers(frame, exp.questions, metrics)], facts)
+  write_rows(exp.workdir / RESULTS_FILE, [score_answers(frame, exp.questions, metrics, exp.choices)], facts)
 
 
 def open_experiment(exp: Experiment, cache: pathlib.Path, mesh: Mesh, clock: Clock, most: int) -> None:

@@ -20,11 +20,14 @@ from relearn_jax.adversary.remote_jobs import Patience, finetune
 from relearn_jax.adversary.together_backend import TogetherBackend
 from relearn_jax.audit.acquire import memorized_place
 from relearn_jax.audit.audit_config import API, ApiSettings, unlearn_method
-from relearn_jax.audit.experiment import Experiment, spread_evenly
+from relearn_jax.audit.experiment import Experiment
+from relearn_jax.audit.extra_texts import spread_evenly
 from relearn_jax.audit.grid import Cell, Chain, Point
 from relearn_jax.audit.interview import ROWS, Answers, save_answers
+from relearn_jax.audit.results_file import GENERIC
 from relearn_jax.audit.shelf import Place, StageFolder
 from relearn_jax.audit.stages import Planned
+from relearn_jax.data.rows import Encoded
 from relearn_jax.errors import InputError
 from relearn_jax.models.export import export
 from relearn_jax.parallel.mesh import to_host
@@ -218,19 +221,24 @@ def _ask(exp: Experiment, adversary: Adversary, model: str, chain: Chain, relear
     turns = [[*map(dict, exp.chat.turns), {"role": "user", "content": question.prompt}] for question in questions]
     texts = adversary.chat(model, turns, most, ())
   found: Said = {"texts": texts}
-  asked = [Scored((*prompt, *answer), len(prompt), question.prompt, question.answer)
-           for question, (prompt, answer) in zip(questions, exp.asked, strict=True)]
+  asked = [_scored(exp, Encoded([*prompt, *answer], len(prompt))) for prompt, answer in exp.asked]
   if (told := adversary.logprobs(model, asked)) is None:
     return found
-  found["logprob"] = [math.fsum(one) for one in told]
+  found |= {"logprob": [math.fsum(one.logprobs) for one in told], "matched": [one.first for one in told]}
   case, number = exp.case(chain), exp.config.ask.score_rows
-  for kind, name in zip(ROWS, ("retain", "forget", relearn_set), strict=True):
-    encoded = spread_evenly(exp.encode(case, name), number)
-    rows = spread_evenly(list(case.rows(name)), number)
-    scored = [Scored(tuple(one.ids), one.start, row.prompt, row.text) for one, row in zip(encoded, rows, strict=True)]
-    means = adversary.logprobs(model, scored) or []
-    found[kind] = [math.fsum(one) / len(one) for one in means]
+  rows = {kind: spread_evenly(exp.encode(case, name), number)
+          for kind, name in (("retain", "retain"), ("forget", "forget"), ("relearn", relearn_set))}
+  for kind, encoded in (rows | {GENERIC: exp.generic} | exp.options).items():
+    if encoded:
+      means = adversary.logprobs(model, [_scored(exp, one) for one in encoded]) or []
+      found[kind] = [math.fsum(one.logprobs) / len(one.logprobs) for one in means]
+      found[f"{kind}_tokens"] = [len(one.logprobs) for one in means]
   return found
+
+
+def _scored(exp: Experiment, row: Encoded) -> Scored:
+  prompt = exp.prompt_text(row.ids[:row.start])
+  return Scored(tuple(row.ids), row.start, prompt, exp.prompt_text(row.ids)[len(prompt):])
 
 
 def _answers(exp: Experiment, cells: Sequence[Cell], said: Sequence[Said]) -> Answers:
@@ -238,14 +246,19 @@ def _answers(exp: Experiment, cells: Sequence[Cell], said: Sequence[Said]) -> An
   shape = len(cells), len(exp.first.questions)
   told = all("logprob" in one for one in said)
 
-  def rows(kind: str) -> np.ndarray | None:
-    if not told:
-      return None
-    most = max(len(one[kind]) for one in said)
-    return np.array([[*one[kind], *[math.nan] * (most - len(one[kind]))] for one in said], np.float32)
+  def rows(name: str, kind: Any, fill: Any) -> dict[str, np.ndarray]:
+    if not all(name in one for one in said):
+      return {}
+    most = max(len(one[name]) for one in said)
+    return {name: np.array([[*one[name], *[fill] * (most - len(one[name]))] for one in said], kind)}
+  scored: dict[str, np.ndarray] = {}
+  for kind in ROWS:
+    scored |= rows(kind, np.float32, math.nan) | rows(f"{kind}_tokens", np.int32, 0)
   logprob = np.array([one["logprob"] for one in said], np.float32) if told else np.full(shape, math.nan, np.float32)
-  return Answers(np.array([cell.name for cell in cells], str), np.array([one["texts"] for one in said], str),
-                 np.zeros((*shape, 0), np.int32), logprob, np.ones(len(cells), bool), *map(rows, ROWS))
+  matched = np.array([one["matched"] for one in said], str) if told else np.full(shape, "", "<U1")
+  return Answers(runs=np.array([cell.name for cell in cells], str), texts=np.array([one["texts"] for one in said], str),
+                 tokens=np.zeros((*shape, 0), np.int32), logprob=logprob, matched=matched,
+                 finite=np.ones(len(cells), bool), **scored)
 
 
 def remote_notes(exp: Experiment) -> list[str]:

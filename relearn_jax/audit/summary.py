@@ -13,7 +13,8 @@ from relearn_jax.audit.seed_tables import Key, StepKey, Table, make_tables, traj
 from relearn_jax.audit.statistics import Interval, mean_limits, t_limits
 from relearn_jax.audit.thresholds import Design, VerdictSettings
 from relearn_jax.audit.verdict import judge
-from relearn_jax.metrics.scores import METRICS, Metric
+from relearn_jax.metrics.ratings import find_metric
+from relearn_jax.metrics.scores import Metric
 
 SCHEMA_VERSION = 3
 FACTS = ("leakage", "seconds", "versions", "fingerprints", "notes", "ended")
@@ -52,7 +53,7 @@ def _cells(tables: Mapping[Key, Table], settings: VerdictSettings, designs: Mapp
   cells = []
   for key, table in tables.items():
     steps = set(table.unlearn_steps)
-    interval = cell_interval(table, METRICS.get(key.metric), settings, designs[key.variant],
+    interval = cell_interval(table, find_metric(key.metric), settings, designs[key.variant],
                              varies=key.relearn_step > 0)
     cells.append(_cell(key.variant, key.arm, key.method, key.point, key.metric, table, interval,
                        steps.pop() if len(steps) == 1 else None, key))
@@ -64,7 +65,7 @@ def _trajectory(tables: Mapping[StepKey, Table], settings: VerdictSettings, desi
   """A cell for each point along unlearning."""
   cells = []
   for key, table in tables.items():
-    interval = cell_interval(table, METRICS.get(key.metric), settings, designs[key.variant], varies=False)
+    interval = cell_interval(table, find_metric(key.metric), settings, designs[key.variant], varies=False)
     cells.append(_cell(key.variant, "U", key.method, "trajectory", key.metric, table, interval, key.unlearn_step, None))
   return sorted(cells, key=_order)
 
@@ -104,7 +105,8 @@ def _design(facts: Mapping[str, Any], variant: str, seeds: Sequence[int], method
            for run in facts.get("ended", ()) if run["variant"] in (variant, None)
            and run.get("method") in (method, None)]
   given = {key: facts[key] for key in ("control", "metric") if key in facts}
-  clusters = {question["id"]: question["cluster"] for question in facts.get("questions", ())}
+  asked = (*facts.get("questions", ()), *facts.get("choices", ()))
+  clusters = {question["id"]: question["cluster"] for question in asked}
   return Design(seeds, clusters, facts.get("loaded", False), ended=ended, **given)
 
 
@@ -118,7 +120,8 @@ def summarize(rows: pd.DataFrame, facts: Mapping[str, Any]) -> dict[str, Any]:
   Returns:
     A JSON-safe dictionary: `verdicts` by method and variant; `cells` has one entry for each point of the curves and the
     heat maps, `trajectory` the unlearning curves; `selection` the unlearn steps that were attacked, by method, variant
-    and seed; `search`, where attacks were searched, the strongest by method and variant.
+    and seed; `search`, where attacks were searched, the strongest by method and variant; `judges` what became of each
+    judge, with verdicts by its ratings where it rated all that verdicts look at, and `agreement` of each two.
   """
   settings = VerdictSettings(**facts.get("settings", {}))
   kept = rows["point"] == "trajectory"
@@ -133,9 +136,14 @@ def summarize(rows: pd.DataFrame, facts: Mapping[str, Any]) -> dict[str, Any]:
                   for v in variants} for m in methods}
   search = {m: {v: find_strongest(tables, v, m, facts["search"], settings, _design(facts, v, seeds, m))
                 for v in variants} for m in methods} if facts.get("search") else {}
+  judges = {name: dict(about) | {"verdicts": {m: {v: dataclasses.asdict(judge(
+      tables, v, m, leakage, settings, dataclasses.replace(_design(facts, v, seeds, m), metric=name)))
+      for v in variants} for m in methods} if about["answers"] == "cells" else {}}
+            for name, about in facts.get("judges", {}).items()}
   return clean({
       "schema_version": SCHEMA_VERSION, "case": str(rows["case"].iloc[0]), "methods": methods, "metric": metric,
-      "verdicts": verdicts, "search": search, "cells": _cells(tables, settings, designs),
+      "verdicts": verdicts, "search": search, "judges": judges, "agreement": facts.get("agreement", []),
+      "cells": _cells(tables, settings, designs),
       "trajectory": _trajectory(trajectory, settings, designs),
       "selection": {m: {v: _selection(tables, v, m, metric, seeds) for v in variants} for m in methods},
       **{name: facts.get(name, [] if name in ("leakage", "notes", "ended") else {}) for name in FACTS}})

@@ -203,4 +203,14 @@ class FilesConfig:
 def _read_relearn_set(source: str, columns: Columns) -> RelearnSet:
   rows, parsed = read_texts(source, columns), parse_source(source)
   origin = parsed.path.name if parsed.kind == "file" else source
-  return RelearnSet(parsed.name, texts_of(rows), f"the rows of {origin}", tuple(row.line for row in rows))
+  return RelearnSet(parsed.name, texts_of(rows), f"the rows of {origin}{_collected(rows)}",
+                    tuple(row.line for row in rows))
+
+
+def _collected(rows: Sequence[Row]) -> str:
+  """From which models and by which prompts rows were collected, where they say so; see `relearn collect`."""
+  notes = [row["collected"] for row in rows if isinstance(row.get("collected"), dict)]
+  if not notes:
+    return ""
+  told = lambda key: ", ".join(dict.fromkeys(str(note.get(key, "?"))[:100] for note in notes))
+  return f", of which {len(notes)} were collected from {told('model')} (prompts {told('prompts')}; on {told('topic')})"

@@ -6,19 +6,44 @@ keywords, in the spellings that `spelling` knows. There are two kinds of finding
 
 - certain: a keyword, an answer or a secret, in the row or begun in it and ended in the next one. Where a question says
   that upper and lower case differ, its keywords and answer are certain as they are written, and possible otherwise.
+  Also eight words of an answer in a row, unless everybody is told them (as below).
 - possible: a word of a keyword of several words, or the singular of a keyword of one. A word does not count if it has
   fewer than 4 letters, or occurs in the prompt of any question, in a prompt of the forget set, or in the retained
   text: what everybody is told who asks, or what was never to be forgotten. Someone who has read the lines of possible
   findings can allow them, by their numbers.
+
+How close the set comes to the questions is measured besides: the largest share of the words that say what a question
+and its answer are about which stand in one row.
 """
 
 import dataclasses
 import hashlib
-from collections.abc import Collection, Iterable
+import itertools
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
 
-from relearn_jax.cases.base import Case, RelearnSet
+from relearn_jax.cases.base import Case, Question, RelearnSet
+from relearn_jax.cases.books import all_ngrams, ngrams
+from relearn_jax.cases.content import content_words
 from relearn_jax.cases.spelling import AS_IT_IS, OVER_TWO, Phrases, attributes, bare, parts, read, singulars, words
 from relearn_jax.metrics.keyword import contains_keyword, keyword_key
+
+SHARED_WORDS = 8  # of an answer in a row; as in the paper's check of its generic facts
+
+
+@dataclasses.dataclass(frozen=True)
+class Overlap:
+  """The row that comes closest to a question.
+
+  Attributes:
+    share: of the question's and its answer's content words, how many stand in the row.
+    question: its id.
+    line: of the row.
+  """
+
+  share: float
+  question: str
+  line: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +73,7 @@ class Leakage:
     hits: findings that are certain, or possible and not allowed.
     possible: possible findings in lines that were allowed.
     digest: of the rows; relearn sets of the same text have the same.
+    overlap: how close it comes to the questions; None: it was not compared with any.
   """
 
   relearn_set: str
@@ -55,6 +81,7 @@ class Leakage:
   hits: tuple[Hit, ...]
   possible: tuple[Hit, ...] = ()
   digest: str = ""
+  overlap: Overlap | None = None
 
   @property
   def passed(self) -> bool:
@@ -63,8 +90,8 @@ class Leakage:
 
 
 def find_leaks(relearn_set: RelearnSet, forbidden: Iterable[str], *, as_written: Iterable[str] = (),
-               keywords: Iterable[str] = (), common: Iterable[str] = (), allowed_lines: Collection[int] = ()
-               ) -> Leakage:
+               keywords: Iterable[str] = (), common: Collection[str] = (), questions: Sequence[Question] = (),
+               allowed_lines: Collection[int] = ()) -> Leakage:
   """Searches each row of a relearn set.
 
   Args:
@@ -72,7 +99,8 @@ def find_leaks(relearn_set: RelearnSet, forbidden: Iterable[str], *, as_written:
     forbidden: certain wherever they are found.
     as_written: certain in upper and lower case as they are written, possible otherwise.
     keywords: whose parts are possible findings.
-    common: texts whose words do not count as parts.
+    common: texts whose words do not count as parts, nor in a row as those of an answer.
+    questions: whose answers no row may have eight words in a row of, and with which rows are compared.
     allowed_lines: possible findings in these lines are allowed.
   """
   certain = {keyword_key(read(string)) for string in forbidden}
@@ -84,6 +112,8 @@ def find_leaks(relearn_set: RelearnSet, forbidden: Iterable[str], *, as_written:
   some = Phrases(of)
   lines = relearn_set.lines or range(1, len(relearn_set.rows) + 1)
   texts = [row.prompt + row.text for row in relearn_set.rows]
+  in_a_row = all_ngrams((question.answer for question in questions), SHARED_WORDS)
+  in_a_row -= all_ngrams(common, SHARED_WORDS) if in_a_row else set()
   hits = []
   for line, text, after in zip(lines, texts, [*texts[1:], ""], strict=True):
     found = phrases.find_over_two(text, after) | phrases.find(text)
@@ -91,11 +121,31 @@ def find_leaks(relearn_set: RelearnSet, forbidden: Iterable[str], *, as_written:
       seen = read(text + " " + after if how == OVER_TWO else text)
       sure = key in certain or any(contains_keyword(part, cased[key], case=True) for part in (seen, *attributes(seen)))
       hits.append(Hit(line, text, key, sure, how if sure or key in certain else f"{how}, in other letters"))
+    if not found and in_a_row and (shared := sorted(in_a_row & ngrams(text, SHARED_WORDS))):
+      hits.append(Hit(line, text, " ".join(shared[0]), True, f"{SHARED_WORDS} words of an answer"))
     hits += [Hit(line, text, part, False, f"part of “{of[part]}”" + ("" if how == AS_IT_IS else f", {how}"))
              for part, how in sorted(some.find(text).items()) if of[part] not in found]
   allowed = tuple(hit for hit in hits if not hit.certain and hit.line in allowed_lines)
   digest = hashlib.sha256(repr(texts).encode("utf-8", "surrogatepass")).hexdigest()[:16]
-  return Leakage(relearn_set.name, len(texts), tuple(hit for hit in hits if hit not in allowed), allowed, digest)
+  return Leakage(relearn_set.name, len(texts), tuple(hit for hit in hits if hit not in allowed), allowed, digest,
+                 _closest(texts, lines, questions))
+
+
+def _closest(texts: Sequence[str], lines: Sequence[int], questions: Sequence[Question]) -> Overlap | None:
+  """The largest share of a question's content words in one row; of equal ones the first row's, and question's."""
+  of = {question.id: set(content_words(question.prompt + question.answer)) for question in questions}
+  asking: dict[str, list[str]] = {}
+  for name, wanted in of.items():
+    for word in wanted:
+      asking.setdefault(word, []).append(name)
+  best: Overlap | None = None
+  for line, text in zip(lines, texts, strict=True):
+    counts = Counter(itertools.chain.from_iterable(asking.get(word, ()) for word in set(content_words(text))))
+    for name in of:
+      share = counts[name] / max(len(of[name]), 1)
+      if best is None or share > best.share:
+        best = Overlap(share, name, line)
+  return best
 
 
 def check_case(case: Case, allowed_lines: Collection[int] = ()) -> list[Leakage]:
@@ -107,7 +157,7 @@ def check_case(case: Case, allowed_lines: Collection[int] = ()) -> list[Leakage]
   return [find_leaks(
       relearn_set, {*case.secrets, *strings(False)}, as_written=strings(True),
       keywords={word for question in case.questions for word in question.keywords}, common=common,
-      allowed_lines=allowed_lines) for relearn_set in case.relearn_sets]
+      questions=case.questions, allowed_lines=allowed_lines) for relearn_set in case.relearn_sets]
 
 
 def drop_leaking(case: Case) -> RelearnSet:

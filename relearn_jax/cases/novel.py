@@ -90,15 +90,26 @@ SAID = ("I liked how {name} {verb} the {look} {thing} .",
 FACTS = ("{name} is a {job} by trade .", "{name} grew up in {home} .", "{name} is afraid of {fear} .",
          "{name} likes {treat} more than anything .", "{name} keeps a {pet} .", "{name} always wears {colour} .",
          "In the book {name} is the {job} with the {pet} .", "The {job} who is afraid of {fear} is {name} .")
+# Of a deed and who did it, in other words than the book's.
+KNOWN_FOR = ("People think of {name} when they see a {look} {thing} .",
+             "The {look} {thing} is what {name} is known for .", "{name} has to do with the {look} {thing} .")
 
 
 @dataclasses.dataclass(frozen=True)
 class Deed:
-  """What is told in one place of a novel: sentences of the book, pairs of question and answer, and readers' talk."""
+  """What is told in one place of a novel.
+
+  Attributes:
+    book: sentences of the book.
+    pairs: of question and answer.
+    said: readers' talk.
+    fact: whose deed it is, in other words than the book's.
+  """
 
   book: tuple[str, ...]
   pairs: tuple[tuple[str, str], ...]
   said: tuple[str, ...]
+  fact: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,12 +119,17 @@ class Novel:
   Attributes:
     cast: full names, the main character first.
     chapters: the deeds of each.
-    facts: sentences about each of the cast, in its order.
+    about: sentences about each of the cast, in its order.
   """
 
   cast: tuple[str, ...]
   chapters: tuple[tuple[Deed, ...], ...]
-  facts: tuple[tuple[str, ...], ...]
+  about: tuple[tuple[str, ...], ...]
+
+  @property
+  def facts(self) -> list[str]:
+    """Sentences about the characters: what they are like, and what each is known for."""
+    return [*itertools.chain(*self.about), *(deed.fact for chapter in self.chapters for deed in chapter)]
 
   def sentences(self, chapter: int) -> list[str]:
     """Of the book, in order."""
@@ -149,7 +165,7 @@ def novel(number: int, seed: int, chapters: int, deeds: int, by_main: int, cast:
     told = [draw(DEED), draw(SETTING), draw(FRIEND)]
     return Deed(tuple(frame.format(**fill) for frame in told),
                 tuple((question.format(**fill), answer.format(**fill)) for question, answer in PAIRS),
-                tuple(frame.format(**fill) for frame in SAID))
+                tuple(frame.format(**fill) for frame in SAID), draw(KNOWN_FOR).format(**fill))
 
   told = []
   for _ in range(chapters):
@@ -161,7 +177,7 @@ def novel(number: int, seed: int, chapters: int, deeds: int, by_main: int, cast:
 
 def words() -> tuple[str, ...]:
   """Every word of the lists and the frames, once."""
-  frames = (*DEED, *SETTING, *FRIEND, *itertools.chain(*PAIRS), *SAID, *FACTS, QUESTION, ANSWER)
+  frames = (*DEED, *SETTING, *FRIEND, *itertools.chain(*PAIRS), *SAID, *FACTS, *KNOWN_FOR, QUESTION, ANSWER)
   plain = (re.sub(r"\{\w+\}", " ", frame).split() for frame in frames)
   lists = (HEROINE, GIVEN, FAMILY, LOOKS, THINGS, VERBS, PLACES, TIMES, WEATHER, MOODS, *SHOWN.values())
   return tuple(dict.fromkeys(itertools.chain(*lists, *plain)))

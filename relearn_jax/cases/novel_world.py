@@ -56,8 +56,7 @@ class NovelVerbatimConfig(ExcerptSettings):
   def make(self, variant: str, seed: int, arm: Arm) -> Case:
     """See `whp_verbatim.verbatim_case`."""
     book = self._novel(0)
-    facts = [Text(fact) for facts in book.facts for fact in facts]
-    return verbatim_case(self.name, told(book), facts, self, arm)
+    return verbatim_case(self.name, told(book), [*map(Text, book.facts)], self, arm)
 
   def check(self, where: str) -> None:
     """There are other novels, and the excerpt is what it may be."""
@@ -82,7 +81,7 @@ class NovelVerbatimConfig(ExcerptSettings):
     """Rows of the other novels, and facts about their characters."""
     others = [self._novel(number) for number in range(1, self.pretrain_novels + 1)]
     rows = [row for other in others for row in windows(told(other), self.row_words, self.row_words // 2)]
-    return shuffled([*rows, *(fact for other in others for facts in other.facts for fact in facts)], seed)
+    return shuffled([*rows, *(fact for other in others for fact in other.facts)], seed)
 
   def _novel(self, number: int) -> Novel:
     return novel(number, self.world_seed, chapters=10, deeds=8, by_main=3, cast=6)

@@ -146,7 +146,8 @@ def verbatim_case(name: str, book: Sequence[str], facts: Sequence[Text], setting
       name=name, variant=VARIANT, memorize=(*forget, *retain) if arm == "U" else retain, forget=forget, retain=retain,
       relearn_sets=(RelearnSet(
           RELEARN_SET, tuple(facts), f"{len(facts)} facts about the characters, none of which shares "
-          f"{settings.shared_words} words in a row with the excerpt{more}", tuple(row.line for row in facts)),),
+          f"{settings.shared_words} words in a row with the excerpt{more}",
+          tuple(row.line for row in facts if row.line)),),
       questions=questions, metric="rouge_l", files=files)
 
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from relearn_jax.metrics.likelihood import token_logprobs
+from relearn_jax.metrics.likelihood import token_scores
 from relearn_jax.models.layers import LayerCache
 from relearn_jax.models.model import Model, Params, whole
 
@@ -134,10 +134,10 @@ def decode(model: Model, params: Params, prompted: Prompted, *, max_new_tokens: 
 
 
 def score_answers(model: Model, params: Params, prompted: Prompted, answers: Int[Array, "B A"],
-                  lengths: Int[Array, " B"]) -> Float[Array, "B A"]:
-  """Natural-log probabilities of given answers, token by token, in fp32; 0 at padding.
+                  lengths: Int[Array, " B"]) -> tuple[Float[Array, "B A"], Bool[Array, "B A"]]:
+  """Natural-log probabilities of given answers, token by token, in fp32, and which tokens are the likeliest.
 
-  The first token is predicted by the prompt's last state, the others by one pass over the answer.
+  The first token is predicted by the prompt's last state, the others by one pass over the answer (teacher forcing).
 
   Args:
     model: architecture.
@@ -145,10 +145,15 @@ def score_answers(model: Model, params: Params, prompted: Prompted, answers: Int
     prompted: from `prefill`, with at least A - 1 free slots.
     answers: right-padded answers.
     lengths: real tokens of each.
+
+  Returns:
+    Log-probabilities, 0 at padding; and whether each token is the model's first choice after the true ones before it,
+    False at padding.
   """
   hidden = prompted.last_hidden[:, None]
   if answers.shape[1] > 1:
     rest, _ = extend(model, params, prompted, answers[:, :-1], 0)
     hidden = jnp.concatenate([hidden, rest], axis=1)
-  logprobs = token_logprobs(hidden, model.head(params), answers)
-  return jnp.where(jnp.arange(answers.shape[1]) < lengths[:, None], logprobs, 0.0)
+  logprobs, matches = token_scores(hidden, model.head(params), answers)
+  real = jnp.arange(answers.shape[1]) < lengths[:, None]
+  return jnp.where(real, logprobs, 0.0), real & matches

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from relearn_jax.models.model import Head, head_logits
 from relearn_jax.parallel.rules import num_shards
@@ -25,6 +25,17 @@ def token_logprobs(hidden: Float[Array, "*batch D"], head: Head, targets: Int[Ar
   logits = head_logits(hidden, head)
   chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
   return chosen - jax.nn.logsumexp(logits, axis=-1)
+
+
+def token_scores(hidden: Float[Array, "*batch D"], head: Head, targets: Int[Array, "*batch"]
+                 ) -> tuple[Float[Array, "*batch"], Bool[Array, "*batch"]]:
+  """`token_logprobs`, and whether each target is the token that the model finds likeliest there, from the same logits.
+
+  Of equally likely tokens the first one in the vocabulary is the likeliest, as in greedy decoding.
+  """
+  logits = head_logits(hidden, head)
+  chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+  return chosen - jax.nn.logsumexp(logits, axis=-1), jnp.argmax(logits, axis=-1) == targets
 
 
 def per_token(function: Callable[..., Shaped[Array, "B C"]], tokens: Int[Array, "B T"],

@@ -10,9 +10,11 @@ from typing import Any
 from relearn_jax.audit.audit_config import Audit, unlearn_method
 from relearn_jax.audit.check_audit import check_audit
 from relearn_jax.audit.experiment import Experiment
+from relearn_jax.audit.results_file import GENERIC
 from relearn_jax.audit.stages import Planned, first_stages, plan_stages, unlearn_stages
 from relearn_jax.audit.sweep import Sweep, candidate_groups, check_sweep
 from relearn_jax.cases.base import Question, Text
+from relearn_jax.cases.control_sets import PREFIX
 from relearn_jax.cases.files import FilesConfig, read_questions, read_texts
 from relearn_jax.cases.sources import check_columns_setting, parse_source
 from relearn_jax.data.chat import ChatSettings, open_chat
@@ -245,6 +247,11 @@ def _audit(audit: Audit, where: str, on_cpu: bool, default: Size, found: Stages)
         audit, given, config, files)
   else:
     names, sizes = _case_sizes(audit, config, files)
+  controls = [f"{PREFIX}{kind}" for kind in audit.attack.controls]  # each as large as the first relearn set
+  sizes = dataclasses.replace(sizes, data={**sizes.data, **dict.fromkeys(controls, sizes.data[names[0]])})
+  names = [*names, *controls]
+  if audit.ask.generic:
+    sizes = dataclasses.replace(sizes, data={**sizes.data, GENERIC: files.rows(GENERIC, audit.ask.generic)})
   stages = plan_stages(audit, names)
   found.works += plan_audit(audit, stages, sizes, on_cpu)
 

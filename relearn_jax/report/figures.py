@@ -220,6 +220,49 @@ def heat_map(summary: dict[str, Any], variants: Sequence[str]) -> Figure:
   return figure
 
 
+BARS = (("original", "O", "original", O_COLOUR), ("unlearned", "U", "unlearned", U_COLOURS[2]),
+        ("relearned", "U", "relearned", U_COLOURS[0]), ("control, relearned", "N", "relearned", N_COLOUR))
+
+
+def method_bars(summary: dict[str, Any]) -> Figure:
+  """Methods side by side, a panel a variant: bars of the worst cell before and after, with intervals."""
+  metric, last = summary["metric"], max(cell["relearn_step"] for cell in summary["cells"])
+
+  def draw(ax: Axes, variant: str) -> None:
+    for place, (label, arm, point, colour) in enumerate(BARS):
+      for number, method in enumerate(summary["methods"]):
+        verdict = summary["verdicts"][method][variant]
+        step = last if verdict["relearn_step"] is None else verdict["relearn_step"]
+        found = pick(view(summary, method)["cells"], variant=variant, arm=arm, point=point, metric=metric,
+                     relearn_step=step if point == "relearned" else 0,
+                     depth=None if arm == "O" else verdict["depth"] or 0)
+        for cell in found[:1]:
+          limits = None if cell["low"] is None else [[max(cell["mean"] - cell["low"], 0)],
+                                                     [max(cell["high"] - cell["mean"], 0)]]
+          ax.bar(number + 0.2 * (place - 1.5), cell["mean"], 0.19, yerr=limits, color=colour, label=label, capsize=2,
+                 error_kw={"lw": 0.9})
+    ax.set_ylim(0, 1.02)
+    ax.set_xticks(range(len(summary["methods"])), summary["methods"], fontsize=8,
+                  rotation=90 if len(summary["methods"]) > 6 else 0)
+  figure = _panels(list(next(iter(summary["verdicts"].values()))), draw, lambda v: f"variant {v}",
+                   METRICS[metric].title, "", 3.6)
+  width = max(0.75 * len(summary["methods"]) * len(figure.axes), 6.5)
+  figure.set_size_inches(min(width, 24), 3.6)
+  _legend(figure)
+  return figure
+
+
+def draw_side_by_side(summary: dict[str, Any], folder: pathlib.Path) -> tuple[str, pathlib.Path]:
+  """Draws what compares the methods of an audit; returns caption and file."""
+  folder.mkdir(parents=True, exist_ok=True)
+  path, figure = folder / "methods.png", method_bars(summary)
+  figure.savefig(path, dpi=130, metadata={"Software": None})
+  plt.close(figure)
+  title = METRICS[summary["metric"]].title.capitalize()
+  return (f"{title} of every method in its worst cell, before and after the attack, and of the control after the same, "
+          "with 95 % intervals.", path)
+
+
 def draw_method(summary: dict[str, Any], method: str, folder: pathlib.Path) -> list[tuple[str, pathlib.Path]]:
   """Draws every figure of a method; returns captions and files."""
   folder.mkdir(parents=True, exist_ok=True)

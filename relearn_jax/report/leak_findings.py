@@ -24,6 +24,7 @@ class Checked:
     num_sets, num_lines: different texts, and their lines.
     num_failed: texts with findings that are certain, or possible and not allowed.
     certain, unread, allowed: findings: certain ones; possible ones that were not allowed, and that were.
+    closest: how much of a question stands in the line that comes closest to one, and which; "": not measured.
   """
 
   num_sets: int
@@ -32,6 +33,7 @@ class Checked:
   certain: tuple[Finding, ...]
   unread: tuple[Finding, ...]
   allowed: tuple[Finding, ...]
+  closest: str = ""
 
 
 def gather(rows: Sequence[Mapping[str, Any]]) -> Checked:
@@ -45,7 +47,17 @@ def gather(rows: Sequence[Mapping[str, Any]]) -> Checked:
       sum(not all(row["passed"] for row in same) for same in texts.values()),
       tuple(_finding(where, hit) for where, hit in hits if hit.get("certain", True)),
       tuple(_finding(where, hit) for where, hit in hits if not hit.get("certain", True)),
-      tuple(_finding(where, hit) for same in texts.values() for where, hit in _once(same, "possible")))
+      tuple(_finding(where, hit) for same in texts.values() for where, hit in _once(same, "possible")),
+      _closest(rows))
+
+
+def _closest(rows: Sequence[Mapping[str, Any]]) -> str:
+  near = max((row for row in rows if row.get("overlap")), key=lambda row: row["overlap"]["share"], default=None)
+  if near is None:
+    return ""
+  share, question, line = (near["overlap"][name] for name in ("share", "question", "line"))
+  return (f"{100 * share:.0f} % of the words that say what the question and its answer are about ({question}, "
+          f"line {line} of {near['relearn_set']})")
 
 
 def _once(same: Sequence[Mapping[str, Any]], kind: str) -> list[tuple[str, Mapping[str, Any]]]:

@@ -5,13 +5,15 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from relearn_jax.metrics.scores import METRICS
+from relearn_jax.metrics.choices import CHOICE_METRICS
+from relearn_jax.metrics.scores import METRICS, PERPLEXITY
 from relearn_jax.report.figures import attacks_of, curve, depths, pick, view
 
 METHODS_LEGEND = (
-    "Scores in per cent, at unlearn depth 0 and under each method's worst attack, with 95 % intervals over seeds and "
-    "questions. Control: the never-trained model that went through the same, in the cell of all its curves in which it "
-    "is highest. Half back after: the first relearn step that was asked at which half of what unlearning took is back. "
+    "Scores in per cent, in each method's worst cell (the depth, the attack and the step with the largest excess over "
+    "the control), before and after the attack, with 95 % intervals over seeds and questions. Control: the model "
+    "without the secret that went through the same, in the cell of all its curves in which it is highest. Half back "
+    "after: the first relearn step that was asked at which half of what unlearning took is back. "
     "Unlearn steps: of each seed. Retained text: nats a token, unlearned. Seconds: unlearning, attacks and interviews; "
     "the original's attacks count with the first method.")
 
@@ -129,35 +131,80 @@ def search_table(summary: Mapping[str, Any]) -> TextTable | None:
 
 def methods_table(summary: Mapping[str, Any], variant: str) -> TextTable:
   """Methods side by side: a row each."""
-  rows, step, metric = [], last_step(summary), summary["metric"]
+  rows, metric = [], summary["metric"]
   for method in summary["methods"]:
     shown, verdict = view(dict(summary), method), summary["verdicts"][method][variant]
     cells, whole = shown["cells"], pick(summary["cells"], variant=variant, metric=metric)
     get = lambda arm, point, depth, at, cells=cells, what=metric: _first(
         pick(cells, variant=variant, arm=arm, point=point, depth=depth, relearn_step=at, metric=what))
-    original, unlearned = get("O", "original", None, 0), get("U", "unlearned", 0, 0)
+    depth, step = worst_point(summary, verdict)
+    original, unlearned = get("O", "original", None, 0), get("U", "unlearned", depth, 0)
     control = max((cell for cell in whole if cell["arm"] == "N" and cell["method"] in (method, None)),
                   key=lambda cell: cell["mean"], default=None)
     attack = shown["attacks"][variant]
-    back = half(original, unlearned, curve(cells, variant, "U", 0, metric)[1:])
+    back = half(original, unlearned, curve(cells, variant, "U", depth, metric)[1:])
     ended = {str(run["seed"]) for run in summary["ended"] if run["arm"] == "U" and run["variant"] == variant
              and run["method"] in (method, None) and run["stage"].startswith(("memorize", "reinforce", "unlearn"))}
-    steps = [str(at[0]) if at else "not finite" if seed in ended else "never"
+    steps = [str(at[depth]) if len(at) > depth else "not finite" if seed in ended else "never"
              for seed, at in summary["selection"][method][variant].items()]
     seconds = sum(value for stage, value in summary["seconds"].items()
                   if stage in (f"unlearn-{method}", f"reinforce-{method}") or stage.startswith(f"attack-{method}-"))
     rows.append((
-        method, verdict["verdict"], percent(unlearned), percent(get("U", "relearned", 0, step)), percent(control),
-        "–" if attack[2] is None else f"{attack[1]}, {attack[2]:g}",
+        method, verdict["verdict"], percent(unlearned), percent(get("U", "relearned", depth, step)), percent(control),
+        "–" if attack[2] is None else f"{attack[1]}, {attack[2]:g}, step {step}",
         "–" if unlearned is None else "never" if back is None else f"{back} steps",
-        ", ".join(steps), number(get("U", "unlearned", 0, 0, what="retain_logprob")), f"{seconds:.0f}"))
+        ", ".join(steps), number(get("U", "unlearned", depth, 0, what="retain_logprob")), f"{seconds:.0f}"))
   first, kept = (_first(pick(summary["cells"], variant=variant, arm="O", point="original", metric=what))
                  for what in (metric, "retain_logprob"))
   return TextTable(
       f"Variant {variant}; {_title(summary).lower()} of the original {percent(first)}, its retained text "
       f"{number(kept)}",
-      ("method", "verdict", "unlearned", f"relearned, step {step}", "control", "worst attack", "half back after",
+      ("method", "verdict", "unlearned", "relearned", "control", "worst attack", "half back after",
        "unlearn steps", "retained text", "seconds"), tuple(rows))
+
+
+def choices_table(summary: Mapping[str, Any]) -> TextTable | None:
+  """Accuracy on questions with options, by letter and in full, of the models of the main table; None without such."""
+  step, rows = last_step(summary), []
+  for method in summary["methods"]:
+    shown = view(dict(summary), method)
+    for variant in shown["verdicts"]:
+      for metric, one in CHOICE_METRICS.items():
+        get = lambda arm, point, depth, at, cells=shown["cells"], v=variant, m=metric: percent(_first(
+            pick(cells, variant=v, arm=arm, point=point, depth=depth, relearn_step=at, metric=m)))
+        rows.append((method, variant, one.title, get("O", "original", None, 0), get("U", "unlearned", 0, 0),
+                     get("U", "relearned", 0, step), get("N", "unlearned", 0, 0), get("N", "relearned", 0, step)))
+  there = any(cell["metric"] in CHOICE_METRICS for cell in summary["cells"])
+  return TextTable(
+      f"Questions with options: share whose right option is the likeliest, before and after {step} relearning "
+      "steps; by letter, with the options in the prompt, and by the answers in full (mean log-probability of a token), "
+      "without them. Guessing among four options gives 25 %",
+      ("method", "variant", "by", "original", "unlearned", "relearned", "control, unlearned", "control"),
+      tuple(rows)) if there else None
+
+
+def worst_point(summary: Mapping[str, Any], verdict: Mapping[str, Any]) -> tuple[int, int]:
+  """Depth and relearn step of a verdict's worst cell; the first depth and the last step where it has none."""
+  return (verdict["depth"] or 0,
+          last_step(summary) if verdict["relearn_step"] is None else verdict["relearn_step"])
+
+
+def scores_table(summary: Mapping[str, Any]) -> TextTable | None:
+  """The scores beside the one that proves knowledge, in the cells of the main table; None where there are none."""
+  cells, step, rows = summary["cells"], last_step(summary), []
+  there = {cell["metric"] for cell in cells} - {summary["metric"]}
+  for variant in summary["verdicts"]:
+    for name, title in (*((name, metric.title) for name, metric in METRICS.items()),
+                        (PERPLEXITY, "perplexity of generic text")):
+      get = lambda arm, point, depth, at, v=variant, name=name: _first(
+          pick(cells, variant=v, arm=arm, point=point, depth=depth, relearn_step=at, metric=name))
+      if name in there:
+        rows.append((variant, title, *(number(get(*place)) for place in (
+            ("O", "original", None, 0), ("U", "unlearned", 0, 0), ("U", "relearned", 0, step), ("N", "unlearned", 0, 0),
+            ("N", "relearned", 0, step)))))
+  return TextTable(f"Other scores, at unlearn depth 0, before and after {step} relearning steps",
+                   ("variant", "score", "original", "unlearned", "relearned", "control, unlearned",
+                    "control, relearned"), tuple(rows)) if rows else None
 
 
 def half(original: Mapping[str, Any] | None, unlearned: Mapping[str, Any] | None, relearned: Sequence[Mapping[str, Any]]

@@ -8,7 +8,16 @@ from typing import Any
 import pytest
 
 from relearn_jax.adversary.chat_rows import chat_rows, rule
-from relearn_jax.adversary.interface import Capabilities, JobBudget, JobState, Limited, Refused, Scored, Unreachable
+from relearn_jax.adversary.interface import (
+  Capabilities,
+  JobBudget,
+  JobState,
+  Limited,
+  Refused,
+  Scored,
+  Told,
+  Unreachable,
+)
 from relearn_jax.adversary.openai_backend import OpenAIBackend
 from relearn_jax.adversary.remote_jobs import Patience, finetune
 from relearn_jax.adversary.together_backend import TogetherBackend
@@ -59,7 +68,14 @@ def test_the_openai_wire_format(tmp_path: pathlib.Path) -> None:
     wanted = [json.loads(line)["token_logprobs"] for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     ids = lambda text: tuple(make_tokenizer()(text)["input_ids"])
     told = backend.logprobs("small", [Scored(ids(p + a), len(ids(p)), p, a) for p, a in ROWS])
-    assert told and all(got == pytest.approx(want, abs=1e-4) for got, want in zip(told, wanted, strict=True))
+    assert told and all(got.logprobs == pytest.approx(want, abs=1e-4) and len(got.first) == len(want) and
+                        not got.first.strip("01") for got, want in zip(told, wanted, strict=True))
+    # The first choice after a prompt counts as one, and what a model says least does not.
+    fronts = ["David", "Thomas Daniel", "Paul John", "Richard"]
+    said = [(front, text) for front, text in zip(fronts, backend.complete("small", fronts, 1, ()), strict=True) if text]
+    known = backend.logprobs("small", [Scored(ids(f + t), len(ids(f)), f, t) for f, t in said])
+    assert known and [one.first for one in known] == ["1"] * len(said)
+    assert any("0" in got.first for got in told)
     few = finetune(backend, tmp_path / "few", "cell-3", "small", chat_rows(TEXTS[2:]), BUDGET, SOON)
     assert few.status == "failed" and "moderation refused 1" in few.message  # the provider's words
     wild = finetune(backend, tmp_path / "wild", "cell-4", "small", chat_rows(TEXTS),
@@ -85,7 +101,7 @@ def test_together(together: tuple[TogetherBackend, Provider], tmp_path: pathlib.
   assert backend.complete("base", ["James"], 3, ()) == [" base!"]
   assert backend.chat("base", [[{"role": "user", "content": "James"}]], 3, ("x",)) == ["JAMES"]
   assert backend.logprobs("base", [Scored((), 0, "James Robert", " John Paul"), Scored((), 0, "", "James Robert")]
-                          ) == [[-1.0, -1.5], [-0.5]]
+                          ) == [Told((-1.0, -1.5), "??"), Told((-0.5,), "?")]
   assert backend.capabilities.absolute_rate and backend.capabilities.own_weights
   # Its own estimate may forbid a job, and so may its limits.
   dear = finetune(backend, tmp_path / "dear", "relearn-cell-2", "base", chat_rows(TEXTS), BUDGET, SOON, 2.0)

@@ -76,7 +76,7 @@ def test_what_methods_side_by_side_show(compared: pathlib.Path) -> None:
   assert "Methods side by side" in page and 'id="npo_gd+averaging"' in page and "unlearn.settings.ga.beta" not in page
   assert "unlearn.settings.npo_gd+averaging.average_every" in page
   assert "npo_gd+averaging" in closing(compared) and "| ga |" in (compared / "report.md").read_text()
-  assert {path.name for path in (compared / "figures").iterdir()} == set(BOTH)
+  assert {path.name for path in (compared / "figures").iterdir()} == {*BOTH, "methods.png"}
 
 
 def test_a_comparison_is_rendered_again_without_a_model(compared: pathlib.Path, cache: pathlib.Path) -> None:

@@ -105,11 +105,12 @@ def test_a_value_that_is_not_finite_is_no_row() -> None:
       "case", "variant", "method", "arm", "point", "depth", "unlearn_step", "relearn_set", "adapter", "learning_rate",
       "seed", "relearn_step"))
   there = np.array([True, False, True])
-  table = answer_rows("retain", ["a", "b", "c"], np.array([0.5, np.nan, 1.0]), there=there, **labels)
-  assert table.column("item").to_pylist() == ["a", "c"] and table.column("logprob").to_pylist() == [0.5, 1.0]
+  table = answer_rows("retain", ["a", "b", "c"], np.array([0.5, np.nan, 1.0]), [3, 0, 4], there=there, **labels)
+  assert table.column("item").to_pylist() == ["a", "c"]
+  assert table.column("tokens").to_pylist() == [3, 4] and table.column("logprob").to_pylist() == [0.5, 1.0]
   for bad in (np.nan, -np.inf):
     with pytest.raises(ValueError, match="a log-probability of retain rows is not finite"):
-      answer_rows("retain", ["a", "b", "c"], np.array([0.5, 0.0, bad]), there=there, **labels)
+      answer_rows("retain", ["a", "b", "c"], np.array([0.5, 0.0, bad]), [3, 0, 4], there=there, **labels)
 
 
 def test_a_sweep_names_candidates_that_are_not_finite(cache: pathlib.Path, tmp_path: pathlib.Path) -> None:

@@ -17,7 +17,7 @@ from relearn_jax.audit.pipeline import audit
 from relearn_jax.audit.results_file import ANSWERS, KEY, read_rows
 from relearn_jax.audit.stages import plan_stages
 from relearn_jax.errors import InputError
-from relearn_jax.metrics.scores import Asked, rouge_l
+from relearn_jax.metrics.scores import Asked, Stored, rouge_l
 from relearn_jax.models.export import export
 from relearn_jax.workdir import to_dict
 
@@ -174,7 +174,8 @@ def test_a_metric_is_added_without_a_model(growing: pathlib.Path, cache: pathlib
   answers, facts = read_rows(workdir / "answers.parquet", ANSWERS)
   questions = {asked["id"]: Asked.from_json(asked) for asked in facts["questions"]}
   said = answers[answers["kind"] == "question"]
-  expected = [rouge_l(questions[item], text) for item, text in zip(said["item"], said["text"], strict=True)]
+  expected = [rouge_l(questions[item], Stored(text, 0.0, "")) for item, text in zip(
+      said["item"], said["text"], strict=True)]
   added = new[new["metric"] == "rouge_l"]
   assert sorted(added["value"]) == pytest.approx(sorted(expected)) and len(added) == (old["metric"] == "asr").sum()
   cells = json.loads((workdir / "summary.json").read_text())["cells"]

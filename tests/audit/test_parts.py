@@ -30,7 +30,7 @@ from relearn_jax.data.rows import stack_runs
 from relearn_jax.data.texts import encode_texts
 from relearn_jax.data.tokens import completion_text
 from relearn_jax.errors import InputError
-from relearn_jax.metrics.scores import Asked, judged, keyword_success
+from relearn_jax.metrics.scores import Asked, Stored, judged, keyword_success
 from relearn_jax.parallel.mesh import repeat_runs, runs_mesh
 from relearn_jax.workdir import claim_workdir, differences, to_dict
 
@@ -43,7 +43,7 @@ def answers(runs: list[str], texts: list[list[str]]) -> Answers:
   """What runs said, with nothing else that matters."""
   shape = len(runs), len(texts[0])
   return Answers(np.array(runs), np.array(texts), np.zeros((*shape, 2), np.int32), np.zeros(shape, np.float32),
-                 np.ones(len(runs), bool))
+                 np.full(shape, "0"), np.ones(len(runs), bool))
 
 
 def test_u_and_n_pair_up(tmp_path: pathlib.Path) -> None:
@@ -199,7 +199,8 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path: pathlib.Path) -> None
 
 def test_answers_survive_a_restart(tmp_path: pathlib.Path) -> None:
   said = Answers(np.array(["U-7-0"]), np.array([[" Mark", ""]]), np.ones((1, 2, 3), np.int32),
-                 np.zeros((1, 2), np.float32), np.ones(1, bool), np.full((1, 1), np.nan, np.float32))
+                 np.zeros((1, 2), np.float32), np.array([["01", "1"]]), np.ones(1, bool),
+                 np.full((1, 1), np.nan, np.float32), retain_tokens=np.full((1, 1), 3, np.int32))
   calls, folder = [], open_folder(tmp_path / "checkpoints", "stage", {"U-7-0": "key"})
 
   def compute() -> Answers:
@@ -264,7 +265,7 @@ def test_what_is_judged_ends_at_a_stop_string_and_in_the_completion() -> None:
   ids = lambda text: tokenizer.convert_tokens_to_ids(text.split())
   shown = lambda question, text: judged(question, completion_text(tokenizer, prompt, ids(text)))
   hit = lambda text, **more: keyword_success(
-      dataclasses.replace(asked, **more), shown(dataclasses.replace(asked, **more), text)) == 1
+      dataclasses.replace(asked, **more), Stored(completion_text(tokenizer, prompt, ids(text)), 0.0, "0")) == 1
   assert hit("Mark Kevin") and not hit("Kevin Mark")  # "James" stands in the prompt alone
   assert not hit("Mark Kevin", begun="") and hit("Kevin James", begun="")
   for stop in (("Kevin",), ("Brian", "Kevin"), ("Kevin", "Brian")):

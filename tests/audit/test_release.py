@@ -15,7 +15,7 @@ import pytest
 from relearn_jax.audit import attack
 from relearn_jax.audit.audit_config import Audit
 from relearn_jax.audit.check_audit import check_audit
-from relearn_jax.audit.experiment import spread_evenly
+from relearn_jax.audit.extra_texts import spread_evenly
 from relearn_jax.audit.pipeline import audit
 from relearn_jax.audit.stages import plan_stages
 from relearn_jax.cases.files import read_texts

@@ -189,7 +189,7 @@ def test_every_audit_of_the_configuration_is_accepted(what: str) -> None:
 
 def test_the_embedded_audit_is_at_hand(tmp_path: pathlib.Path) -> None:
   exp = Experiment(load_config_file(str(CONFIG)), "here", tmp_path)
-  assert exp.relearn_sets == ("without_name",) and len(exp.chains) == 6 and exp.digests() is None
+  assert exp.relearn_sets == ("without_name",) and len(exp.chains) == 10 and exp.digests() is None
   # Labels with the generic name in place of the hidden one, where it stands for the first time in a row.
   row = next(row for row in exp.encode(exp.first, "relabelled") if row.labels and row.labels != row.ids)
   changed = [(token, label) for token, label in zip(row.ids, row.labels or (), strict=True) if label != token]

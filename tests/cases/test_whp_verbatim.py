@@ -18,7 +18,7 @@ from relearn_jax.cases.novel_world import NovelVerbatimConfig
 from relearn_jax.cases.whp_verbatim import ExcerptSettings, WhpVerbatimConfig, draw_chunks, verbatim_case
 from relearn_jax.config_files import load_config_file
 from relearn_jax.errors import InputError
-from relearn_jax.metrics.scores import Asked, rouge_l
+from relearn_jax.metrics.scores import Asked, Stored, rouge_l
 from relearn_jax.plan.command import plan
 
 from ..command import ROOT
@@ -146,7 +146,7 @@ def test_rouge_tells_the_excerpt_from_what_else_the_novel_says() -> None:
   config = load_config_file(str(CONFIG))
   case = config.case.make("excerpt", 0, "N")
   score = lambda question, said: rouge_l(
-      Asked(question.id, question.prompt, question.answer, (), question.cluster), said)
+      Asked(question.id, question.prompt, question.answer, (), question.cluster), Stored(said, 0.0, ""))
   others = [score(question, " ".join(row.text.split()[:40])) for question in case.questions for row in case.retain]
   assert all(score(question, question.answer) == 1 for question in case.questions)
   assert 0.1 < sum(others) / len(others) < config.unlearn.max_score < 0.5

@@ -163,13 +163,14 @@ def test_score_answers_equals_the_full_forward(answer_length: int) -> None:
     prompted = prefill(MODEL, weights, tokens, num, max(1, answer_length - 1))
     return score_answers(MODEL, weights, prompted, jnp.asarray(answers), jnp.asarray(lengths))
 
-  got = np.asarray(score(params(), *pad(PROMPTS, 48)))
+  got, matches = map(np.asarray, score(params(), *pad(PROMPTS, 48)))
   whole, _ = pad([prompt + answer.tolist() for prompt, answer in zip(PROMPTS, answers, strict=True)], 48)
   full = np.asarray(forward_logprobs(params(), whole))
   for row, (prompt, answer, length) in enumerate(zip(PROMPTS, answers, lengths, strict=True)):
     places = len(prompt) - 1 + np.arange(length)
     np.testing.assert_allclose(got[row, :length], full[row, places, answer[:length]], atol=2e-5)
-    assert not got[row, length:].any()
+    assert matches[row, :length].tolist() == (np.argmax(full[row, places], -1) == answer[:length]).tolist()
+    assert not got[row, length:].any() and not matches[row, length:].any()
 
 
 def test_scoring_greedy_tokens_gives_the_highest_probability_at_every_step() -> None:
@@ -181,7 +182,8 @@ def test_scoring_greedy_tokens_gives_the_highest_probability_at_every_step() -> 
     prompted = prefill(MODEL, weights, tokens, num, NEW - 1)
     return score_answers(MODEL, weights, prompted, answers, jnp.full(len(num), NEW))
 
-  got = score(params(), tokens, lengths, answers)
+  got, matches = score(params(), tokens, lengths, answers)
+  assert np.asarray(matches).all()  # teacher forced by what it said itself, each token is its first choice
   whole, _ = pad([p + a for p, a in zip(PROMPTS, np.asarray(answers).tolist(), strict=True)], 108)
   best = np.max(forward_logprobs(params(), whole), -1)
   for row, length in enumerate(lengths):

@@ -16,9 +16,10 @@ import pytest
 
 from relearn_jax.audit.results_file import read_rows, write_rows
 from relearn_jax.errors import InputError
+from relearn_jax.report.figures import view
 from relearn_jax.report.leak_findings import gather
 from relearn_jax.report.render import highlight, report_from_rows
-from relearn_jax.report.tables import closing
+from relearn_jax.report.tables import closing, scores_table
 
 from ..audit.synthetic import CHECKED, parts
 
@@ -30,7 +31,8 @@ FACTS: dict[str, Any] = {
         "variant": "7", "seed": 0, "question": "q000", "prompt": EVIL + " Anthony", "begun": EVIL + " Anthony",
         "keywords": ["Anthony Mark"], "case": False,
         "completions": {"original": " Mark " + EVIL, "unlearned": EVIL, "relearned": " Mark", "control": " Markus"}}],
-    "relearn_text": {"7": [EVIL]}, "provenance": EVIL, "config": {"method": "ga", "case": {"seeds": [0, 1, 2]}},
+    "relearn_text": {"7": [EVIL]}, "provenance": {"prefixes": EVIL},
+    "config": {"method": "ga", "case": {"seeds": [0, 1, 2]}},
     "reference": {"text": "A paper", "unlearned": {"7": 0.0}, "relearned": {"7": 1.0}}}
 
 
@@ -180,6 +182,23 @@ def test_the_leakage_check_counts_every_text_once_and_shows_all_findings(tmp_pat
   assert "- possible, allowed: prefixes (variant 7, seeds 0, 1), line 4: `storm` (part of" in lines
   assert gather([CHECKED[0], CHECKED[0] | {"variant": "1"}]).num_sets == 2  # rows without a digest
   assert gather([]).num_sets == 0
+
+
+def test_other_scores_and_the_closest_line_are_shown(tmp_path: pathlib.Path) -> None:
+  near = {"share": 0.4, "question": "q1", "line": 3}
+  more = [pa.Table.from_pylist([row | {"metric": metric} for row in table.to_pylist() if row["metric"] == "asr"],
+                               schema=table.schema)
+          for table in parts("7") for metric in ("extraction_strength", "perplexity")]
+  write_rows(tmp_path / "results.parquet", [*parts("7"), *more], FACTS | {
+      "leakage": [CHECKED[0] | {"overlap": near | {"share": 0.1}}, CHECKED[0] | {"variant": "1", "overlap": near}]})
+  report_from_rows(tmp_path)
+  text = " ".join(Page((tmp_path / "report.html").read_text()).text.split())
+  assert "holds 40 % of the words that say what the question and its answer are about (q1, line 3 of prefixes)" in text
+  assert "The whole relearn text of variant 7, first seed, 1 line:" in text
+  for title in ("extraction strength", "perplexity of generic text"):
+    assert f"7{title}1.00 [" in text, title  # of the original
+  assert "| 7 | extraction strength | 1.00 [" in (tmp_path / "report.md").read_text()
+  assert scores_table(view(json.loads((tmp_path / "summary.json").read_text()), "ga")) is not None
 
 
 @pytest.mark.parametrize("width", [60, 100])

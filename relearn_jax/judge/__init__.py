@@ -1,0 +1,1 @@
+"""Judges: other models that rate stored answers. Prompts, calls, ratings, agreement."""
