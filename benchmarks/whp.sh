@@ -34,8 +34,8 @@ for part in "${parts[@]}"; do
     book)
       mkdir -p "$folder"
       # Three chapters are unlearned, three retained.
-      awk '/^ *CHAPTER /{n++} n<=3' "${BOOK:?give a text file}" > "$folder/first.txt"
-      awk '/^ *CHAPTER /{n++} n>3 && n<=6' "$BOOK" > "$folder/next.txt"
+      awk '/^[^A-Za-z]*CHAPTER /{n++} n<=3' "${BOOK:?give a text file}" > "$folder/first.txt"
+      awk '/^[^A-Za-z]*CHAPTER /{n++} n>3 && n<=6' "$BOOK" > "$folder/next.txt"
       common=("${small[@]}" --config.arms.start="${START:?give a checkpoint}" --config.seeds="(0,1)"
         --config.memorize.steps=120 --config.unlearn.max_steps=24 --config.unlearn.keep_every=4
         --config.unlearn.depths=1 --config.attack.learning_rates="(0.0001,)" --config.attack.keep_steps="(5,10,20)"
@@ -44,7 +44,7 @@ for part in "${parts[@]}"; do
         --config.case.retain_words=1200 --config.case.row_words=80 --config.case.stride=40
         --config.unlearn.methods="('ga','npo')" --config.unlearn.settings.npo.learning_rate=0.0001
         --config.ask.batch_size=15 --config.ask.score_rows=4)
-      name=("${common[@]}" --config.case.book="file:$folder/first.txt" --config.case.retain="file:$folder/next.txt"
+      name=("${common[@]}" --config.memorize.steps=240 --config.case.book="file:$folder/first.txt" --config.case.retain="file:$folder/next.txt"
         --config.unlearn.methods="('ga','whp_relabel')" --config.unlearn.settings.whp_relabel.learning_rate=0.0002
         --config.case.most_questions=30 --config.ask.max_new_tokens=6 --config.ask.score_rows=20)
       for case in verbatim name; do
