@@ -14,7 +14,7 @@ from relearn_jax.errors import InputError
 from relearn_jax.serve.limits import Limits
 from relearn_jax.workdir import only_process
 
-KEY = "RELEARN_API_KEY"
+KEY = "RELEARN_API_KEY"  # variable of the environment that holds the key
 EXTRA = "api"
 
 
