@@ -24,7 +24,7 @@ from absl import flags
 
 from relearn_jax.config_files import PATHS
 from relearn_jax.errors import InputError
-from relearn_jax.interrupts import INTERRUPTED
+from relearn_jax.interrupts import INTERRUPTED, PREEMPTED, Preempted
 from relearn_jax.parallel import processes
 from relearn_jax.process import CLOSED_PIPE, leave
 from relearn_jax.workdir import differences, to_dict, without
@@ -82,7 +82,7 @@ def together(values: flags.FlagValues, name: str, interrupted: str) -> Iterator[
   Args:
     values: from `take_flags`.
     name: of the command.
-    interrupted: what is said after Ctrl-C.
+    interrupted: what is said after Ctrl-C, or SIGTERM.
 
   Raises:
     InputError: the others cannot be reached.
@@ -103,6 +103,8 @@ def together(values: flags.FlagValues, name: str, interrupted: str) -> Iterator[
     _fail(2, f"relearn {name}", str(error))
   except KeyboardInterrupt:
     _fail(INTERRUPTED, "", interrupted)
+  except Preempted:
+    _fail(PREEMPTED, "", interrupted)
   except BrokenPipeError:
     _fail(CLOSED_PIPE, f"relearn {name}", "the output's reader has gone")
   except Exception as error:
