@@ -1,6 +1,6 @@
 """Ctrl-C and SIGTERM, from the first import on: a message and an exit code. Nothing heavy is imported here.
 
-Ctrl-C is a person's: exit code 130. SIGTERM is a scheduler's, before it takes the machine away: what is being trained is
+Ctrl-C is a person's: exit code 130. SIGTERM is a scheduler's, before it takes a machine away: what is being trained is
 saved after the step at hand, and the exit code is 75, for which the same command is to be started again.
 """
 
