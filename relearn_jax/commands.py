@@ -75,6 +75,9 @@ def _define_audit(values: flags.FlagValues) -> None:
                       "are left), such as runs:2,fsdp:4.", flag_values=values)
   flags.DEFINE_bool("allow_leakage", False, "Go on although a relearn set holds what is asked about.",
                     flag_values=values)
+  flags.DEFINE_bool("claim", False, "Share the workdir with other commands that are started like this one, on any "
+                    "number of hosts: each claims a stage of the grid, does it, and claims the next.",
+                    flag_values=values)
 
 
 def _audit(values: flags.FlagValues) -> str:
@@ -89,10 +92,20 @@ def _audit(values: flags.FlagValues) -> str:
   start()
   workdir = pathlib.Path(values.workdir)
   done = audit(config, path, workdir, cache_dir(), allow_leakage=values.allow_leakage, mesh=values.mesh,
-               at_once=fitting)
+               at_once=fitting, claim=values.claim)
   if done:
     by_first(lambda: report_from_rows(workdir))
   return nothing_left(workdir, done) + agree(lambda: closing(workdir))
+
+
+def _define_status(values: flags.FlagValues) -> None:
+  _workdir_flag(values, "Folder of an audit that was started, with --claim or without; nothing is written.")
+
+
+def _status(values: flags.FlagValues) -> str:
+  _required(values, "workdir")
+  from relearn_jax.audit.status import status
+  return status(pathlib.Path(values.workdir))
 
 
 def _define_report(values: flags.FlagValues) -> None:
@@ -338,6 +351,7 @@ COMMANDS = {
                      "configs/sweep.py", continues=True, spreads=True),
     "audit": Command("unlearn, attack and judge: the whole experiment of a configuration file", _define_audit, _audit,
                      "configs/names.py, configs/methods.py or configs/checkpoint.py", continues=True, spreads=True),
+    "status": Command("how far an audit is: stages done, running (where), failed and left", _define_status, _status),
     "report": Command("render an audit's report again from its stored rows", _define_report, _report),
     "collect": Command("collect a relearn set from what a model tells about topics", _define_collect, _collect),
     "judge": Command("have a judge rate an audit's stored answers", _define_judge, _judge),

@@ -85,7 +85,8 @@ class Leases:
 
   def __init__(self, folder: pathlib.Path, beat: float | None = None, expiry: float | None = None):
     self.folder, self.beat, self.expiry = folder, BEAT if beat is None else beat, EXPIRY if expiry is None else expiry
-    self.me = {"host": socket.gethostname(), "pid": os.getpid(), "machine": _machine(), "started": _started(os.getpid())}
+    pid = os.getpid()
+    self.me = {"host": socket.gethostname(), "pid": pid, "machine": _machine(), "started": _started(pid)}
     self.seen: dict[str, _Seen] = {}
     self.mine: dict[str, str] = {}  # key -> token
     self._change, self._over = threading.Lock(), threading.Event()
