@@ -33,8 +33,8 @@ def submit(cluster: Cluster, cache: pathlib.Path, tmp_path: pathlib.Path) -> Cal
     own = {"RELEARN": f"{sys.executable} -m relearn_jax", "RELEARN_CACHE": str(cache), "PYTHONPATH": str(ROOT),
            "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1",
            # The nodes' names are known to this SLURM alone.
-           "JAX_COORDINATOR_ADDRESS": "127.0.0.1", "JAX_COORDINATOR_PORT": str(free_ports(1)[0])}
-    return cluster.call("sbatch", "--parsable", *flags, f"--chdir={ROOT}", f"--output={tmp_path}/%x-%A-%a.log", SCRIPT,
+           "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_ports(1)[0]}"}
+    return cluster.call("sbatch", "--parsable", *flags, f"--chdir={ROOT}", f"--output={tmp_path}/%x-%j.log", SCRIPT,
                         *line, more=own).split(";")[0]
   return call
 
@@ -46,7 +46,7 @@ def shown(folder: pathlib.Path) -> str:
 def until(reached: Callable[[], bool], folder: pathlib.Path, seconds: float = 300) -> None:
   end = time.monotonic() + seconds
   while not reached():
-    assert time.monotonic() < end, shown(folder)
+    assert time.monotonic() < end and "Traceback" not in shown(folder), shown(folder)
     time.sleep(0.1)
 
 
