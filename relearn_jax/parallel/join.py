@@ -34,7 +34,7 @@ HEARTBEAT = 30  # seconds without one, after which a process counts as killed
 FAREWELL = 5.0  # seconds that the coordinator waits for the others to hear of a failure
 LOST = 1  # exit status where another process was lost
 FLAGS = ("coordinator_address", "num_processes", "process_id", "initialization_timeout")
-PLACES = ("workdir", "output", "model", "prompts", "data")  # may be called otherwise on another host
+PLACES = ("workdir", "output", "model", "prompts", "data", "tensorboard")  # may be called otherwise on another host
 LOSSES = ("Gloo", "gloo", "NCCL", "UNAVAILABLE", "Connection closed by peer", "Connection reset by peer")
 _ending = threading.Lock()
 

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from relearn_jax import interrupts
 from relearn_jax.data.order import Order
+from relearn_jax.errors import InputError
 from relearn_jax.models.model import Model, Params
 from relearn_jax.objectives.core import Batch, Objective, TokenRows
 from relearn_jax.parallel.mesh import (
@@ -24,13 +25,15 @@ from relearn_jax.parallel.mesh import (
   shard_rows,
   to_host,
 )
-from relearn_jax.parallel.processes import agree, everyone, is_alone, remove
+from relearn_jax.parallel.processes import agree, everyone, is_alone, is_first, remove
+from relearn_jax.process import disk_trouble
 from relearn_jax.progress import progress
 from relearn_jax.training import checkpoints
 from relearn_jax.training.ended import Ledger, finite_runs
 from relearn_jax.training.log import TrainLog
 from relearn_jax.training.references import ReferenceCache, references
 from relearn_jax.training.step import NOTHING, Build, Frozen, make_begin, make_readout, make_step
+from relearn_jax.training.watching import watcher
 
 # Called at each kept step with (step, the parameters that the method releases); returning True ends the stage there.
 OnKeep = Callable[[int, Params], bool]
@@ -116,8 +119,8 @@ def run_stage(stage: Stage, model: Model, start: Callable[[], Params], mesh: Mes
   if first:
     like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state)
     del state
-    state = checkpoints.restore(checkpoints.step_path(resume, first), like, len(stage.runs))
-    rows.position |= checkpoints.describe(checkpoints.step_path(resume, first))[checkpoints.POSITIONS]
+    state, position = _restore(checkpoints.step_path(resume, first), like, len(stage.runs))
+    rows.position |= position
   log.truncate(stage.name, first)
   ledger.rewind(first)
   step_fn = make_step(model, stage.build, mesh, stage.num_microbatches)
@@ -150,7 +153,9 @@ def run_stage(stage: Stage, model: Model, start: Callable[[], Params], mesh: Mes
       step += 1
       rate = stage.hyper["learning_rate"] * stage.schedule(step - 1)
       index = rows.take()
+      watcher().begin_step(stage.name, step)
       state, report = step_fn(state, batch, hyper | {"learning_rate": spread(rate)}, rows.spread(index), frozen)
+      watcher().end_step(step, report.loss)
       writer.add(step, report, float(np.mean(rate)), *rows.count_tokens(index))
       bar.update(1)
       if step in stage.keep:
@@ -166,7 +171,22 @@ def run_stage(stage: Stage, model: Model, start: Callable[[], Params], mesh: Mes
         watch.saved = time.monotonic()
       if stop and step != stage.keep[-1]:
         raise stop
+  watcher().end_trace()
   remove(resume)  # the stage's results are kept; nothing goes on from here
+
+
+def _restore(path: pathlib.Path, like: Any, num_runs: int) -> tuple[Any, dict[str, int]]:
+  """A state, and the positions in the rows; one that is damaged is removed, so that the stage begins anew next time."""
+  try:
+    state = checkpoints.restore(path, like, num_runs)
+    return jax.block_until_ready(state), checkpoints.describe(path)[checkpoints.POSITIONS]
+  except Exception as error:
+    if disk_trouble(error, {}):
+      raise
+    remove(path.parent)
+    first = str(error).splitlines()[0] if str(error) else type(error).__name__
+    raise InputError(f"cannot be read ({first})", file=path, field="resume", mend="run the same command again: the "
+                     "stage begins anew" if is_first() else "remove it, and run the same command again") from error
 
 
 class _Watch:

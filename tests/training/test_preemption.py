@@ -10,6 +10,7 @@ import pytest
 
 from relearn_jax import interrupts
 from relearn_jax.data.order import Order
+from relearn_jax.errors import InputError
 from relearn_jax.models.model import Params, fingerprint
 from relearn_jax.objectives.losses import nll
 from relearn_jax.parallel.mesh import repeat_runs, runs_mesh, to_host
@@ -86,6 +87,22 @@ def test_a_stage_that_is_told_to_stop_goes_on(tmp_path: pathlib.Path, monkeypatc
     interrupts.ask(None)
   assert finish(tmp_path / "stopped") == ([6], weights, losses)
   assert not resume.exists()
+
+
+def test_a_damaged_state_is_left_behind(tmp_path: pathlib.Path) -> None:
+  """A file of it was cut in half; the command is run again, and the stage begins anew."""
+  def stop(step: int, params: Params) -> bool:
+    raise KeyboardInterrupt
+  with pytest.raises(KeyboardInterrupt):
+    run(tmp_path / "x", stop, save_every=0)
+  resume = tmp_path / "x" / "relearn" / "resume"
+  assert checkpoints.saved_steps(resume) == [2]
+  largest = max((path for path in resume.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+  largest.write_bytes(largest.read_bytes()[:largest.stat().st_size // 2])
+  with pytest.raises(InputError, match="cannot be read .*; run the same command again: the stage begins anew"):
+    run(tmp_path / "x", lambda step, params: False)
+  assert not resume.exists()
+  assert finish(tmp_path / "x")[0] == [3, 6]
 
 
 def test_what_cannot_go_on_saves_nothing(tmp_path: pathlib.Path) -> None:
