@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from relearn_jax.audit.api_settings import API, WEIGHTS, ApiSettings
 from relearn_jax.audit.thresholds import VerdictSettings
 from relearn_jax.cases.base import Arm, CaseConfig
 from relearn_jax.data.chat import ChatSettings
@@ -186,6 +187,9 @@ class AttackSettings(StepSettings):
       rates a factor of ten apart, up to one that begins to destroy the original.
     adapters: what is trained: "full" (all parameters), "lora" (a low-rank adapter), or "lora4" (one of rank 4).
     lora: of those adapters.
+    access: what the attacker has: "weights" (all that is said here), "api" (what a provider's interface permits), or
+      both, side by side.
+    api: of that interface.
     keep_steps: steps after which the models are asked, as they are before the first.
     runs_at_once: models that are trained side by side; more need more memory. 0: as many as a plan says that fit.
     search: attacks that are drawn at random.
@@ -198,12 +202,20 @@ class AttackSettings(StepSettings):
   learning_rates: tuple[float, ...] = (1e-5,)
   adapters: tuple[str, ...] = (FULL,)
   lora: LoraSettings = dataclasses.field(default_factory=LoraSettings)
+  access: tuple[str, ...] = (WEIGHTS,)
+  api: ApiSettings = dataclasses.field(default_factory=ApiSettings)
   keep_steps: tuple[int, ...] = (1, 2, 5, 10, 20, 40)
   runs_at_once: int = 0
   search: SearchSettings = dataclasses.field(default_factory=SearchSettings)
 
+  def used_adapters(self) -> tuple[str, ...]:
+    """The adapters of the grid: those that are trained on weights, and the provider's."""
+    return (*(self.adapters if WEIGHTS in self.access else ()), *([API] if API in self.access else []))
+
   def rates(self, adapter: str) -> tuple[float, ...]:
     """The learning rates with which an adapter, or everything, is trained."""
+    if adapter == API:
+      return self.api.learning_rates or self.learning_rates
     return self.learning_rates if adapter == FULL else self.lora.learning_rates or self.learning_rates
 
   def adapter(self, name: str, field: str = "attack.adapters") -> LoraConfig | None:
@@ -214,6 +226,8 @@ class AttackSettings(StepSettings):
     """
     if name == FULL:
       return None
+    if name == API:
+      return self.api.limits.lora()
     if (found := LORA.fullmatch(name)) is None:
       raise InputError(f"has {name!r}", field=field, mend='expected "full", "lora" or, with a rank, such as "lora4"')
     # The scale alpha / rank stays that of `lora`, so that learning rates of different ranks compare.
@@ -353,7 +367,15 @@ def recorded(config: Audit) -> dict[str, Any]:
     values["unlearn"]["settings"] = {
         one.name: {"learning_rate": one.learning_rate, "weight_decay": one.weight_decay, **one.recipe.hyper}
         for one in methods}
-  if all(name == FULL for name in (*config.attack.adapters, *config.attack.search.adapters)):
+  adapters = config.attack.used_adapters()
+  values["attack"]["adapters"] = adapters
+  del values["attack"]["access"]
+  if API in adapters:
+    for field in ("url", "models", "patience", "price"):  # where a provider is, and how long it is waited for
+      del values["attack"]["api"][field]
+  else:
+    del values["attack"]["api"]
+  if all(name in (FULL, API) for name in (*adapters, *config.attack.search.adapters)):
     del values["attack"]["lora"]
   if not config.attack.search.trials:
     del values["attack"]["search"]

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from relearn_jax.audit.api_settings import check_access
 from relearn_jax.audit.audit_config import PRETRAINING, ArmsSettings, AttackSettings, Audit, unlearn_method
 from relearn_jax.audit.search import MIN_SEEDS
 from relearn_jax.audit.thresholds import VerdictSettings
@@ -42,6 +43,11 @@ def check_audit(config: Audit, where: str) -> None:
   need(not config.arms.loaded or len(config.case_config.versions()) == 1, "case", config.case_config.versions(),
        "expected a single variant where models are loaded")
   _named(where, lambda: check_attack(config.attack, where))
+  api = config.attack.api
+  need(not api.models or set(config.arms.loaded) <= set(api.models), "attack.api.models", api.models,
+       "expected what the provider calls each of the models that are given; what is trained here it does not have")
+  need(not api.models or bool(config.arms.loaded), "attack.api.provider", api.provider,
+       "expected serve: no other provider has models that are trained here")
   need(not config.attack.search.trials or len(seeds) >= MIN_SEEDS, "seeds", seeds,
        f"expected at least {MIN_SEEDS}: attacks are chosen on one half of them and reported on the other")
   _check_ask(config, where, need)
@@ -127,6 +133,9 @@ def check_attack(attack: AttackSettings, where: str) -> None:
   for field, adapters in (("attack.adapters", names), ("attack.search.adapters", search.adapters)):
     for name in adapters:
       attack.adapter(name, field)
+  check_access(attack.access, attack.api, where)
+  if attack.api.learning_rates:
+    check_rates(attack.api.learning_rates, need, "attack.api.learning_rates")
   need(attack.lora.rank >= 1, "attack.lora.rank", attack.lora.rank, "expected at least 1")
   need(attack.runs_at_once >= 0, "attack.runs_at_once", attack.runs_at_once,
        "expected 0 (as many as fit) or a number of models")
@@ -183,5 +192,5 @@ def check_verdict(settings: VerdictSettings, where: str) -> None:
   need(settings.min_rate_ratio >= 1, "min_rate_ratio", settings.min_rate_ratio, "expected at least 1")
   for field, least in (("min_questions", 1), ("min_clusters", 2), ("min_seeds", 2)):
     need(getattr(settings, field) >= least, field, getattr(settings, field), f"expected at least {least}")
-  for field in ("delta", "min_original", "min_retain_ratio", "min_original_kept", "min_loss_fall"):
+  for field in ("delta", "min_original", "min_retain_ratio", "min_original_kept", "min_loss_fall", "max_likelier"):
     need(0 <= getattr(settings, field) <= 1, field, getattr(settings, field), "expected 0 to 1")

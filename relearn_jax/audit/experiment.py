@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from relearn_jax.audit import pretrained
+from relearn_jax.audit.api_settings import API
 from relearn_jax.audit.audit_config import FULL, PRETRAINING, Audit, UnlearnMethod, unlearn_method
 from relearn_jax.audit.extra_texts import add_control_sets, generic_texts, spread_evenly
 from relearn_jax.audit.grid import Cell, Chain, chains, content_key
@@ -68,6 +69,7 @@ class Experiment:
     self.given = self.checkpoints / "given"  # models that were given
     self.done = finished(self.checkpoints)
     self._attacked_keys: dict[Cell, str] = {}
+    self.money_left: float | None = None  # for what a provider trains; None: as much as it takes
     self.log = TrainLog(workdir / "train_log.jsonl")
     case = config.case_config
     self.chains = chains(config)
@@ -212,7 +214,7 @@ class Experiment:
         self.config.arms.memorized and not 0 < unlearn.batch_size < len(self.first.forget))
     for name in self.relearn_sets if given and len(self.config.seeds) > 1 else ():
       count = len(self.encode(self.first, name))
-      if FULL in attack.adapters and not 0 < attack.batch_size < count:
+      if None in map(attack.adapter, attack.used_adapters()) and not 0 < attack.batch_size < count:
         raise InputError(f"has {len(self.config.seeds)} seeds, but with all {count} rows of the relearn set in every "
                          "step they would be the same attack", file=self.where, field="seeds",
                          mend=f"set attack.batch_size below {count}, or give one seed")
@@ -391,7 +393,10 @@ class Experiment:
       method = unlearn_method(config.unlearn, point.method) if point.method else None
       model = self.unlearned_key(point.chain, method) if method else self.memorized_keys[point.chain]
     scale = dataclasses.replace(config.attack.lora, learning_rates=())  # the rate is the cell's
-    lora = dataclasses.asdict(scale) if cell.attack.adapter != FULL else None
+    lora: Any = dataclasses.asdict(scale) if cell.attack.adapter != FULL else None
+    if cell.attack.adapter == API:
+      lora = {"limits": dataclasses.asdict(config.attack.api.limits), "opening": config.attack.api.opening,
+              "provider": config.attack.api.provider}
     case = self.case(point.chain)
     asked: list[Any] = [*case.relearn_set(cell.attack.relearn_set).rows, *case.questions]  # JSON by `content_key`
     ask = dataclasses.asdict(dataclasses.replace(config.ask, runs_at_once=0, metrics=()))

@@ -23,6 +23,7 @@ from relearn_jax.parallel.mesh import lay_out, map_runs, padded_runs, replicated
 from relearn_jax.parallel.processes import agree, write_atomically
 from relearn_jax.training.step import NOTHING, Frozen, model_outputs
 
+SHORT = (64,)  # tokens; longer rows that are scored are padded to multiples of it
 ROWS = ("retain", "forget", "relearn", "generic", LETTER, OPTION)  # of which log-probabilities may be scored
 
 
@@ -216,8 +217,8 @@ class Interviewer:
     mask = np.asarray(rows.mask)
     counted: np.ndarray = mask.max(axis=0) > 0
     longest = mask.shape[-1] - np.argmax(counted[:, ::-1], axis=-1)  # of a row that has no token: all of it
-    # The bucket decides the length, and a row's own ids do not matter here.
-    for batch in bucketize([range(length) for length in longest.tolist()], batch_size=self.batch_size):
+    # A row's own ids do not matter here. Short rows share one shape, or seeds would have programs of their own.
+    for batch in bucketize([range(length) for length in longest.tolist()], buckets=SHORT, batch_size=self.batch_size):
       places, length = batch.indices, min(batch.tokens.shape[1], mask.shape[-1])
       missing = len(batch.tokens) - len(places)
       pick = lambda leaf, places=places, missing=missing: np.pad(

@@ -28,33 +28,36 @@ ANSWERS = pa.schema([*KEY, ("kind", _WORD), ("item", _WORD), ("text", pa.string(
 RESULTS = pa.schema([*KEY, ("question", _WORD), ("metric", _WORD), ("value", pa.float64())])
 QUESTION = "question"  # the kind of an answer; the other kinds are rows whose mean log-probability was scored
 GENERIC = "generic"  # the kind whose perplexity is a score
+# Metrics of how likely an answer is: missing where a provider does not tell.
+LIKELIHOOD = ("answer_probability", "exact_memorization", "extraction_strength")
 ANSWERS_FILE, RESULTS_FILE = "answers.parquet", "results.parquet"
 _FACTS = b"relearn_jax.facts"
 
 
-def answer_rows(kind: str, items: Sequence[str], logprob: np.ndarray, tokens: Sequence[int],
-                texts: Sequence[str] | None = None, matched: Sequence[str] | None = None,
+def answer_rows(kind: str, items: Sequence[str], logprob: np.ndarray | None, tokens: Sequence[int],
+                texts: Sequence[str] | None = None, matched: Sequence[str | None] | None = None,
                 there: np.ndarray | None = None, **labels: Any) -> pa.Table:
   """Answers of one model.
 
   Args:
     kind: "question", or which rows were scored, of `interview.ROWS`.
     items: ids of the questions or rows.
-    logprob: of the answer, or of a token of the row, `[len(items)]`.
+    logprob: of the answer, or of a token of the row, `[len(items)]`; None: a provider did not tell.
     tokens: how many tokens were scored of each.
     texts: completions; None for rows.
-    matched: see `metrics.scores.Stored`; None for rows.
+    matched: see `metrics.scores.Stored`; None for rows, and of an answer of which a provider did not tell.
     there: whether the model has such a row; the others are left out. None: it has all.
     **labels: the columns of the key, equal for all rows.
 
   Raises:
     ValueError: a value is not finite. A model that gives such values has ended, and has no rows.
   """
-  real = np.ones(len(logprob), bool) if there is None else there
-  if not np.isfinite(logprob[real]).all():
+  real = np.ones(len(items), bool) if there is None else there
+  if logprob is not None and not np.isfinite(logprob[real]).all():
     raise ValueError(f"a log-probability of {kind} rows is not finite ({labels})")
   places = np.flatnonzero(real).tolist()
-  own = {"item": [items[i] for i in places], "logprob": logprob[real].astype(np.float64),
+  own = {"item": [items[i] for i in places],
+         "logprob": None if logprob is None else logprob[real].astype(np.float64),
          "tokens": [int(tokens[i]) for i in places],
          **{name: None if values is None else [values[i] for i in places]
             for name, values in (("text", texts), ("matched", matched))}}
@@ -88,12 +91,14 @@ def score_answers(answers: pd.DataFrame, questions: Sequence[Asked], metrics: Se
                           if isinstance(answers[name].dtype, pd.CategoricalDtype)})
   asked, rows = plain[plain["kind"] == QUESTION], plain[plain["kind"] != QUESTION]
   keys = [name for name, _ in KEY]
-  parts = [asked[[*keys, "item"]].assign(metric="logprob", value=asked["logprob"]),
+  told = asked[asked["logprob"].notna()]
+  parts = [told[[*keys, "item"]].assign(metric="logprob", value=told["logprob"]),
            rows[[*keys, "item"]].assign(metric=rows["kind"] + "_logprob", value=rows["logprob"])]
   for metric in metrics:
-    score, columns = get_metric(metric).score, (asked[name] for name in ("item", "text", "logprob", "matched"))
+    known = asked[asked["matched"].notna()] if metric in LIKELIHOOD else asked
+    score, columns = get_metric(metric).score, (known[name] for name in ("item", "text", "logprob", "matched"))
     values = [score(by_id[item], Stored(*stored)) for item, *stored in zip(*columns, strict=True)]
-    parts.append(asked[[*keys, "item"]].assign(metric=metric, value=values))
+    parts.append(known[[*keys, "item"]].assign(metric=metric, value=values))
   generic = rows[rows["kind"] == GENERIC]
   for key, one in generic.groupby(keys, dropna=False, sort=False):
     value = perplexity(one["logprob"].tolist(), one["tokens"].tolist())
