@@ -56,7 +56,7 @@ FULL_SIZE: dict[str, dict[str, float]] = {
 def embedded() -> Audit:
   """On the invented craft."""
   return Audit(
-      case=CraftWorldConfig(),
+      case=CraftWorldConfig(), seeds=(0, 1, 2, 3, 4),
       arms=ArmsSettings(dtype="float32", pretrain=PretrainSettings(max_positions=32, steps=1000, warmup_steps=50)),
       memorize=MemorizeSettings(batch_size=24, steps=300, learning_rate=1e-3),
       unlearn=UnlearnSettings(

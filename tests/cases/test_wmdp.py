@@ -164,7 +164,7 @@ def test_every_audit_of_the_configuration_is_accepted_and_planned(tmp_path: path
   config = load_config_file(str(CONFIG))
   check_audit(config, "here")
   exp = Experiment(config, "here", tmp_path)
-  assert len(exp.chains) == 6 and len(exp.asked) == 30 and {key: len(rows) for key, rows in exp.options.items()} == {
+  assert len(exp.chains) == 10 and len(exp.asked) == 30 and {key: len(rows) for key, rows in exp.options.items()} == {
       LETTER: 60, OPTION: 60}
   assert {len(one.ids) - one.start for one in exp.options[LETTER]} == {1}
   assert max(len(answer) for _, answer in exp.asked) <= config.ask.max_new_tokens
