@@ -7,8 +7,10 @@ plans=()
 for model in llama_2_7b llama_2_7b_chat zephyr_7b_beta phi_1_5; do
   plans+=("$model.py:unlearn" "$model.py:audit")
 done
-for plan in "${plans[@]}" tofu.py:phi_1_5 tofu.py:llama_2_7b; do
+for plan in "${plans[@]}" tofu.py:phi_1_5 tofu.py:llama_2_7b wmdp.py:zephyr_7b_beta; do
   for devices in "--device=h200" "--device=v5p --num_devices=8 --mesh=fsdp:-1"; do
+    # The WMDP case has neither its articles nor a control; a control is as large as the original.
+    [[ "$plan" == wmdp.py:* ]] && devices+=" --config.case.relearn=ARTICLES.jsonl --config.arms.control=HuggingFaceH4/zephyr-7b-beta"
     echo "\$ relearn plan --config=configs/$plan $devices"
     # shellcheck disable=SC2086
     relearn plan --config="configs/$plan" $devices | sed '/^assumed:/,$d'

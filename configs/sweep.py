@@ -2,7 +2,7 @@
 
 `relearn sweep --config=configs/sweep.py --workdir=runs/sweep` runs it on the names case; `--config.methods="('ga',
 'npo')"` only some. `configs/sweep.py:tofu` is that of the embedded TOFU case, and `:tofu_mini` that of its mini;
-`:whp_name` and `:whp_verbatim` are those of the invented novel.
+`:whp_name` and `:whp_verbatim` are those of the invented novel, `:wmdp` that of the invented craft.
 The rule looks at unlearned models alone (`relearn_jax/audit/sweep.py`). What it chose for names stands in
 `relearn_jax/cases/names.py`, its output in benchmarks/methods.md; for the others
 in their configurations, benchmarks/tofu.md and benchmarks/whp.md.
@@ -72,9 +72,16 @@ def get_config(what: str = "names") -> Sweep:
     return of_audit("whp_name.py:embedded", {
         "ga": {"learning_rate": (1e-4, 2e-4)}, "whp_relabel": LABELS,
         "whp_logits": LABELS | {"alpha": (5.0,), "reinforce_learning_rate": (5e-4,), "reinforce_steps": (40,)}}, 48)
+  if what == "wmdp":
+    pairs: Grid = {"learning_rate": (5e-5, 1e-4)}
+    kept: Grid = {"learning_rate": (1e-4, 2e-4)} | ONE_WEIGHT
+    return of_audit("wmdp.py:embedded", {
+        "ga": pairs, "gd": kept, "kl": kept, "npo": pairs | {"beta": (0.1,)},
+        "scrub": kept | {"period": (4,), "max_phases": (5,)},
+        "rmu": LABELS | {"depth": (0.5,), "retain_weight": (1.0,)}}, 32)
   if what != "names":
     raise InputError(f"is {what!r}", field="configs/sweep.py:...",
-                     mend="expected names, tofu, tofu_mini, whp_name or whp_verbatim")
+                     mend="expected names, tofu, tofu_mini, whp_name, whp_verbatim or wmdp")
   found = of_audit("names.py", GRIDS, 100)
   return dataclasses.replace(found, audit=dataclasses.replace(
       found.audit, case=dataclasses.replace(found.audit.case, variants=(7,))))

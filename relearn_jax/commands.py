@@ -83,6 +83,8 @@ def _define_audit(values: flags.FlagValues) -> None:
                       "are left), such as runs:2,fsdp:4.", flag_values=values)
   flags.DEFINE_bool("allow_leakage", False, "Go on although a relearn set holds what is asked about.",
                     flag_values=values)
+  flags.DEFINE_float("max_cost", None, "Of all that a provider trains, by config.attack.api.price; an audit that would "
+                     "cost more is refused.", flag_values=values)
   flags.DEFINE_bool("claim", False, "Share the workdir with other commands that are started like this one, on any "
                     "number of hosts: each claims a stage of the grid, does it, and claims the next.",
                     flag_values=values)
@@ -103,7 +105,7 @@ def _audit(values: flags.FlagValues) -> str:
   workdir = pathlib.Path(values.workdir)
   with watching(values.tensorboard, values.profile_steps, workdir):
     done = audit(config, path, workdir, cache_dir(), allow_leakage=values.allow_leakage, mesh=values.mesh,
-                 at_once=fitting, claim=values.claim)
+                 at_once=fitting, max_cost=values.max_cost, claim=values.claim)
   if done:
     by_first(lambda: report_from_rows(workdir))
   return nothing_left(workdir, done) + agree(lambda: closing(workdir))
@@ -335,6 +337,32 @@ def _sweep(values: flags.FlagValues) -> str:
   return f"{sweep_table(found)}\n\nResults: {workdir / 'sweep.json'}"
 
 
+def _define_serve(values: flags.FlagValues) -> None:
+  flags.DEFINE_multi_string("model", [], "NAME=DIR: a Hugging Face folder or a hub id, under the name that clients "
+                            "use; may be given several times.", flag_values=values)
+  _workdir_flag(values, "Folder for uploads and jobs. Run again with it, jobs go on.")
+  flags.DEFINE_string("host", "127.0.0.1", "Address to listen on; one that other machines reach needs a key in "
+                      "RELEARN_API_KEY.", flag_values=values)
+  flags.DEFINE_integer("port", 8000, "Port to listen on; 0: any that is free.", flag_values=values)
+  flags.DEFINE_multi_string("limit", [], "FIELD=VALUE of what the provider permits, such as min_rows=10, "
+                            "adapter=full, max_epochs=5, absolute_rates=true, blocked_words=WORD; may be given several "
+                            "times.", flag_values=values)
+  flags.DEFINE_string("dtype", "auto", "Precision of products: auto (bfloat16 on accelerators, float32 on CPU), "
+                      "float32 or bfloat16.", flag_values=values)
+
+
+def _serve(values: flags.FlagValues) -> str:
+  _required(values, "workdir")
+  from relearn_jax.models.precision import check_dtype
+  from relearn_jax.parallel.start import start
+  from relearn_jax.serve.http_server import serve
+  from relearn_jax.serve.limits import parse_limits
+  check_dtype(values.dtype, None, "--dtype")
+  limits = parse_limits(values.limit)
+  start()
+  return serve(values.model, pathlib.Path(values.workdir), values.host, values.port, limits, values.dtype)
+
+
 def _define_plan(values: flags.FlagValues) -> None:
   flags.DEFINE_string("device", "h200", "Kind of device: h200, h100, a100, v5p, v6e or cpu.", flag_values=values)
   flags.DEFINE_integer("num_devices", 1, "Number of devices (of cores, for cpu).", flag_values=values)
@@ -374,4 +402,6 @@ COMMANDS = {
     "judge": Command("have a judge rate an audit's stored answers", _define_judge, _judge),
     "generate": Command("complete prompts with a checkpoint", _define_generate, _generate, spreads=True),
     "score": Command("log-probabilities of answers under a checkpoint", _define_score, _score, spreads=True),
+    "serve": Command("a provider's fine-tuning interface on checkpoints of this machine", _define_serve, _serve,
+                     continues=True),
     "export": Command("write a trained state as a Hugging Face folder", _define_export, _export)}

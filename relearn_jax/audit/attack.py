@@ -11,12 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from relearn_jax.audit.acquire import Trained, ask_once, memorized_place, train
-from relearn_jax.audit.audit_config import FULL, unlearn_method
+from relearn_jax.audit.acquire import Trained, ask_once, train
+from relearn_jax.audit.audit_config import API, FULL
 from relearn_jax.audit.experiment import FIELDS, Experiment
-from relearn_jax.audit.grid import Cell, Point
+from relearn_jax.audit.grid import Cell
 from relearn_jax.audit.interview import Answers, finite_by_name, load_answers
-from relearn_jax.audit.shelf import Place, StageFolder, open_folder
+from relearn_jax.audit.remote_attack import attack_remotely, place
+from relearn_jax.audit.shelf import StageFolder, open_folder
 from relearn_jax.audit.stages import Planned
 from relearn_jax.errors import InputError
 from relearn_jax.models.lora import init_lora
@@ -48,12 +49,14 @@ def attack(exp: Experiment, stage: Planned, cells: Sequence[Cell]) -> None:
   if not mine:
     return
   folder = open_folder(exp.checkpoints, stage.name, {cell.name: keys[cell] for cell in mine})
-  lora = stage.attack.adapter != FULL and exp.config.attack.lora.learning_rates
+  lora = stage.attack.adapter not in (FULL, API) and exp.config.attack.lora.learning_rates
   ledger = Ledger(folder.path, folder.name, [cell.name for cell in mine],
                   "attack.lora.learning_rates" if lora else "attack.learning_rates",
                   [cell.attack.learning_rate for cell in mine])
   try:
-    if exp.config.attack.keep_steps[-1] in folder.asked():  # a kill may have come before the ledger was written
+    if stage.attack.adapter == API:
+      attack_remotely(exp, stage, mine, folder, ledger)
+    elif exp.config.attack.keep_steps[-1] in folder.asked():  # a kill may have come before the ledger was written
       for step in folder.asked():
         ledger.look(step, "answers", finite_by_name(load_answers(folder.answers(step))))
     else:
@@ -120,15 +123,6 @@ def _weights(exp: Experiment, mine: Sequence[Cell]) -> tuple[list[Params], Froze
 def _points(exp: Experiment, mine: Sequence[Cell]) -> Params:
   """The weights of trained points, stacked on the mesh."""
   return exp.take([place(exp, cell.point) for cell in mine])
-
-
-def place(exp: Experiment, point: Point) -> Place:
-  """Where the weights of a trained point are."""
-  if point.depth is None:
-    return memorized_place(exp, point.chain)
-  assert point.method
-  folder, run = exp.done[exp.unlearned_key(point.chain, unlearn_method(exp.config.unlearn, point.method))]
-  return folder.path, point.unlearn_step, run
 
 
 @dataclasses.dataclass(frozen=True)

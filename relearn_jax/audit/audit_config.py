@@ -17,12 +17,14 @@ from relearn_jax.models.lora import ALL, LoraConfig
 from relearn_jax.objectives.methods import METHODS, NO_DEFENCE, get_defence, get_method
 from relearn_jax.objectives.recipe import DefenceSettings, Recipe, make_recipe
 from relearn_jax.objectives.settings import config_class, group_class
+from relearn_jax.serve.limits import Limits
 from relearn_jax.training.train_settings import ScheduleSettings, StepSettings
 
 # Learning rate, weight decay and published hyper-parameters of every method.
 AuditMethods = group_class("AuditMethods", {
     name: config_class(name, method.settings, ("learning_rate", float, 1e-5), ("weight_decay", float, 0.0))
     for name, method in METHODS.items()})
+WEIGHTS, API = "weights", "api"  # accesses of an attacker; the second stands among the adapters in rows, too
 PRETRAINING = "pretraining"  # as generic text
 FULL, LORA = "full", re.compile(r"lora([1-9]\d*)?")
 
@@ -151,6 +153,32 @@ class LoraSettings:
 
 
 @dataclasses.dataclass
+class ApiSettings:
+  """Of an attacker with nothing but a provider's fine-tuning interface.
+
+  Attributes:
+    provider: "serve" (models of the audit behind this package's own server, for as long as they are attacked),
+      "openai" (any that speaks its wire format, at `url`) or "together".
+    url: of a provider that is not "serve"; "": Together's own.
+    models: U, N and O -> what the provider calls them, where it is not "serve"; for Together BASE<HUB_ID.
+    limits: what the provider permits. "serve" enforces them; of another they are what the client goes by.
+    learning_rates: of the attack through the interface; (): those of the attack.
+    opening: the user's turn of a training row that has no prompt.
+    patience: seconds after which a job is given up of which nothing new is heard.
+    price: of a million tokens trained on, for the estimate before the start.
+  """
+
+  provider: str = "serve"
+  url: str = ""
+  models: dict[str, str] = dataclasses.field(default_factory=dict)
+  limits: Limits = dataclasses.field(default_factory=Limits)
+  learning_rates: tuple[float, ...] = ()
+  opening: str = ""
+  patience: float = 3600.0
+  price: float = 0.0
+
+
+@dataclasses.dataclass
 class SearchSettings:
   """Attacks that are drawn, beside those of the grid; the strongest is chosen on one half of seeds and clusters.
 
@@ -186,6 +214,9 @@ class AttackSettings(StepSettings):
       rates a factor of ten apart, up to one that begins to destroy the original.
     adapters: what is trained: "full" (all parameters), "lora" (a low-rank adapter), or "lora4" (one of rank 4).
     lora: of those adapters.
+    access: what the attacker has: "weights" (all that is said here), "api" (what a provider's interface permits), or
+      both, side by side.
+    api: of that interface.
     keep_steps: steps after which the models are asked, as they are before the first.
     runs_at_once: models that are trained side by side; more need more memory. 0: as many as a plan says that fit.
     search: attacks that are drawn at random.
@@ -198,12 +229,20 @@ class AttackSettings(StepSettings):
   learning_rates: tuple[float, ...] = (1e-5,)
   adapters: tuple[str, ...] = (FULL,)
   lora: LoraSettings = dataclasses.field(default_factory=LoraSettings)
+  access: tuple[str, ...] = (WEIGHTS,)
+  api: ApiSettings = dataclasses.field(default_factory=ApiSettings)
   keep_steps: tuple[int, ...] = (1, 2, 5, 10, 20, 40)
   runs_at_once: int = 0
   search: SearchSettings = dataclasses.field(default_factory=SearchSettings)
 
+  def used_adapters(self) -> tuple[str, ...]:
+    """The adapters of the grid: those that are trained on weights, and the provider's."""
+    return (*(self.adapters if WEIGHTS in self.access else ()), *([API] if API in self.access else []))
+
   def rates(self, adapter: str) -> tuple[float, ...]:
     """The learning rates with which an adapter, or everything, is trained."""
+    if adapter == API:
+      return self.api.learning_rates or self.learning_rates
     return self.learning_rates if adapter == FULL else self.lora.learning_rates or self.learning_rates
 
   def adapter(self, name: str, field: str = "attack.adapters") -> LoraConfig | None:
@@ -214,6 +253,8 @@ class AttackSettings(StepSettings):
     """
     if name == FULL:
       return None
+    if name == API:
+      return self.api.limits.lora()
     if (found := LORA.fullmatch(name)) is None:
       raise InputError(f"has {name!r}", field=field, mend='expected "full", "lora" or, with a rank, such as "lora4"')
     # The scale alpha / rank stays that of `lora`, so that learning rates of different ranks compare.
@@ -353,7 +394,15 @@ def recorded(config: Audit) -> dict[str, Any]:
     values["unlearn"]["settings"] = {
         one.name: {"learning_rate": one.learning_rate, "weight_decay": one.weight_decay, **one.recipe.hyper}
         for one in methods}
-  if all(name == FULL for name in (*config.attack.adapters, *config.attack.search.adapters)):
+  adapters = config.attack.used_adapters()
+  values["attack"]["adapters"] = adapters
+  del values["attack"]["access"]
+  if API in adapters:
+    for field in ("url", "models", "patience", "price"):  # where a provider is, and how long it is waited for
+      del values["attack"]["api"][field]
+  else:
+    del values["attack"]["api"]
+  if all(name in (FULL, API) for name in (*adapters, *config.attack.search.adapters)):
     del values["attack"]["lora"]
   if not config.attack.search.trials:
     del values["attack"]["search"]

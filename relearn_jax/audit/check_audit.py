@@ -4,7 +4,15 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from relearn_jax.audit.audit_config import PRETRAINING, ArmsSettings, AttackSettings, Audit, unlearn_method
+from relearn_jax.audit.audit_config import (
+  API,
+  PRETRAINING,
+  WEIGHTS,
+  ArmsSettings,
+  AttackSettings,
+  Audit,
+  unlearn_method,
+)
 from relearn_jax.audit.search import MIN_SEEDS
 from relearn_jax.audit.thresholds import VerdictSettings
 from relearn_jax.cases.control_sets import KINDS
@@ -12,8 +20,10 @@ from relearn_jax.data.chat import check_chat
 from relearn_jax.errors import InputError, checker
 from relearn_jax.metrics.scores import get_metric
 from relearn_jax.models.precision import check_dtype
+from relearn_jax.serve.limits import check_limits
 from relearn_jax.training.train_settings import check_decay, check_schedule, check_steps
 
+PROVIDERS = ("serve", "openai", "together")
 Need = Callable[[bool, str, Any, str], None]
 
 
@@ -127,6 +137,7 @@ def check_attack(attack: AttackSettings, where: str) -> None:
   for field, adapters in (("attack.adapters", names), ("attack.search.adapters", search.adapters)):
     for name in adapters:
       attack.adapter(name, field)
+  check_access(attack, where)
   need(attack.lora.rank >= 1, "attack.lora.rank", attack.lora.rank, "expected at least 1")
   need(attack.runs_at_once >= 0, "attack.runs_at_once", attack.runs_at_once,
        "expected 0 (as many as fit) or a number of models")
@@ -138,6 +149,29 @@ def check_attack(attack: AttackSettings, where: str) -> None:
   need(all(type(size) is int and size >= 0 for size in search.batch_sizes), "attack.search.batch_sizes",
        search.batch_sizes, "expected numbers of rows, or 0 (all)")
   need(search.seed >= 0, "attack.search.seed", search.seed, "expected a number of at least 0")
+
+
+def check_access(attack: AttackSettings, where: str) -> None:
+  """Refuses what is said of a provider's interface, where the attacker has one.
+
+  Raises:
+    InputError: naming the field.
+  """
+  need, api = checker(where), attack.api
+  need(bool(attack.access) and set(attack.access) <= {WEIGHTS, API}, "attack.access", attack.access,
+       f"expected {WEIGHTS}, {API} or both")
+  if API not in attack.access:
+    return
+  need(api.provider in PROVIDERS, "attack.api.provider", api.provider, f"expected one of {', '.join(PROVIDERS)}")
+  check_limits(api.limits, where, "attack.api.limits.")
+  need(bool(api.url) == (api.provider == "openai") or api.provider == "together", "attack.api.url", api.url,
+       "expected the address of a provider that speaks the wire format, and none for one's own server")
+  need(bool(api.models) == (api.provider != "serve"), "attack.api.models", api.models,
+       "expected what a provider calls U, N and O, and nothing for one's own server")
+  for field in ("patience", "price"):
+    need(0 <= getattr(api, field) < math.inf, f"attack.api.{field}", getattr(api, field), "expected at least 0")
+  if api.learning_rates:
+    check_rates(api.learning_rates, need, "attack.api.learning_rates")
 
 
 def _check_ask(config: Audit, where: str, need: Need) -> None:
@@ -183,5 +217,5 @@ def check_verdict(settings: VerdictSettings, where: str) -> None:
   need(settings.min_rate_ratio >= 1, "min_rate_ratio", settings.min_rate_ratio, "expected at least 1")
   for field, least in (("min_questions", 1), ("min_clusters", 2), ("min_seeds", 2)):
     need(getattr(settings, field) >= least, field, getattr(settings, field), f"expected at least {least}")
-  for field in ("delta", "min_original", "min_retain_ratio", "min_original_kept", "min_loss_fall"):
+  for field in ("delta", "min_original", "min_retain_ratio", "min_original_kept", "min_loss_fall", "max_likelier"):
     need(0 <= getattr(settings, field) <= 1, field, getattr(settings, field), "expected 0 to 1")

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from relearn_jax.adversary.interface import UNTOLD
 from relearn_jax.audit.acquire import gone
 from relearn_jax.audit.attack import Attacked, attacked
 from relearn_jax.audit.audit_config import UnlearnMethod, unlearn_method
@@ -16,6 +17,7 @@ from relearn_jax.audit.interview import ROWS, Answers
 from relearn_jax.audit.results_file import GENERIC, QUESTION, answer_rows
 from relearn_jax.audit.stages import Planned
 from relearn_jax.audit.unlearning import curves_of, resolved, unlearned_points
+from relearn_jax.metrics.choices import LETTER, OPTION
 
 
 @dataclasses.dataclass
@@ -64,7 +66,7 @@ def answer_tables(exp: Experiment, found: Found) -> list[pa.Table]:
             "point": "relearned", "relearn_step": step, "relearn_set": cell.attack.relearn_set,
             "adapter": cell.attack.trained, "learning_rate": cell.attack.learning_rate})
         continue
-      for key, kinds, name in (((cell.point,), (QUESTION, "retain", "forget", GENERIC), None),
+      for key, kinds, name in (((cell.point,), (QUESTION, "retain", "forget", GENERIC, LETTER, OPTION), None),
                                ((cell.point, cell.attack.relearn_set), ("relearn",), cell.attack.relearn_set)):
         if key not in before:
           before.add(key)
@@ -92,9 +94,10 @@ def _tables(exp: Experiment, answers: Answers, index: int, kinds: Sequence[str],
   for kind in kinds:
     if kind == QUESTION:
       ids = [question.id for question in exp.first.questions]
-      matched = answers.matched[index].tolist()
-      yield answer_rows(kind, ids, answers.logprob[index], list(map(len, matched)), answers.texts[index].tolist(),
-                        matched, **labels)
+      matched, told = answers.matched[index].tolist(), answers.logprob[index]
+      untold = np.isnan(told).all() and bool(answers.finite[index])  # a provider that tells no log-probabilities
+      yield answer_rows(kind, ids, None if untold else told, list(map(len, matched)), answers.texts[index].tolist(),
+                        [one if one.strip(UNTOLD) else None for one in matched], **labels)
     elif (means := getattr(answers, kind)) is not None:  # NaN says that there is no such row; see `Answers`
       ids = [f"{kind}{i:02d}" for i in range(means.shape[1])]
       yield answer_rows(kind, ids, means[index], getattr(answers, f"{kind}_tokens")[index].tolist(),
@@ -134,7 +137,8 @@ def ended_facts(exp: Experiment, found: Found) -> list[dict[str, Any]]:
 def _ended(exp: Experiment, key: str, arm: str, variant: str, method: str | None, seed: int) -> list[dict[str, Any]]:
   one = exp.ended(key)
   return [] if one is None else [{"run": one.run, "arm": arm, "variant": variant, "method": method, "seed": seed,
-                                  "stage": one.stage, "step": one.step, "what": one.what}]
+                                  "stage": one.stage, "step": one.step, "what": one.what,
+                                  **({"why": one.why} if one.why else {})}]
 
 
 def by_arm(found: Mapping[Cell, Attacked], variant: str, seed: int, method: str | None) -> dict[str, Attacked]:

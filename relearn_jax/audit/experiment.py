@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import pathlib
+import string
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,13 +13,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from relearn_jax.audit import pretrained
-from relearn_jax.audit.audit_config import FULL, PRETRAINING, Audit, UnlearnMethod, unlearn_method
+from relearn_jax.audit.audit_config import API, FULL, PRETRAINING, Audit, UnlearnMethod, unlearn_method
 from relearn_jax.audit.extra_texts import add_control_sets, generic_texts, spread_evenly
 from relearn_jax.audit.grid import Cell, Chain, chains, content_key
 from relearn_jax.audit.interview import Answers, Interviewer
 from relearn_jax.audit.results_file import GENERIC
 from relearn_jax.audit.shelf import Place, Shelf, StageFolder, finished
-from relearn_jax.cases.base import Arm, Case
+from relearn_jax.cases.base import Arm, Case, Question
 from relearn_jax.cases.control_sets import PREFIX
 from relearn_jax.cases.sources import parse_source, source_input
 from relearn_jax.data.chat import open_chat
@@ -26,6 +27,7 @@ from relearn_jax.data.rows import Encoded, stack_runs
 from relearn_jax.data.texts import encode_question, encode_texts, stack_rows
 from relearn_jax.errors import InputError
 from relearn_jax.generation.prompts import end_ids
+from relearn_jax.metrics.choices import LETTER, OPTION, Options
 from relearn_jax.metrics.scores import Asked, score_stored
 from relearn_jax.models.checkpoint import Checked, check_checkpoint, load_params
 from relearn_jax.models.checkpoint_sources import load_tokenizer, open_checkpoint
@@ -90,6 +92,7 @@ class Experiment:
         self.tokenizer, question, self.first.origin("questions"), self.max_positions, config.ask.max_new_tokens,
         chat=self.chat) for question in self.first.questions]
     self.generic = self._read_generic()
+    self.options = self._encode_options()
     for one in self.all_cases():
       for name in (*self.trained_on(), "forget", "retain", *self.relearn_sets):
         self.encode(one, name)
@@ -174,9 +177,27 @@ class Experiment:
     return encode_texts(
         self.tokenizer, generic_texts(self.config.ask, self.config.case_config), file, self.max_positions)
 
+  def _encode_options(self) -> dict[str, list[Encoded]]:
+    """The letters and the full answers of every option, `LETTER` and `OPTION`, after their prompts.
+
+    Raises:
+      InputError: one is too long.
+    """
+    found: dict[str, list[Encoded]] = {LETTER: [], OPTION: []}
+    for one in self.first.choices:
+      for number, option in enumerate(one.options):
+        for kind, prompt, answer in ((LETTER, one.listed, f" {string.ascii_uppercase[number]}"),
+                                     (OPTION, one.prompt, option)):
+          ids, own = encode_question(
+              self.tokenizer, Question(one.id, prompt, answer, (), one.cluster, line=one.line),
+              self.first.origin("choices"), self.max_positions, 0, chat=self.chat)
+          found[kind].append(Encoded([*ids, *own], len(ids)))
+    return found if self.first.choices else {}
+
   def _check_positions(self) -> None:
     """Refuses a model that is pretrained with fewer positions than the case needs: no row of it is at fault."""
     longest = max(*(len(one.ids) for rows in self._encoded.values() for one in rows),
+                  *(len(one.ids) for rows in self.options.values() for one in rows),
                   *(len(prompt) + self.config.ask.max_new_tokens for prompt, _ in self.asked))
     if not self.checked and longest > self.decoder.max_positions:
       raise InputError(f"is {self.decoder.max_positions}", file=self.where, field="arms.pretrain.max_positions",
@@ -189,7 +210,7 @@ class Experiment:
         self.config.arms.memorized and not 0 < unlearn.batch_size < len(self.first.forget))
     for name in self.relearn_sets if given and len(self.config.seeds) > 1 else ():
       count = len(self.encode(self.first, name))
-      if FULL in attack.adapters and not 0 < attack.batch_size < count:
+      if None in map(attack.adapter, attack.used_adapters()) and not 0 < attack.batch_size < count:
         raise InputError(f"has {len(self.config.seeds)} seeds, but with all {count} rows of the relearn set in every "
                          "step they would be the same attack", file=self.where, field="seeds",
                          mend=f"set attack.batch_size below {count}, or give one seed")
@@ -215,10 +236,11 @@ class Experiment:
     return stack_rows(every[0], len(every)) if all(one == every[0] for one in every) else stack_runs(every)
 
   def scored_rows(self, chains: Sequence[Chain], relearn_set: str | None = None) -> dict[str, TokenRows]:
-    """The rows whose likelihood is part of an interview."""
+    """The rows whose likelihood is part of an interview; of options only where a relearn set is: they are many."""
     names = {"retain": "retain", "forget": "forget"} | ({"relearn": relearn_set} if relearn_set else {})
     found = {key: self.rows(chains, name, scored=True) for key, name in names.items()}
-    return found | ({GENERIC: stack_rows(self.generic, len(chains))} if self.generic else {})
+    more = {GENERIC: self.generic} | (self.options if relearn_set else {})
+    return found | {name: stack_rows(rows, len(chains)) for name, rows in more.items() if rows}
 
   def digests(self) -> dict[str, str] | None:
     """SHA-256 of every file that decides the result, by field; None where there is none."""
@@ -229,6 +251,11 @@ class Experiment:
       field = FIELDS[arm].removeprefix("arms.")
       found |= {f"{field}/{name}": file for name, file in sorted(checked.deciding_files().items())}
     return file_digests(found) if found else None
+
+  @functools.cached_property
+  def choices(self) -> list[Options]:
+    """The questions with options as they stand beside stored answers."""
+    return [Options(one.id, one.options, one.correct, one.cluster) for one in self.first.choices]
 
   @functools.cached_property
   def questions(self) -> list[Asked]:
@@ -330,8 +357,8 @@ class Experiment:
     arms = self.config.arms
     # Control sets are attacked with, and learned by none.
     own = lambda case: tuple(one for one in case.relearn_sets if not one.name.startswith(PREFIX))
-    of = lambda chain: dataclasses.asdict(dataclasses.replace(
-        self.cases[chain], files={}, relearn_sets=own(self.cases[chain])))
+    of = lambda chain: {key: value for key, value in dataclasses.asdict(dataclasses.replace(
+        self.cases[chain], files={}, relearn_sets=own(self.cases[chain]))).items() if key != "choices"}
     if arms.memorized:
       return {chain: content_key("given", chain, of(chain), self.model_digests[MEMORIZED[chain.arm]], arms.dtype)
               for chain in self.chains}
@@ -362,7 +389,10 @@ class Experiment:
       method = unlearn_method(config.unlearn, point.method) if point.method else None
       model = self.unlearned_key(point.chain, method) if method else self.memorized_keys[point.chain]
     scale = dataclasses.replace(config.attack.lora, learning_rates=())  # the rate is the cell's
-    lora = dataclasses.asdict(scale) if cell.attack.adapter != FULL else None
+    lora: Any = dataclasses.asdict(scale) if cell.attack.adapter != FULL else None
+    if cell.attack.adapter == API:
+      lora = {"limits": dataclasses.asdict(config.attack.api.limits), "opening": config.attack.api.opening,
+              "provider": config.attack.api.provider}
     case = self.case(point.chain)
     asked: list[Any] = [*case.relearn_set(cell.attack.relearn_set).rows, *case.questions]  # JSON by `content_key`
     ask = dataclasses.asdict(dataclasses.replace(config.ask, runs_at_once=0, metrics=()))

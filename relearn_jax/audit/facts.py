@@ -12,6 +12,7 @@ import jax
 from relearn_jax.audit.audit_config import recorded
 from relearn_jax.audit.collect import Found, by_arm, ended_facts
 from relearn_jax.audit.experiment import FIELDS, FINGERPRINT, Experiment
+from relearn_jax.audit.remote_attack import remote_notes
 from relearn_jax.audit.unlearning import curves_of
 from relearn_jax.cases.base import Case
 from relearn_jax.cases.leakage import Leakage, check_case
@@ -60,13 +61,14 @@ def fingerprints(exp: Experiment, digests: Mapping[str, str] | None) -> dict[str
 
 def examples(exp: Experiment, found: Found) -> list[dict[str, Any]]:
   """The first questions with what each arm said, of every variant's first seed and attack; nothing of what ended."""
-  rows, last, seed = [], exp.config.attack.keep_steps[-1], exp.config.seeds[0]
+  rows, seed = [], exp.config.seeds[0]
   methods = [method.name for method in found.methods] or [exp.config.arms.method]
   for method in methods:
     for variant in exp.config.case_config.versions():
       there = by_arm(found.cells, variant, seed, method)
       if "U" not in there:
         continue
+      last = max(there["U"].answers, default=0)
       shown = {"original": ("O", 0), "unlearned": ("U", 0), "relearned": ("U", last), "control": ("N", last)}
       for number, question in list(enumerate(exp.questions))[:EXAMPLES]:
         said = {name: judged(question, str(there[arm].answers[step].texts[there[arm].index[step]][number])).rstrip()
@@ -90,6 +92,7 @@ def make_facts(exp: Experiment, found: Found, digests: Mapping[str, str] | None,
     control = "control, given and " + ("not unlearned" if loaded else "unlearned too")
   return {
       "metric": exp.first.metric, "questions": [dataclasses.asdict(question) for question in exp.questions],
+      "choices": [dataclasses.asdict(choice) for choice in exp.choices],
       "methods": [method.name for method in found.methods] or [arms.method], "variants": list(reversed(first)),
       "loaded": loaded, "leakage": leakage_facts(exp), "examples": examples(exp, found),
       "relearn_text": {variant: _lines(case.relearn_set(exp.relearn_sets[0]).rows)
@@ -105,7 +108,8 @@ def make_facts(exp: Experiment, found: Found, digests: Mapping[str, str] | None,
                  "the control (a checkpoint that was given, and unlearned like the other)" if arms.memorized else
                  "the never-trained control",
       "control_name": control,
-      "ended": ended, "notes": [*ended_notes(ended), *(_loaded_notes(exp) if loaded else _trained_notes(exp, found))]}
+      "ended": ended, "notes": [*ended_notes(ended), *remote_notes(exp),
+                                *(_loaded_notes(exp) if loaded else _trained_notes(exp, found))]}
 
 
 def _lines(rows: Sequence[Any]) -> list[str]:
@@ -117,7 +121,8 @@ def _lines(rows: Sequence[Any]) -> list[str]:
 
 def ended_notes(ended: Sequence[Mapping[str, Any]]) -> list[str]:
   """A line for the reader on each run that ended."""
-  return [f"{Ended(one['run'], one['stage'], one['step'], one['what'])}; it has no results from there on."
+  return [f"{Ended(one['run'], one['stage'], one['step'], one['what'], one.get('why', ''))}; it has no results from "
+          "there on."
           for one in ended]
 
 

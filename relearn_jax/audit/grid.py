@@ -68,7 +68,7 @@ class Attack:
 
   Attributes:
     relearn_set: on what.
-    adapter: what is trained; see `AttackSettings.adapter`.
+    adapter: what is trained; see `AttackSettings.adapter`. "api": what a provider trains.
     learning_rate: of AdamW.
     batch_size: rows of a step; None: the configuration's.
   """
@@ -109,7 +109,7 @@ def chains(config: Audit) -> list[Chain]:
 def attacks(config: Audit, relearn_sets: Sequence[str]) -> list[Attack]:
   """Every attack of the grid, then those that are drawn; a drawn one is made on every relearn set."""
   attack, search = config.attack, config.attack.search
-  found = [Attack(name, adapter, rate) for name in relearn_sets for adapter in attack.adapters
+  found = [Attack(name, adapter, rate) for name in relearn_sets for adapter in attack.used_adapters()
            for rate in attack.rates(adapter)]
   rng = np.random.default_rng([search.seed, 17])
   for _ in range(search.trials):

@@ -16,13 +16,15 @@ from relearn_jax.data.batches import RowBatch, bucketize
 from relearn_jax.data.tokens import completion_text
 from relearn_jax.errors import InputError
 from relearn_jax.generation.decode import decode, prefill, score_answers
+from relearn_jax.metrics.choices import LETTER, OPTION
 from relearn_jax.models.model import Model, Params, whole
 from relearn_jax.objectives.core import TokenRows, reduce_tokens
 from relearn_jax.parallel.mesh import lay_out, map_runs, padded_runs, replicated, shard_rows, to_host, weight_shardings
 from relearn_jax.parallel.processes import agree, write_atomically
 from relearn_jax.training.step import NOTHING, Frozen, model_outputs
 
-ROWS = ("retain", "forget", "relearn", "generic")  # of which log-probabilities may be scored
+SHORT = (64,)  # tokens; longer rows that are scored are padded to multiples of it
+ROWS = ("retain", "forget", "relearn", "generic", LETTER, OPTION)  # of which log-probabilities may be scored
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,9 +39,9 @@ class Answers:
     matched: for each token of the answer "1" where it is the model's first choice after the prompt and the answer's
       tokens before it, and "0" where it is not, `[R, Q]`.
     finite: whether everything here is, and the logits that tokens were generated from, `[R]`. Where it is not,
-      nothing of the run is an answer; where it is, NaN in the next four says that there is no such row.
-    retain, forget, relearn, generic: mean token log-probability of each row of these data sets, NaN where a run has
-      fewer, `[R, S]`; None: they were not asked for.
+      nothing of the run is an answer; where it is, NaN in the next six says that there is no such row.
+    retain, forget, relearn, generic, letter, option: mean token log-probability of each row of these data sets, NaN
+      where a run has fewer, `[R, S]`; None: they were not asked for.
     retain_tokens, ...: how many tokens that is the mean of, `[R, S]`.
   """
 
@@ -53,10 +55,14 @@ class Answers:
   forget: np.ndarray | None = None
   relearn: np.ndarray | None = None
   generic: np.ndarray | None = None
+  letter: np.ndarray | None = None
+  option: np.ndarray | None = None
   retain_tokens: np.ndarray | None = None
   forget_tokens: np.ndarray | None = None
   relearn_tokens: np.ndarray | None = None
   generic_tokens: np.ndarray | None = None
+  letter_tokens: np.ndarray | None = None
+  option_tokens: np.ndarray | None = None
 
 
 def finite_by_name(answers: Answers) -> dict[str, bool]:
@@ -211,8 +217,8 @@ class Interviewer:
     mask = np.asarray(rows.mask)
     counted: np.ndarray = mask.max(axis=0) > 0
     longest = mask.shape[-1] - np.argmax(counted[:, ::-1], axis=-1)  # of a row that has no token: all of it
-    # The bucket decides the length, and a row's own ids do not matter here.
-    for batch in bucketize([range(length) for length in longest.tolist()], batch_size=self.batch_size):
+    # A row's own ids do not matter here. Short rows share one shape, or seeds would have programs of their own.
+    for batch in bucketize([range(length) for length in longest.tolist()], buckets=SHORT, batch_size=self.batch_size):
       places, length = batch.indices, min(batch.tokens.shape[1], mask.shape[-1])
       missing = len(batch.tokens) - len(places)
       pick = lambda leaf, places=places, missing=missing: np.pad(

@@ -21,6 +21,7 @@ from relearn_jax.audit.experiment import Experiment
 from relearn_jax.audit.facts import make_facts
 from relearn_jax.audit.grid import Cell, Chain
 from relearn_jax.audit.leaks import refuse_leaks
+from relearn_jax.audit.remote_attack import check_cost
 from relearn_jax.audit.results_file import ANSWERS_FILE, RESULTS_FILE, score_answers, write_rows
 from relearn_jax.audit.stages import MEMORIZE, PRETRAIN, AtOnce, Planned, plan_stages
 from relearn_jax.config_files import PATHS
@@ -33,7 +34,7 @@ from relearn_jax.workdir import check_inputs_alike, claim_workdir, is_claimed, o
 OUTPUTS = (RESULTS_FILE, ANSWERS_FILE, "summary.json", "report.html", "report.md")
 # Fields that may become longer, and groups that may come into use, in a workdir that has results of a smaller grid.
 AXES = ("seeds", "case.variants", "unlearn.methods", "unlearn.settings", "attack.relearn_sets", "attack.controls",
-        "attack.learning_rates", "attack.adapters", "attack.lora", "attack.search")
+        "attack.learning_rates", "attack.adapters", "attack.lora", "attack.api", "attack.search")
 
 
 class Clock:
@@ -77,8 +78,8 @@ def prepare(config: Audit, where: str, workdir: pathlib.Path, allow_leakage: boo
 
 
 def audit(config: Audit, where: str, workdir: pathlib.Path, cache: pathlib.Path, *, allow_leakage: bool = False,
-          mesh: str = DEFAULT, at_once: Callable[[Experiment, Mesh], AtOnce] | None = None, claim: bool = False
-          ) -> bool:
+          mesh: str = DEFAULT, at_once: Callable[[Experiment, Mesh], AtOnce] | None = None,
+          max_cost: float | None = None, claim: bool = False) -> bool:
   """Runs or continues an audit, up to its rows; returns False where nothing was left to do, not even a report.
 
   Args:
@@ -90,9 +91,11 @@ def audit(config: Audit, where: str, workdir: pathlib.Path, cache: pathlib.Path,
     allow_leakage: go on although a relearn set leaks.
     mesh: over which runs, and the devices of a run, are spread; results do not depend on it, up to rounding.
     at_once: where `attack.runs_at_once` is 0, decides how many runs of an attack are trained side by side.
+    max_cost: of all that a provider trains; an audit that would cost more is refused before it begins.
     claim: other commands work through the same grid; see `claims`.
   """
   exp = prepare(config, where, workdir, allow_leakage)
+  check_cost(exp, plan_stages(config, exp.relearn_sets), max_cost)
   sizes, digests = check_mesh(mesh, exp.decoder), exp.digests()
   check_inputs_alike(lambda: digests)
   named = [one.name for one in exp.first.relearn_sets]  # another relearn set makes the grid larger, another model not
@@ -140,7 +143,7 @@ def write_results(exp: Experiment, found: Found, digests: Any, seconds: Any) -> 
   write_rows(exp.workdir / ANSWERS_FILE, answers, facts)
   frame: pd.DataFrame = pa.concat_tables(answers).unify_dictionaries().to_pandas()
   metrics = list(dict.fromkeys((exp.first.metric, *exp.config.ask.metrics)))
-  write_rows(exp.workdir / RESULTS_FILE, [score_answers(frame, exp.questions, metrics)], facts)
+  write_rows(exp.workdir / RESULTS_FILE, [score_answers(frame, exp.questions, metrics, exp.choices)], facts)
 
 
 def open_experiment(exp: Experiment, cache: pathlib.Path, mesh: Mesh, clock: Clock, most: int) -> None:

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from relearn_jax.errors import InputError
+from relearn_jax.metrics.choices import LETTER, OPTION, Options, choice_scores
 from relearn_jax.metrics.scores import PERPLEXITY, Asked, Stored, get_metric, perplexity
 from relearn_jax.parallel.processes import write_atomically
 
@@ -27,33 +28,36 @@ ANSWERS = pa.schema([*KEY, ("kind", _WORD), ("item", _WORD), ("text", pa.string(
 RESULTS = pa.schema([*KEY, ("question", _WORD), ("metric", _WORD), ("value", pa.float64())])
 QUESTION = "question"  # the kind of an answer; the other kinds are rows whose mean log-probability was scored
 GENERIC = "generic"  # the kind whose perplexity is a score
+# Metrics of how likely an answer is: missing where a provider does not tell.
+LIKELIHOOD = ("answer_probability", "exact_memorization", "extraction_strength")
 ANSWERS_FILE, RESULTS_FILE = "answers.parquet", "results.parquet"
 _FACTS = b"relearn_jax.facts"
 
 
-def answer_rows(kind: str, items: Sequence[str], logprob: np.ndarray, tokens: Sequence[int],
-                texts: Sequence[str] | None = None, matched: Sequence[str] | None = None,
+def answer_rows(kind: str, items: Sequence[str], logprob: np.ndarray | None, tokens: Sequence[int],
+                texts: Sequence[str] | None = None, matched: Sequence[str | None] | None = None,
                 there: np.ndarray | None = None, **labels: Any) -> pa.Table:
   """Answers of one model.
 
   Args:
-    kind: "question", or which rows were scored: "retain", "forget", "relearn" or "generic".
+    kind: "question", or which rows were scored, of `interview.ROWS`.
     items: ids of the questions or rows.
-    logprob: of the answer, or of a token of the row, `[len(items)]`.
+    logprob: of the answer, or of a token of the row, `[len(items)]`; None: a provider did not tell.
     tokens: how many tokens were scored of each.
     texts: completions; None for rows.
-    matched: see `metrics.scores.Stored`; None for rows.
+    matched: see `metrics.scores.Stored`; None for rows, and of an answer of which a provider did not tell.
     there: whether the model has such a row; the others are left out. None: it has all.
     **labels: the columns of the key, equal for all rows.
 
   Raises:
     ValueError: a value is not finite. A model that gives such values has ended, and has no rows.
   """
-  real = np.ones(len(logprob), bool) if there is None else there
-  if not np.isfinite(logprob[real]).all():
+  real = np.ones(len(items), bool) if there is None else there
+  if logprob is not None and not np.isfinite(logprob[real]).all():
     raise ValueError(f"a log-probability of {kind} rows is not finite ({labels})")
   places = np.flatnonzero(real).tolist()
-  own = {"item": [items[i] for i in places], "logprob": logprob[real].astype(np.float64),
+  own = {"item": [items[i] for i in places],
+         "logprob": None if logprob is None else logprob[real].astype(np.float64),
          "tokens": [int(tokens[i]) for i in places],
          **{name: None if values is None else [values[i] for i in places]
             for name, values in (("text", texts), ("matched", matched))}}
@@ -69,31 +73,41 @@ def answer_rows(kind: str, items: Sequence[str], logprob: np.ndarray, tokens: Se
   return pa.Table.from_arrays(arrays, schema=ANSWERS)
 
 
-def score_answers(answers: pd.DataFrame, questions: Sequence[Asked], metrics: Sequence[str]) -> pa.Table:
+def score_answers(answers: pd.DataFrame, questions: Sequence[Asked], metrics: Sequence[str],
+                  choices: Sequence[Options] = ()) -> pa.Table:
   """Rows of results: a score a question and metric, its log-probability, and that of the rows that were scored.
 
-  A model of which generic text was scored has its perplexity besides, in one row.
+  A model of which generic text was scored has its perplexity besides, in one row; one of which options were scored has
+  a row for each of their questions, by letter and in full.
 
   Args:
     answers: as `ANSWERS` has them.
     questions: that were asked.
     metrics: keys of `metrics.scores.METRICS`.
+    choices: questions with options whose likelihoods stand among the answers.
   """
   by_id = {question.id: question for question in questions}
   plain = answers.astype({name: object for name in answers.columns
                           if isinstance(answers[name].dtype, pd.CategoricalDtype)})
   asked, rows = plain[plain["kind"] == QUESTION], plain[plain["kind"] != QUESTION]
   keys = [name for name, _ in KEY]
-  parts = [asked[[*keys, "item"]].assign(metric="logprob", value=asked["logprob"]),
+  told = asked[asked["logprob"].notna()]
+  parts = [told[[*keys, "item"]].assign(metric="logprob", value=told["logprob"]),
            rows[[*keys, "item"]].assign(metric=rows["kind"] + "_logprob", value=rows["logprob"])]
   for metric in metrics:
-    score, columns = get_metric(metric).score, (asked[name] for name in ("item", "text", "logprob", "matched"))
+    known = asked[asked["matched"].notna()] if metric in LIKELIHOOD else asked
+    score, columns = get_metric(metric).score, (known[name] for name in ("item", "text", "logprob", "matched"))
     values = [score(by_id[item], Stored(*stored)) for item, *stored in zip(*columns, strict=True)]
-    parts.append(asked[[*keys, "item"]].assign(metric=metric, value=values))
+    parts.append(known[[*keys, "item"]].assign(metric=metric, value=values))
   generic = rows[rows["kind"] == GENERIC]
   for key, one in generic.groupby(keys, dropna=False, sort=False):
     value = perplexity(one["logprob"].tolist(), one["tokens"].tolist())
     parts.append(pd.DataFrame([[*key, GENERIC, PERPLEXITY, value]], columns=[*keys, "item", "metric", "value"]))
+  for kind in (LETTER, OPTION) if choices else ():
+    for key, one in rows[rows["kind"] == kind].groupby(keys, dropna=False, sort=False):
+      values = choice_scores(one["logprob"].to_numpy(), choices)
+      parts.append(pd.DataFrame([[*key, choice.id, f"choice_{kind}", value] for choice, value in
+                                 zip(choices, values, strict=True)], columns=[*keys, "item", "metric", "value"]))
   return rows_table(pd.concat([part for part in parts if len(part)]).rename(columns={"item": "question"}))
 
 

@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
-from relearn_jax.audit.audit_config import FULL, Audit, UnlearnMethod, unlearn_method
+from relearn_jax.audit.audit_config import API, FULL, Audit, UnlearnMethod, unlearn_method
 from relearn_jax.audit.grid import Attack, Cell, Chain, Point, attacks, chains, loaded_points, trained_points
 
 PRETRAIN, MEMORIZE = "pretrain", "memorize"
@@ -127,10 +127,10 @@ def _trained_buckets(config: Audit, method: str, relearn_sets: Sequence[str]) ->
 
 
 def _loaded_buckets(config: Audit, relearn_sets: Sequence[str]) -> list[Planned]:
-  """One for each kind of attack; where adapters are trained, of one arm, whose frozen base all its runs share."""
+  """One for each kind of attack; where adapters are trained here, of one arm, whose frozen base all its runs share."""
   points, found = loaded_points(config), []
   for first, group in _alike(config, relearn_sets):
-    if first.adapter == FULL:
+    if first.adapter in (FULL, API):
       found.append(_stage(config, "", points, group))
     else:
       found += [_stage(config, f"{arm}-", [point for point in points if point.arm == arm], group)

@@ -105,7 +105,8 @@ def _design(facts: Mapping[str, Any], variant: str, seeds: Sequence[int], method
            for run in facts.get("ended", ()) if run["variant"] in (variant, None)
            and run.get("method") in (method, None)]
   given = {key: facts[key] for key in ("control", "metric") if key in facts}
-  clusters = {question["id"]: question["cluster"] for question in facts.get("questions", ())}
+  asked = (*facts.get("questions", ()), *facts.get("choices", ()))
+  clusters = {question["id"]: question["cluster"] for question in asked}
   return Design(seeds, clusters, facts.get("loaded", False), ended=ended, **given)
 
 

@@ -61,6 +61,27 @@ class Question:
 
 
 @dataclasses.dataclass(frozen=True)
+class ChoiceQuestion:
+  """A question with options, of which a model is asked how likely each is: nothing is generated.
+
+  Attributes:
+    prompt: the question without its options, in front of each option as an answer.
+    listed: the question with its options, in front of each option's letter.
+    options: as answers.
+    correct: place of the right one.
+    line: of the file that it was read from; 0: it comes from none.
+  """
+
+  id: str
+  prompt: str
+  listed: str
+  options: tuple[str, ...]
+  correct: int
+  cluster: str
+  line: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
 class Case:
   """What one run memorises, must forget, may keep, is attacked with and is asked.
 
@@ -78,6 +99,7 @@ class Case:
     anchors: terms of the forget rows -> generic terms that may stand in their place.
     metric: what proves knowledge; a key of `metrics.scores.METRICS`.
     begins_in_prompt: a keyword may begin in the prompt, as long as it ends in the completion.
+    choices: what is asked with options besides; equal for all runs.
     files: corpus or "questions" -> the file that it was read from, for messages.
   """
 
@@ -94,6 +116,7 @@ class Case:
   anchors: tuple[tuple[str, str], ...] = ()
   metric: str = "asr"
   begins_in_prompt: bool = False
+  choices: tuple[ChoiceQuestion, ...] = ()
   files: Mapping[str, pathlib.Path] = dataclasses.field(default_factory=dict)
 
   def rows(self, name: str) -> tuple[Text, ...]:

@@ -97,7 +97,7 @@ def generate_file(model_name: str, prompts: str | pathlib.Path, output: pathlib.
           raise InputError(f"gives no finite numbers for {prompts}:{rows[index].line}", file=checked.path,
                            field="--model", mend="give a checkpoint whose weights are finite")
         new_ids = generated.tokens[slot, :generated.num_tokens[slot]].tolist()
-        finished[index] = _finish(tokenizer, asked[index], new_ids, bool(generated.finished[slot]), stop)
+        finished[index] = finish(tokenizer, asked[index], new_ids, bool(generated.finished[slot]), stop)
       bar.update(len(batch.indices))
   write_jsonl(output, ({"id": row["id"], "prompt": row["prompt"], **finished[index]}
                        for index, row in enumerate(rows)))
@@ -126,7 +126,7 @@ def complete(params: Params, tokens: Int[Array, "B P"], lengths: Int[Array, " B"
                 keys=keys)
 
 
-def _finish(tokenizer: Any, prompt: Sequence[int], new: list[int], ended: bool, stop: Sequence[str]
+def finish(tokenizer: Any, prompt: Sequence[int], new: list[int], ended: bool, stop: Sequence[str]
             ) -> dict[str, Any]:
   """The fields that a completion adds to its row."""
   # Without the EOS, which a tokenizer need not know as a special token.

@@ -6,6 +6,7 @@ A rating cannot be computed from an answer, so it is no `Metric` with a score of
 import dataclasses
 
 from relearn_jax.errors import InputError
+from relearn_jax.metrics.choices import CHOICE_METRICS
 from relearn_jax.metrics.scores import METRICS, Asked, Metric, Stored
 
 PREFIX = "judge:"
@@ -46,5 +47,5 @@ RATED = Metric("judge's rating", _not_here)
 
 
 def find_metric(name: str) -> Metric | None:
-  """The metric of that name, a judge's too; None where values of the name have no range."""
-  return METRICS.get(name, RATED if is_rating(name) else None)
+  """The metric of that name, a judge's or one of options too; None where values of the name have no range."""
+  return (METRICS | CHOICE_METRICS).get(name, RATED if is_rating(name) else None)

@@ -1,6 +1,7 @@
 """A decoder as pure functions over a plain dictionary of parameters."""
 
 import dataclasses
+import functools
 import hashlib
 from typing import Any, NamedTuple
 
@@ -60,23 +61,21 @@ class Model:
 
   def init(self, key: Array) -> Params:
     """Random fp32 parameters: normal(0, 0.02) matrices, unit norms, no biases."""
-    return nn.meta.unbox(self._boxed(key))
+    return nn.meta.unbox(self.boxed(key))
 
-  def _boxed(self, key: Array) -> Any:
+  def boxed(self, key: Array) -> Any:
+    """The same, each leaf in a box that names its axes."""
     tokens = jnp.zeros((1, 2), jnp.int32)
     context = Context(*rope_tables(self.config, jnp.arange(2)[None]), None, 0)
     return self.module.init(key, tokens, None, context)["params"]
 
   def abstract(self) -> Params:
     """Shapes and dtypes of the parameters, without computing them and without touching a device."""
-    return nn.meta.unbox(self._abstract())
-
-  def _abstract(self) -> Any:
-    return jax.eval_shape(lambda: self._boxed(jax.random.key(0)))  # a key made outside would start the backend
+    return nn.meta.unbox(_abstract(self))
 
   def axes(self) -> dict[str, tuple[str, ...]]:
     """Leaf path -> logical axes of its dimensions; see `parallel.rules`."""
-    boxed = flatten_dict(self._abstract(), sep="/")
+    boxed = flatten_dict(_abstract(self), sep="/")
     return {path: tuple(leaf.names) for path, leaf in boxed.items()}
 
   def apply(self, params: Params, tokens: Int[Array, "B T"], cache: LayerCache | None, context: Context,
@@ -174,3 +173,9 @@ def fingerprint(params: Params) -> str:
     digest.update(f"{path} {array.shape} {array.dtype}".encode())
     digest.update(array.data if array.dtype.kind == "f" else array.tobytes())
   return digest.hexdigest()
+
+
+@functools.lru_cache(maxsize=64)  # tracing it takes a fifth of a second, and everything that is laid out asks for it
+def _abstract(model: Model) -> Any:
+  """Shapes, dtypes and axes of a model's parameters."""
+  return jax.eval_shape(lambda: model.boxed(jax.random.key(0)))  # a key made outside would start the backend

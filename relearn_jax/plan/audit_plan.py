@@ -11,6 +11,7 @@ from relearn_jax.audit.results_file import GENERIC
 from relearn_jax.audit.stages import Planned
 from relearn_jax.data.batches import bucket_length
 from relearn_jax.data.rows import Encoded
+from relearn_jax.metrics.choices import LETTER, OPTION
 from relearn_jax.models.config import ModelConfig
 from relearn_jax.plan.recipes import step_fields
 from relearn_jax.plan.work import Work
@@ -44,7 +45,8 @@ def measured(exp: Experiment) -> Sizes:
   names = {*exp.trained_on(), "forget", "retain", *exp.relearn_sets}
   prompts = [ids for ids, _ in exp.asked]
   data = {name: _largest([exp.encode(case, name) for case in exp.all_cases()]) for name in names}
-  return Sizes(exp.decoder, data | ({GENERIC: _largest([exp.generic])} if exp.generic else {}),
+  data |= {name: _largest([rows]) for name, rows in ({GENERIC: exp.generic} | exp.options).items() if rows}
+  return Sizes(exp.decoder, data,
                Size(len(prompts), max(map(len, prompts)), 1))
 
 
@@ -128,8 +130,10 @@ def ask_works(config: Audit, stages: Sequence[Planned], sizes: Sizes, on_cpu: bo
       common |= {"adapter": "lora", "lora_rank": loras[0].rank, "lora_targets": loras[0].targets, "shared": True,
                  "param_dtype": common["compute_bytes"]}
   number = min(ask.batch_size or sizes.questions.rows, sizes.questions.rows)
-  scored = [size._replace(rows=min(ask.score_rows or size.rows, size.rows)) for name, size in sizes.data.items()
-            if name in ("forget", "retain", GENERIC) or any(
+  every = (LETTER, OPTION)  # of which all rows are scored
+  scored = [size if name in every else size._replace(rows=min(ask.score_rows or size.rows, size.rows))
+            for name, size in sizes.data.items()
+            if name in ("forget", "retain", GENERIC, *every) or any(
                 stage.kind == "attack" and stage.attack.relearn_set == name for stage in stages)]
   together = ask.batch_size or max(size.rows for size in scored)
   return [

@@ -125,6 +125,7 @@ def context(whole: dict[str, Any], facts: dict[str, Any], folder: pathlib.Path) 
       "side_by_side": [tables.methods_table(whole, variant) for variant in next(iter(whole["verdicts"].values()))]
                       if several else [],
       "methods_legend": tables.METHODS_LEGEND, "judges": judge_tables.every_table(whole),
+      "choices": tables.choices_table(whole),
       "bars": bars and (bars[0], _data(bars[1]), bars[1]),
       "methods": [method_context(whole, facts, method, draw(method)) for method in whole["methods"]],
       "relearn_text": facts.get("relearn_text", {}), "provenance": provenance, "config": flat(facts.get("config", {})),
@@ -146,6 +147,8 @@ def markdown(shown: dict[str, Any], workdir: pathlib.Path) -> str:
     lines += [f"![{shown['bars'][0]}]({shown['bars'][2].relative_to(workdir)})", ""]
   for method in shown["methods"]:
     lines += _markdown_method(method, shown["several"], code, workdir)
+  if shown["choices"]:
+    lines += ["", "## Questions with options", "", tables.markdown(shown["choices"])]
   if shown["judges"]:
     lines += ["", "## Judges", ""] + [tables.markdown(table) for table in shown["judges"]]
   lines += ["", "## Leakage check", "", leak_findings.sentence(shown["leakage"]), ""]

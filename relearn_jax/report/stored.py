@@ -14,6 +14,7 @@ from relearn_jax.audit.results_file import (
   score_answers,
   write_rows,
 )
+from relearn_jax.metrics.choices import Options
 from relearn_jax.metrics.ratings import is_rating
 from relearn_jax.metrics.scores import METRICS, Asked, get_metric
 from relearn_jax.report import judge_tables, tables
@@ -49,8 +50,9 @@ def rescore(workdir: pathlib.Path, metrics: Sequence[str]) -> None:
     ratings = [rows_table(rows[given])] if given.any() else []
     there += [name for name in rows["metric"][~given].unique() if name in METRICS]
   questions = [Asked.from_json(question) for question in facts["questions"]]
+  choices = [Options.from_json(choice) for choice in facts.get("choices", [])]
   every = list(dict.fromkeys((*there, *metrics)))
-  write_rows(workdir / RESULTS_FILE, [score_answers(answers, questions, every), *ratings], facts)
+  write_rows(workdir / RESULTS_FILE, [score_answers(answers, questions, every, choices), *ratings], facts)
 
 
 def closing(workdir: pathlib.Path) -> str:

@@ -5,6 +5,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from relearn_jax.metrics.choices import CHOICE_METRICS
 from relearn_jax.metrics.scores import METRICS, PERPLEXITY
 from relearn_jax.report.figures import attacks_of, curve, depths, pick, view
 
@@ -160,6 +161,26 @@ def methods_table(summary: Mapping[str, Any], variant: str) -> TextTable:
       f"{number(kept)}",
       ("method", "verdict", "unlearned", "relearned", "control", "worst attack", "half back after",
        "unlearn steps", "retained text", "seconds"), tuple(rows))
+
+
+def choices_table(summary: Mapping[str, Any]) -> TextTable | None:
+  """Accuracy on questions with options, by letter and in full, of the models of the main table; None without such."""
+  step, rows = last_step(summary), []
+  for method in summary["methods"]:
+    shown = view(dict(summary), method)
+    for variant in shown["verdicts"]:
+      for metric, one in CHOICE_METRICS.items():
+        get = lambda arm, point, depth, at, cells=shown["cells"], v=variant, m=metric: percent(_first(
+            pick(cells, variant=v, arm=arm, point=point, depth=depth, relearn_step=at, metric=m)))
+        rows.append((method, variant, one.title, get("O", "original", None, 0), get("U", "unlearned", 0, 0),
+                     get("U", "relearned", 0, step), get("N", "unlearned", 0, 0), get("N", "relearned", 0, step)))
+  there = any(cell["metric"] in CHOICE_METRICS for cell in summary["cells"])
+  return TextTable(
+      f"Questions with options: share whose right option is the likeliest, before and after {step} relearning "
+      "steps; by letter, with the options in the prompt, and by the answers in full (mean log-probability of a token), "
+      "without them. Guessing among four options gives 25 %",
+      ("method", "variant", "by", "original", "unlearned", "relearned", "control, unlearned", "control"),
+      tuple(rows)) if there else None
 
 
 def worst_point(summary: Mapping[str, Any], verdict: Mapping[str, Any]) -> tuple[int, int]:

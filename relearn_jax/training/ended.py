@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool
 from relearn_jax.errors import InputError
 from relearn_jax.parallel.processes import agree, write_atomically
 
-What = Literal["loss", "gradient", "weights", "answers"]
+What = Literal["loss", "gradient", "weights", "answers", "job"]
 FILE = "ended.json"
 
 
@@ -32,15 +32,19 @@ class Ended:
     stage: in which it ended.
     step: from which on nothing of it is used in this stage, counted from 1; 0: it was so before the first.
     what: was not finite: the loss or the gradient's norm at the step, before its update; the weights after it; or what
-      the model then made of questions and scored rows.
+      the model then made of questions and scored rows. "job": a provider did not train it to the end.
+    why: of a job, in the provider's words.
   """
 
   run: str
   stage: str
   step: int
   what: What
+  why: str = ""
 
   def __str__(self) -> str:
+    if self.what == "job":
+      return f"{self.run} ended in stage {self.stage!r}: {self.why}"
     verb = "are" if self.what in ("weights", "answers") else "is"
     what = {"gradient": "norm of its gradient", "answers": "log-probabilities of its answers"}.get(self.what, self.what)
     whose = "its" if self.what in ("loss", "weights") else "the"
@@ -114,6 +118,17 @@ class Ledger:
            if not ok and run not in self.ended and run not in self.idle and run not in self.through}
     if new:
       self.ended |= new
+      self._save()
+    self._check()
+
+  def end(self, run: str, step: int, why: str) -> None:
+    """Ends a run whose job a provider did not do.
+
+    Raises:
+      AllEnded: no run is left.
+    """
+    if run not in self.ended:
+      self.ended[run] = Ended(run, self.stage, step, "job", why)
       self._save()
     self._check()
 

@@ -88,20 +88,20 @@ def answered(rows: Any, calls: list[str]) -> tuple[Any, Interviewer, list[tuple[
 
 
 def test_one_pass_over_each_bucket_of_a_set_gives_all_likelihood_scores() -> None:
-  """Prompts of two buckets, and rows of two: four passes, however many scores are made of them."""
-  lengths, calls = (9, 30, 12, 40), list[str]()
+  """Prompts of two buckets, and rows of three: five passes, however many scores are made of them."""
+  lengths, calls = (9, 70, 12, 130), list[str]()
   rng = np.random.default_rng(6)
   encoded = [Encoded(rng.integers(4, 160, length).tolist(), 3) for length in lengths]
   got, _, asked = answered({"retain": stack_rows(encoded, 2)}, calls)
   questions = [Asked(str(number), "", "x", (), "") for number in range(len(asked))]
   for metric in METRICS:
     assert score_stored(questions, got.texts, got.logprob, got.matched, metric).shape == (2, len(asked))
-  # A bucket of 16 with rows 9 and 12, one of 32 with row 30, one of 48 with row 40.
+  # A bucket of 64 with rows 9 and 12, one of 128 with row 70, and all 130 positions for row 130.
   assert sorted(calls) == ["ask"] * 2 + ["utility"] * 3
   assert got.retain_tokens.tolist() == [[length - 3 for length in lengths]] * 2
   for run, weights in enumerate((params(), params(1))):
     logits = lambda ids, weights=weights: np.asarray(
-        forward(weights, np.array([ids + [0] * (48 - len(ids))])))[0, :len(ids)]
+        forward(weights, np.array([ids + [0] * (130 - len(ids))])))[0, :len(ids)]
     for number, (prompt, answer) in enumerate(asked):
       found = log_softmax(logits([*prompt, *answer])[len(prompt) - 1:-1])
       assert got.matched[run][number] == "".join(
@@ -115,7 +115,7 @@ def test_one_pass_over_each_bucket_of_a_set_gives_all_likelihood_scores() -> Non
 
 
 def test_rows_are_scored_alike_whatever_their_batch() -> None:
-  encoded = [Encoded(np.random.default_rng(n).integers(4, 160, 5 + 9 * n).tolist(), 1) for n in range(5)]
+  encoded = [Encoded(np.random.default_rng(n).integers(4, 160, 5 + 30 * n).tolist(), 1) for n in range(5)]
   rows = stack_rows(encoded, 2)
   whole, ask, _ = answered({"generic": rows}, [])
   ask.batch_size = 2

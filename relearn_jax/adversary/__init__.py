@@ -1,0 +1,1 @@
+"""An adversary without weights: what a provider's fine-tuning interface permits, behind one contract."""
