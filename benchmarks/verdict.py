@@ -113,7 +113,7 @@ def words(rng: np.random.Generator, u_law: Law, n_law: Law, runs: int, seeds: in
     u, n = (law.draw(rng, 1, 3, seeds, questions, 1, True)[0] for law in (u_law, n_law))
     kept = ((1e-4, 1.0), (1e-3, 1.0), (1e-2, 0.0))
     cells = tuple(CellEvidence(Where(0, "set", "full", rate, 80), "", zeros, u[i], zeros, n[i], share,
-                               {"U": 0.5, "N": 0.5}, (1.0, 1.0)) for i, (rate, share) in enumerate(kept))
+                               {"U": 0.5, "N": 0.5}, (1.0, 1.0), (0.0, 0.0)) for i, (rate, share) in enumerate(kept))
     evidence = Evidence(cells, tuple(range(seeds)), tuple(f"q{i}" for i in range(questions)), 1.0, ())
     word = decide(evidence, VerdictSettings(draws=1000), Design(tuple(range(seeds)))).verdict
     count[word] = count.get(word, 0) + 1

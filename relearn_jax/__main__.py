@@ -2,7 +2,7 @@
 
 import sys
 
-from relearn_jax.interrupts import end_interrupted, handle_interrupts
+from relearn_jax.interrupts import PREEMPTED, Preempted, end_interrupted, handle_interrupts
 
 
 def main() -> int:
@@ -14,6 +14,8 @@ def main() -> int:
     return run()
   except KeyboardInterrupt:
     end_interrupted(interrupted)
+  except Preempted:
+    end_interrupted(interrupted, PREEMPTED)
 
 
 if __name__ == "__main__":

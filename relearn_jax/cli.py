@@ -21,7 +21,7 @@ from relearn_jax.config_files import (
   moved_fields,
 )
 from relearn_jax.errors import InputError
-from relearn_jax.interrupts import INTERRUPTED, handle_interrupts
+from relearn_jax.interrupts import INTERRUPTED, PREEMPTED, Preempted, handle_interrupts
 from relearn_jax.parallel import join
 from relearn_jax.parallel.processes import is_first
 from relearn_jax.process import CLOSED_PIPE, accept_any_terminal, disk_trouble, drop_output, flush_output, leave
@@ -110,8 +110,9 @@ def _places(values: flags.FlagValues) -> dict[str, str]:
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs a command and returns its exit status.
 
-  After bad input, or trouble with a disk, it is 2, with one message; after an interrupt 130; where the output's reader
-  has gone 141, as after SIGPIPE.
+  After bad input, or trouble with a disk, it is 2, with one message; after an interrupt 130; after SIGTERM 75:
+  what was trained is saved, and the same command is to be started again; where the output's reader has gone 141, as
+  after SIGPIPE.
 
   Args:
     argv: the command's name and its arguments; by default those of this process, which then ends here where it was
@@ -136,7 +137,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       status = 2
   except BrokenPipeError:
     status = CLOSED_PIPE
-  if argv is None and status in (INTERRUPTED, CLOSED_PIPE):
+  if argv is None and status in (INTERRUPTED, PREEMPTED, CLOSED_PIPE):
     leave(status)
   drop_output()
   return status
@@ -156,6 +157,8 @@ def _result(name: str, arguments: Sequence[str]) -> tuple[int, str, TextIO]:
     return 2, f"relearn {name}: {error}", sys.stderr
   except KeyboardInterrupt:
     return INTERRUPTED, f"\n{_interrupted(name)}", sys.stderr
+  except Preempted:
+    return PREEMPTED, f"\n{_interrupted(name)}", sys.stderr
 
 
 def _interrupted(name: str) -> str:

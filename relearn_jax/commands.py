@@ -58,6 +58,14 @@ def _workdir_flag(values: flags.FlagValues, text: str) -> None:
   _path_flag(values, "workdir", text)
 
 
+def _watch_flags(values: flags.FlagValues) -> None:
+  """What commands have that train."""
+  _path_flag(values, "tensorboard", "Folder for TensorBoard: losses, norms and tokens per second of each stage (extra "
+             "`tensorboard`).")
+  flags.DEFINE_string("profile_steps", None, "FIRST:LAST, such as 5:8: a trace of these steps of each stage, in "
+                      "profile/ of the workdir.", flag_values=values)
+
+
 def _config(values: flags.FlagValues, *kinds: type) -> tuple[Any, str]:
   """The configuration, which must be of one of `kinds`, and the file that it came from."""
   path = config_flags.get_config_filename(values["config"])
@@ -77,6 +85,10 @@ def _define_audit(values: flags.FlagValues) -> None:
                     flag_values=values)
   flags.DEFINE_float("max_cost", None, "Of all that a provider trains, by config.attack.api.price; an audit that would "
                      "cost more is refused.", flag_values=values)
+  flags.DEFINE_bool("claim", False, "Share the workdir with other commands that are started like this one, on any "
+                    "number of hosts: each claims a stage of the grid, does it, and claims the next.",
+                    flag_values=values)
+  _watch_flags(values)
 
 
 def _audit(values: flags.FlagValues) -> str:
@@ -87,14 +99,26 @@ def _audit(values: flags.FlagValues) -> str:
   from relearn_jax.plan.fit import fitting
   from relearn_jax.report.render import report_from_rows
   from relearn_jax.report.stored import closing
+  from relearn_jax.training.watching import watching
   config, path = _config(values, Audit)
   start()
   workdir = pathlib.Path(values.workdir)
-  done = audit(config, path, workdir, cache_dir(), allow_leakage=values.allow_leakage, mesh=values.mesh,
-               at_once=fitting, max_cost=values.max_cost)
+  with watching(values.tensorboard, values.profile_steps, workdir):
+    done = audit(config, path, workdir, cache_dir(), allow_leakage=values.allow_leakage, mesh=values.mesh,
+                 at_once=fitting, max_cost=values.max_cost, claim=values.claim)
   if done:
     by_first(lambda: report_from_rows(workdir))
   return nothing_left(workdir, done) + agree(lambda: closing(workdir))
+
+
+def _define_status(values: flags.FlagValues) -> None:
+  _workdir_flag(values, "Folder of an audit that was started, with --claim or without; nothing is written.")
+
+
+def _status(values: flags.FlagValues) -> str:
+  _required(values, "workdir")
+  from relearn_jax.audit.status import status
+  return status(pathlib.Path(values.workdir))
 
 
 def _define_report(values: flags.FlagValues) -> None:
@@ -266,6 +290,7 @@ def _define_unlearn(values: flags.FlagValues) -> None:
   _workdir_flag(values, "Folder for everything that is written. Run again with it, a job continues.")
   flags.DEFINE_string("mesh", None, "Sizes of the axes data, fsdp and tensor over the devices; by default fsdp:-1 on "
                       "accelerators, one device on CPU.", flag_values=values)
+  _watch_flags(values)
 
 
 def _unlearn(values: flags.FlagValues) -> str:
@@ -278,9 +303,11 @@ def _unlearn(values: flags.FlagValues) -> str:
   _required(values, "workdir")
   from relearn_jax.parallel.start import start
   from relearn_jax.training.unlearn import unlearn
+  from relearn_jax.training.watching import watching
   start()
   workdir = pathlib.Path(values.workdir)
-  done = unlearn(config, path, workdir, values.mesh)
+  with watching(values.tensorboard, values.profile_steps, workdir):
+    done = unlearn(config, path, workdir, values.mesh)
   return nothing_left(workdir, done) + f"Unlearned by {config.method}: {workdir / 'model'}"
 
 
@@ -294,16 +321,19 @@ def _define_sweep(values: flags.FlagValues) -> None:
   _workdir_flag(values, "Folder for everything that is written. Run again with it, a sweep continues.")
   flags.DEFINE_string("mesh", "runs:-1", "Sizes of the axes runs, data, fsdp and tensor over the devices.",
                       flag_values=values)
+  _watch_flags(values)
 
 
 def _sweep(values: flags.FlagValues) -> str:
   _required(values, "config", "workdir")
   from relearn_jax.audit.sweep import Sweep, sweep, sweep_table
   from relearn_jax.parallel.start import cache_dir, start
+  from relearn_jax.training.watching import watching
   config, path = _config(values, Sweep)
   start()
   workdir = pathlib.Path(values.workdir)
-  found = sweep(config, path, workdir, cache_dir(), values.mesh)
+  with watching(values.tensorboard, values.profile_steps, workdir):
+    found = sweep(config, path, workdir, cache_dir(), values.mesh)
   return f"{sweep_table(found)}\n\nResults: {workdir / 'sweep.json'}"
 
 
@@ -366,6 +396,7 @@ COMMANDS = {
                      "configs/sweep.py", continues=True, spreads=True),
     "audit": Command("unlearn, attack and judge: the whole experiment of a configuration file", _define_audit, _audit,
                      "configs/names.py, configs/methods.py or configs/checkpoint.py", continues=True, spreads=True),
+    "status": Command("how far an audit is: stages done, running (where), failed and left", _define_status, _status),
     "report": Command("render an audit's report again from its stored rows", _define_report, _report),
     "collect": Command("collect a relearn set from what a model tells about topics", _define_collect, _collect),
     "judge": Command("have a judge rate an audit's stored answers", _define_judge, _judge),

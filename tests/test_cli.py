@@ -11,6 +11,7 @@ import pytest
 from relearn_jax import cli
 from relearn_jax.audit.results_file import write_rows
 from relearn_jax.commands import COMMANDS
+from relearn_jax.interrupts import Preempted
 
 from . import small
 from .audit.synthetic import CHECKED, parts
@@ -36,11 +37,13 @@ def test_help_and_usage_wait_for_no_array_library(cache: pathlib.Path) -> None:
   subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, env=environment(cache), cwd=ROOT)
 
 
-def test_an_interrupt_is_a_message_and_a_status(cache: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("signal", "status"), [(KeyboardInterrupt, 130), (Preempted, 75)])
+def test_an_interrupt_is_a_message_and_a_status(cache: pathlib.Path, monkeypatch: pytest.MonkeyPatch,
+                                                signal: type[BaseException], status: int) -> None:
   def interrupted(values: object) -> str:
-    raise KeyboardInterrupt
+    raise signal
   monkeypatch.setitem(cli.COMMANDS, "audit", dataclasses.replace(COMMANDS["audit"], run=interrupted))
-  done = relearn(cache, "audit", status=130)
+  done = relearn(cache, "audit", status=status)
   assert done.stderr == "\nrelearn audit: interrupted; run the same command again to continue\n"
 
 

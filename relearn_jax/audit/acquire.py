@@ -94,6 +94,13 @@ def train(exp: Experiment, folder: StageFolder, names: Sequence[str], how: Train
             save_every=exp.config.checkpoint_seconds if resumes else float("inf"), reinforced=reinforced, ledger=ledger)
 
 
+def left_to_memorize(exp: Experiment, stage: Planned, wanted: Iterable[Chain]) -> list[Chain]:
+  """The wanted chains of a stage of memorising whose weights are not there, and that have not ended."""
+  wanted, ended = set(wanted), gone(exp)
+  there = lambda chain: exp.memorized_keys[chain] in exp.done and exp.shelf.has(memorized_place(exp, chain))
+  return [chain for chain in stage.chains if chain in wanted and chain not in ended and not there(chain)]
+
+
 def memorize(exp: Experiment, stage: Planned, wanted: Iterable[Chain]) -> None:
   """The wanted chains learn their case, and are asked.
 
@@ -105,9 +112,7 @@ def memorize(exp: Experiment, stage: Planned, wanted: Iterable[Chain]) -> None:
   Raises:
     AllEnded: no run of the stage is left.
   """
-  config, wanted = exp.config.memorize, set(wanted)
-  there = lambda chain: exp.memorized_keys[chain] in exp.done and exp.shelf.has(memorized_place(exp, chain))
-  mine = [chain for chain in stage.chains if chain in wanted and chain not in gone(exp) and not there(chain)]
+  config, mine = exp.config.memorize, left_to_memorize(exp, stage, wanted)
   if not mine:
     return
   runs = [chain.name for chain in mine]

@@ -196,5 +196,5 @@ def check_verdict(settings: VerdictSettings, where: str) -> None:
   need(settings.min_rate_ratio >= 1, "min_rate_ratio", settings.min_rate_ratio, "expected at least 1")
   for field, least in (("min_questions", 1), ("min_clusters", 2), ("min_seeds", 2)):
     need(getattr(settings, field) >= least, field, getattr(settings, field), f"expected at least {least}")
-  for field in ("delta", "min_original", "min_retain_ratio", "min_original_kept", "min_loss_fall"):
+  for field in ("delta", "min_original", "min_retain_ratio", "min_original_kept", "min_loss_fall", "max_likelier"):
     need(0 <= getattr(settings, field) <= 1, field, getattr(settings, field), "expected 0 to 1")

@@ -93,6 +93,13 @@ def _model_doubts(counted: Sequence[CellEvidence], settings: VerdictSettings) ->
     doubts.append("the original was not attacked, so nothing shows that the attack leaves what is known")
   if any(fell is None for cell in counted for fell in cell.fell.values()):
     doubts.append("the loss on the relearn set was not recorded, so nothing shows that the attack did anything")
+  for when, shares in zip(("before", "after"), zip(*(cell.likelier for cell in counted), strict=True), strict=False):
+    if any(share is None for share in shares):
+      doubts.append(f"nothing shows how likely the unlearned model finds the answers {when} the attack")
+    elif (most := max(shares)) > settings.max_likelier:
+      doubts.append(f"it finds the answers likelier than the control does {when} the attack, by {percent(most)} of "
+                    f"what the original has over the control, and {percent(settings.max_likelier)} is the most that "
+                    "counts as none")
   for when, ratios in zip(("before", "after"), zip(*(cell.retained for cell in counted), strict=True), strict=False):
     if any(ratio is None for ratio in ratios):
       doubts.append(f"nothing shows that the unlearned model was intact on retained text {when} the attack")

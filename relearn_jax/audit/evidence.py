@@ -19,6 +19,8 @@ from relearn_jax.audit.thresholds import Design, VerdictSettings
 Tables = Mapping[Key, Table]
 RELEARN_LOSS = "relearn_logprob"
 RETAIN = "retain_logprob"
+ANSWER = "logprob"
+MIN_NATS = 1.0  # by which the original should find answers likelier than the control does, to tell a share of it
 
 
 class Where(NamedTuple):
@@ -43,6 +45,9 @@ class CellEvidence:
     fell: share by which the loss on the relearn set fell, by arm; None where it was not recorded.
     retained: a token's probability on retained text under U, relative to the original's, before and after the
       attack; None where it was not recorded.
+    likelier: how much likelier the true answers are under U than under N, as a share of how much likelier the original
+      finds them (log-probabilities, means over questions and seeds; at least one nat is divided by), before and after
+      the attack; None where it was not recorded.
   """
 
   where: Where
@@ -54,6 +59,7 @@ class CellEvidence:
   o1: float | None
   fell: Mapping[str, float | None]
   retained: tuple[float | None, float | None]
+  likelier: tuple[float | None, float | None]
 
   @property
   def excess(self) -> np.ndarray:
@@ -166,12 +172,18 @@ def _cell(look: _Lookup, where: Where, parts: Sequence[Table], seeds: Sequence[i
     first = mean(look.before(arm, where.depth, RELEARN_LOSS, where.relearn_set))
     last = mean(look.after(arm, where, RELEARN_LOSS))
     return None if first is None or last is None or first == 0 else 1.0 - last / first
+  knew = mean(look.before("O", None, ANSWER))
+
+  def likelier(u: float | None, n: float | None) -> float | None:
+    return None if u is None or n is None or knew is None else (u - n) / max(knew - n, MIN_NATS)
+  at_first = likelier(*(mean(look.before(arm, where.depth, ANSWER)) for arm in "UN"))
+  at_last = likelier(*(mean(look.after(arm, where, ANSWER)) for arm in "UN"))
   u0, u1, n0, n1 = (part.only(seeds) for part in parts)
   names = [name for name, shown in zip((f"relearn set {where.relearn_set}", f"adapter {where.adapter}"), several,
                                        strict=True) if shown]
   return CellEvidence(where, "".join(f"{name}, " for name in names), u0, u1, n0, n1,
                       mean(look.after("O", where, look.metric)), {arm: fell(arm) for arm in "UN"},
-                      (ratio(before), ratio(after)))
+                      (ratio(before), ratio(after)), (at_first, at_last))
 
 
 def cluster_numbers(questions: Sequence[str], clusters: Mapping[str, str]) -> np.ndarray:

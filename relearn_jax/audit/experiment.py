@@ -182,6 +182,8 @@ class Experiment:
   def _encode_options(self) -> dict[str, list[Encoded]]:
     """The letters and the full answers of every option, `LETTER` and `OPTION`, after their prompts.
 
+    Without a chat template, as lm-eval asks them of every model.
+
     Raises:
       InputError: one is too long.
     """
@@ -192,7 +194,7 @@ class Experiment:
                                      (OPTION, one.prompt, option)):
           ids, own = encode_question(
               self.tokenizer, Question(one.id, prompt, answer, (), one.cluster, line=one.line),
-              self.first.origin("choices"), self.max_positions, 0, chat=self.chat)
+              self.first.origin("choices"), self.max_positions, 0)
           found[kind].append(Encoded([*ids, *own], len(ids)))
     return found if self.first.choices else {}
 

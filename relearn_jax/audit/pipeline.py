@@ -15,6 +15,7 @@ from relearn_jax.audit import acquire, unlearning
 from relearn_jax.audit.attack import attack
 from relearn_jax.audit.audit_config import Audit, recorded, unlearn_method
 from relearn_jax.audit.check_audit import check_audit
+from relearn_jax.audit.claims import Claims, recorded_stage, refuse_shared, write_plan
 from relearn_jax.audit.collect import Found, answer_tables, find
 from relearn_jax.audit.experiment import Experiment
 from relearn_jax.audit.facts import make_facts
@@ -28,7 +29,7 @@ from relearn_jax.parallel.mesh import DEFAULT, check_mesh, make_mesh
 from relearn_jax.parallel.processes import agree, by_first, remove, write_atomically
 from relearn_jax.training.checkpoints import remove_resumes
 from relearn_jax.training.ended import AllEnded, Ended
-from relearn_jax.workdir import check_inputs_alike, claim_workdir, only_process
+from relearn_jax.workdir import check_inputs_alike, claim_workdir, is_claimed, only_process
 
 OUTPUTS = (RESULTS_FILE, ANSWERS_FILE, "summary.json", "report.html", "report.md")
 # Fields that may become longer, and groups that may come into use, in a workdir that has results of a smaller grid.
@@ -54,6 +55,15 @@ class Clock:
       write_atomically(self.path, json.dumps(self.seconds))
 
 
+def total_seconds(checkpoints: pathlib.Path) -> dict[str, float]:
+  """Seconds of each stage, by all commands that have worked on it."""
+  found: dict[str, float] = {}
+  for path in sorted(checkpoints.glob("seconds*.json")):
+    for stage, seconds in json.loads(path.read_text()).items():
+      found[stage] = round(found.get(stage, 0.0) + seconds, 2)
+  return found
+
+
 def prepare(config: Audit, where: str, workdir: pathlib.Path, allow_leakage: bool) -> Experiment:
   """Everything that can be wrong with an audit, before any device work.
 
@@ -70,7 +80,7 @@ def prepare(config: Audit, where: str, workdir: pathlib.Path, allow_leakage: boo
 
 def audit(config: Audit, where: str, workdir: pathlib.Path, cache: pathlib.Path, *, allow_leakage: bool = False,
           mesh: str = DEFAULT, at_once: Callable[[Experiment, Mesh], AtOnce] | None = None,
-          max_cost: float | None = None) -> bool:
+          max_cost: float | None = None, claim: bool = False) -> bool:
   """Runs or continues an audit, up to its rows; returns False where nothing was left to do, not even a report.
 
   Args:
@@ -83,22 +93,42 @@ def audit(config: Audit, where: str, workdir: pathlib.Path, cache: pathlib.Path,
     mesh: over which runs, and the devices of a run, are spread; results do not depend on it, up to rounding.
     at_once: where `attack.runs_at_once` is 0, decides how many runs of an attack are trained side by side.
     max_cost: of all that a provider trains; an audit that would cost more is refused before it begins.
+    claim: other commands work through the same grid; see `claims`.
   """
   exp = prepare(config, where, workdir, allow_leakage)
   check_cost(exp, plan_stages(config, exp.relearn_sets), max_cost)
   sizes, digests = check_mesh(mesh, exp.decoder), exp.digests()
   check_inputs_alike(lambda: digests)
   named = [one.name for one in exp.first.relearn_sets]  # another relearn set makes the grid larger, another model not
-  known = claim_workdir(workdir, recorded(config), digests, PATHS, AXES, named)
-  with only_process(workdir):
-    if not known:
-      by_first(lambda: _remove_outputs(workdir))
-    elif agree(lambda: all((workdir / name).exists() for name in OUTPUTS)):
+  own = workdir, recorded(config), digests, PATHS, AXES, named
+  with contextlib.ExitStack() as ours:
+    claims = None
+    if claim:
+      is_claimed(*own)  # refused before anything is written
+      claims = ours.enter_context(Claims(workdir))
+      with claims.hold("config"):
+        with only_process(workdir):  # refused where a command has the workdir to itself
+          if not (known := is_claimed(*own)):
+            claims.refuse_larger()
+            claim_workdir(*own)
+            by_first(lambda: _remove_outputs(workdir))
+    else:
+      known = claim_workdir(*own)
+      ours.enter_context(only_process(workdir))
+      refuse_shared(workdir)
+      if not known:
+        by_first(lambda: _remove_outputs(workdir))
+    if known and agree(lambda: all((workdir / name).exists() for name in OUTPUTS)):
       return False
     if not agree((workdir / RESULTS_FILE).exists):
-      clock = Clock(workdir / "checkpoints" / "seconds.json")
-      found = run_stages(exp, cache, make_mesh(sizes, config=exp.decoder), clock, at_once)
-      by_first(lambda: write_results(exp, found, digests, clock.seconds))
+      clock = Clock(claims.seconds_file() if claims else workdir / "checkpoints" / "seconds.json")
+      stages = run_stages(exp, cache, make_mesh(sizes, config=exp.decoder), clock, at_once, claims)
+      with claims.hold("results") if claims else contextlib.nullcontext():
+        if not agree((workdir / RESULTS_FILE).exists):  # no other command was the last
+          if claims:
+            by_first(claims.merge_logs)
+          found = conclude(exp, stages)
+          by_first(lambda: write_results(exp, found, digests, total_seconds(workdir / "checkpoints")))
   return True
 
 
@@ -128,42 +158,85 @@ def open_experiment(exp: Experiment, cache: pathlib.Path, mesh: Mesh, clock: Clo
 
 
 def run_stages(exp: Experiment, cache: pathlib.Path, mesh: Mesh, clock: Clock,
-               at_once: Callable[[Experiment, Mesh], AtOnce] | None = None) -> Found:
-  """Runs every stage that is left, and returns what became of all of them.
+               at_once: Callable[[Experiment, Mesh], AtOnce] | None = None, claims: Claims | None = None
+               ) -> list[Planned]:
+  """Runs every stage that is left, and returns all of them.
 
   Raises:
-    AllEnded: no run is left of memorising, of any method, or of any attack.
+    AllEnded: no run is left of memorising.
   """
-  config = exp.config
+  if claims:  # others write their log at the same time
+    exp.log = claims.log(PRETRAIN)
   limit = at_once(exp, mesh) if at_once else lambda stage: len(stage.cells)
-  stages = plan_stages(config, exp.relearn_sets, limit)
-  open_experiment(exp, cache, mesh, clock, max(len(stage.runs) for stage in stages))
-  steps: dict[str, dict[Chain, list[int]]] = {}
-  lost: dict[str | None, dict[Chain, int]] = {None: {}}
-  for stage in stages:
-    if stage.kind == MEMORIZE:
-      with clock(stage.name), contextlib.suppress(AllEnded):  # of this part; `_refuse_all` looks whether any is left
-        acquire.memorize(exp, stage, _wanted(exp, stages))
-      lost[None] = acquire.gone(exp)
-      _refuse_all(exp, [exp.memorized_keys[chain] for chain in exp.chains], "memorize.learning_rate",
-                  config.memorize.learning_rate)
-    elif stage.kind in ("reinforce", "unlearn"):
-      exp.shelf.forget(*(path for path in exp.shelf.folders() if path.name.startswith("unlearn-")))  # attacked by now
-      with clock(stage.name):
+  with claims.hold("plan") if claims else contextlib.nullcontext():
+    stages = plan_stages(exp.config, exp.relearn_sets, claims.at_once(limit) if claims else limit)
+    write_plan(exp, stages)
+  # Models that are trained, or copied to the workdir, before the first stage.
+  writes = exp.config.arms.memorized or (not exp.checked and not agree((exp.checkpoints / "base").exists))
+  with claims.hold("base") if claims and writes else contextlib.nullcontext():
+    open_experiment(exp, cache, mesh, clock, max(len(stage.runs) for stage in stages))
+  found = _Stages(exp, stages, clock)
+  if claims:
+    claims.work_through(exp, stages, found.cells, found.do)
+  else:
+    for stage in stages:
+      found.do(stage)
+  return stages
+
+
+class _Stages:
+  """The stages of an audit, each of which can be done once those are that it needs.
+
+  Attributes:
+    steps: method -> unlearn steps of its U chains, once it is through.
+    lost: method, and None for memorising -> chains that ended.
+  """
+
+  def __init__(self, exp: Experiment, stages: Sequence[Planned], clock: Clock):
+    self.exp, self.stages, self.clock = exp, stages, clock
+    self.steps: dict[str, dict[Chain, list[int]]] = {}
+    self.lost: dict[str | None, dict[Chain, int]] = {}
+
+  def do(self, stage: Planned) -> None:
+    """Does what is left of a stage."""
+    if stage.kind == PRETRAIN:
+      return
+    exp = self.exp
+    with recorded_stage(exp, stage, self.clock.seconds), self.clock(stage.name):
+      if stage.kind == MEMORIZE:
+        with contextlib.suppress(AllEnded):  # of this part; `_refuse_all` looks whether any is left
+          acquire.memorize(exp, stage, unlearning.wanted(exp, self.stages))
+        _refuse_all(exp, [exp.memorized_keys[chain] for chain in exp.chains], "memorize.learning_rate",
+                    exp.config.memorize.learning_rate)
+      elif stage.kind == "attack":
+        attack(exp, stage, self.cells(stage))
+      else:
+        exp.shelf.forget(*(path for path in exp.shelf.folders() if path.name.startswith("unlearn-")))  # attacked by now
         _unlearn(exp, stage)
-    elif stage.kind == "attack":
-      method = next((cell.point.method for cell in stage.cells if cell.point.arm != "O"), None)
-      if exp.chains and method and method not in steps:  # none where the original alone is attacked
-        found = unlearn_method(config.unlearn, method)
-        steps[found.name], lost[found.name] = unlearning.unlearned_points(exp, found), acquire.gone(exp, found)
-      with clock(stage.name):
-        there = [(unlearning.resolved(exp, cell.point, steps, lost), cell.attack) for cell in stage.cells]
-        attack(exp, stage, [Cell(point, how) for point, how in there if point])
+
+  def cells(self, stage: Planned) -> list[Cell]:
+    """Those of an attack whose points there are, with their unlearn steps; its method is through."""
+    exp, method = self.exp, next((cell.point.method for cell in stage.cells if cell.point.arm != "O"), None)
+    if None not in self.lost:
+      self.lost[None] = acquire.gone(exp)
+    if exp.chains and method and method not in self.steps:  # none where the original alone is attacked
+      found = unlearn_method(exp.config.unlearn, method)
+      self.steps[found.name], self.lost[found.name] = unlearning.unlearned_points(exp, found), acquire.gone(exp, found)
+    there = [(unlearning.resolved(exp, cell.point, self.steps, self.lost), cell.attack) for cell in stage.cells]
+    return [Cell(point, how) for point, how in there if point]
+
+
+def conclude(exp: Experiment, stages: Sequence[Planned]) -> Found:
+  """Removes what nothing goes on from, and returns what became of all stages.
+
+  Raises:
+    AllEnded: no run is left of any method, or of any attack.
+  """
   _refuse_all_methods(exp)
   _tidy(exp)
   result = find(exp, stages)
   _refuse_all(exp, [exp.attacked_key(cell) for cell in result.cells], "attack.learning_rates",
-              config.attack.learning_rates)
+              exp.config.attack.learning_rates)
   return result
 
 
@@ -173,15 +246,6 @@ def _unlearn(exp: Experiment, stage: Planned) -> None:
     (unlearning.reinforce if stage.kind == "reinforce" else unlearning.unlearn)(exp, stage)
   except AllEnded:
     pass  # `_refuse_all_methods` looks whether any is left
-
-
-def _wanted(exp: Experiment, stages: Sequence[Planned]) -> list[Chain]:
-  """The chains whose memorised weights some stage that is left starts from."""
-  wanted = {chain for stage in stages if stage.kind in ("reinforce", "unlearn")
-            for chain in unlearning.left_to_unlearn(exp, stage)}
-  wanted |= {cell.point.chain for stage in stages for cell in stage.cells
-             if cell.point.depth is None and exp.attacked_key(cell) not in exp.done}
-  return [chain for chain in exp.chains if chain in wanted]
 
 
 def _refuse_all(exp: Experiment, keys: Sequence[str], field: str, rates: Any) -> None:

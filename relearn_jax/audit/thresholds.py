@@ -26,6 +26,10 @@ class VerdictSettings:
       takes more than half of it from the original destroys, and shows nothing about U.
     min_loss_fall: share by which the attack's loss on the relearn set must fall on U and on N; an attack that has not
       learned a tenth of its own text has done nothing.
+    max_likelier: share of the original's advantage over the control in the log-probability of the true answers that the
+      unlearned model may have: a model that finds an answer far likelier than one that never knew it has not forgotten
+      it, whatever it says. Models that never knew have 0 to 0.04 of it either way (tests/audit/test_words.py), models
+      that had only gone silent 0.6 to 0.98 (benchmarks/whp.md).
     min_rate_ratio: ERASED wants attacks whose learning rates lie this far apart, up to one that begins to destroy the
       original: what one rate does not bring back, another may.
   """
@@ -41,6 +45,7 @@ class VerdictSettings:
   min_retain_ratio: float = 0.1
   min_original_kept: float = 0.5
   min_loss_fall: float = 0.1
+  max_likelier: float = 0.25
   min_rate_ratio: float = 10.0
 
 

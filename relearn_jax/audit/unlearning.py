@@ -35,6 +35,14 @@ def left_to_unlearn(exp: Experiment, stage: Planned) -> list[Chain]:
   return [chain for chain in stage.chains if exp.unlearned_key(chain, stage.method, stage.kind) not in exp.done]
 
 
+def wanted(exp: Experiment, stages: Sequence[Planned]) -> list[Chain]:
+  """The chains whose memorised weights some stage that is left starts from."""
+  found = {chain for stage in stages if stage.kind in ("reinforce", "unlearn") for chain in left_to_unlearn(exp, stage)}
+  found |= {cell.point.chain for stage in stages for cell in stage.cells
+            if cell.point.depth is None and exp.attacked_key(cell) not in exp.done}
+  return [chain for chain in exp.chains if chain in found]
+
+
 def reinforce(exp: Experiment, stage: Planned) -> None:
   """Chains learn their forget set even better: the second model that some methods compare with.
 

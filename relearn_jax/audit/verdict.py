@@ -144,6 +144,10 @@ def _notes(evidence: Evidence, settings: VerdictSettings, design: Design) -> tup
   if before and min(before) < settings.min_retain_ratio:
     notes.append(f"Utility collapsed: on retained text the unlearned model gives a token {percent(min(before))} of the "
                  "probability that the original gives it.")
+  likelier = [cell.likelier[0] for cell in evidence.cells if cell.likelier[0] is not None]
+  if likelier and max(likelier) > settings.max_likelier:
+    notes.append(f"Before any attack the model finds the answers likelier than {design.control} does, by "
+                 f"{percent(max(likelier))} of what the original has over it.")
   if evidence.questions:
     number = int(cluster_numbers(evidence.questions, design.clusters).max()) + 1
     share = 1.0 - settings.alpha ** (1.0 / number)

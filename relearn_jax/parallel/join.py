@@ -24,7 +24,7 @@ from absl import flags
 
 from relearn_jax.config_files import PATHS
 from relearn_jax.errors import InputError
-from relearn_jax.interrupts import INTERRUPTED
+from relearn_jax.interrupts import INTERRUPTED, PREEMPTED, Preempted
 from relearn_jax.parallel import processes
 from relearn_jax.process import CLOSED_PIPE, leave
 from relearn_jax.workdir import differences, to_dict, without
@@ -34,7 +34,7 @@ HEARTBEAT = 30  # seconds without one, after which a process counts as killed
 FAREWELL = 5.0  # seconds that the coordinator waits for the others to hear of a failure
 LOST = 1  # exit status where another process was lost
 FLAGS = ("coordinator_address", "num_processes", "process_id", "initialization_timeout")
-PLACES = ("workdir", "output", "model", "prompts", "data")  # may be called otherwise on another host
+PLACES = ("workdir", "output", "model", "prompts", "data", "tensorboard")  # may be called otherwise on another host
 LOSSES = ("Gloo", "gloo", "NCCL", "UNAVAILABLE", "Connection closed by peer", "Connection reset by peer")
 _ending = threading.Lock()
 
@@ -82,7 +82,7 @@ def together(values: flags.FlagValues, name: str, interrupted: str) -> Iterator[
   Args:
     values: from `take_flags`.
     name: of the command.
-    interrupted: what is said after Ctrl-C.
+    interrupted: what is said after Ctrl-C, or SIGTERM.
 
   Raises:
     InputError: the others cannot be reached.
@@ -103,6 +103,8 @@ def together(values: flags.FlagValues, name: str, interrupted: str) -> Iterator[
     _fail(2, f"relearn {name}", str(error))
   except KeyboardInterrupt:
     _fail(INTERRUPTED, "", interrupted)
+  except Preempted:
+    _fail(PREEMPTED, "", interrupted)
   except BrokenPipeError:
     _fail(CLOSED_PIPE, f"relearn {name}", "the output's reader has gone")
   except Exception as error:

@@ -11,6 +11,7 @@ from relearn_jax.parallel.mesh import to_host
 from relearn_jax.parallel.processes import is_first, write_atomically
 from relearn_jax.training.ended import AllEnded, Ledger
 from relearn_jax.training.step import StepLog
+from relearn_jax.training.watching import watcher
 
 
 class TrainLog:
@@ -110,6 +111,7 @@ class StageLog:
         "left_out": [name for i, name in enumerate(names) if i not in counted], **known,
         "seconds": round(now - self.last, 4)}
     self.last = now
+    watcher().row(row)
     if self.file:
       self.file.write(json.dumps(row) + "\n")
       self.file.flush()

@@ -1,7 +1,6 @@
 """Running a stage of training: steps, kept checkpoints, runs that end, and going on after a kill."""
 
 import dataclasses
-import functools
 import pathlib
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +10,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from relearn_jax import interrupts
 from relearn_jax.data.order import Order
+from relearn_jax.errors import InputError
 from relearn_jax.models.model import Model, Params
 from relearn_jax.objectives.core import Batch, Objective, TokenRows
 from relearn_jax.parallel.mesh import (
@@ -24,16 +25,19 @@ from relearn_jax.parallel.mesh import (
   shard_rows,
   to_host,
 )
-from relearn_jax.parallel.processes import agree, remove
+from relearn_jax.parallel.processes import agree, everyone, is_alone, is_first, remove
+from relearn_jax.process import disk_trouble
 from relearn_jax.progress import progress
 from relearn_jax.training import checkpoints
 from relearn_jax.training.ended import Ledger, finite_runs
 from relearn_jax.training.log import TrainLog
 from relearn_jax.training.references import ReferenceCache, references
 from relearn_jax.training.step import NOTHING, Build, Frozen, make_begin, make_readout, make_step
+from relearn_jax.training.watching import watcher
 
 # Called at each kept step with (step, the parameters that the method releases); returning True ends the stage there.
 OnKeep = Callable[[int, Params], bool]
+LOOK_EVERY = 1.0  # seconds, after which several processes ask each other whether one was told to stop
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +79,8 @@ def run_stage(stage: Stage, model: Model, start: Callable[[], Params], mesh: Mes
 
   A state is saved at the first step, kept or not, after every `save_every` seconds; at a kept one after
   `on_keep` has returned. A stage that is run again goes on from there and repeats the steps since, to the same
-  numbers, so `on_keep` sees a step twice and must not mind. How far each data set has come stands in the state as a
+  numbers, so `on_keep` sees a step twice and must not mind. After SIGTERM a state is saved behind the step at hand, or,
+  of one process alone, in place of what `on_keep` was doing. How far each data set has come stands in the state as a
   position in its rows, which does not depend on devices and processes.
 
   Args:
@@ -114,42 +119,99 @@ def run_stage(stage: Stage, model: Model, start: Callable[[], Params], mesh: Mes
   if first:
     like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state)
     del state
-    state = checkpoints.restore(checkpoints.step_path(resume, first), like, len(stage.runs))
-    rows.position |= checkpoints.describe(checkpoints.step_path(resume, first))[checkpoints.POSITIONS]
+    state, position = _restore(checkpoints.step_path(resume, first), like, len(stage.runs))
+    rows.position |= position
   log.truncate(stage.name, first)
   ledger.rewind(first)
   step_fn = make_step(model, stage.build, mesh, stage.num_microbatches)
   read = make_readout(model, stage.build, mesh) if objective.readout else lambda state, _: state.params
 
-  saved = time.monotonic()
-  is_due = functools.partial(agree, lambda: time.monotonic() - saved > save_every)
-  with (log.stage(stage.name, ledger) as writer,
+  watch = _Watch(save_every)
+
+  def save(step: int) -> None:
+    about = checkpoints.description(model, list(stage.runs), stage.name, step, positions=rows.position)
+    checkpoints.save_tree(checkpoints.step_path(resume, step), state, len(stage.runs), about)
+    checkpoints.keep_only(resume, step)
+
+  def release(step: int) -> bool:
+    out = read(state, hyper)
+    finite = to_host(finite_runs((state.params, out) if objective.readout else out), len(stage.runs))
+    ledger.look(step, "weights", dict(zip(stage.runs, finite, strict=True)))
+    try:
+      with interrupts.deferred(not is_alone()):  # several cannot tell where each of them was stopped
+        return on_keep(step, out)
+    except interrupts.Preempted:
+      if watch.resumes:
+        save(step)
+      raise
+
+  with (interrupts.deferred(), log.stage(stage.name, ledger) as writer,
         progress(stage.keep[-1], stage.name) as bar):
     bar.update(first)
-    for step in range(first + 1, stage.keep[-1] + 1):
+    step, ended = first, first in stage.keep and release(first)  # which a signal may have kept from its end
+    while not ended and step < stage.keep[-1]:
+      step += 1
       rate = stage.hyper["learning_rate"] * stage.schedule(step - 1)
       index = rows.take()
+      watcher().begin_step(stage.name, step)
       state, report = step_fn(state, batch, hyper | {"learning_rate": spread(rate)}, rows.spread(index), frozen)
+      watcher().end_step(step, report.loss)
       writer.add(step, report, float(np.mean(rate)), *rows.count_tokens(index))
       bar.update(1)
       if step in stage.keep:
         writer.flush()
-        out = read(state, hyper)
-        finite = to_host(finite_runs((state.params, out) if objective.readout else out), len(stage.runs))
-        ledger.look(step, "weights", dict(zip(stage.runs, finite, strict=True)))
-        ended = on_keep(step, out)
-        del out
-        if ended:
+        if ended := release(step):
           bar.total = step  # all that was to do
           bar.refresh()
           break
-      if step != stage.keep[-1] and is_due():
+      is_due, stop = watch.look()
+      if step != stage.keep[-1] and (is_due or (isinstance(stop, interrupts.Preempted) and watch.resumes)):
         writer.flush()  # the log, and the ledger, know of all steps that are not repeated
-        about = checkpoints.description(model, list(stage.runs), stage.name, step, positions=rows.position)
-        checkpoints.save_tree(checkpoints.step_path(resume, step), state, len(stage.runs), about)
-        checkpoints.keep_only(resume, step)
-        saved = time.monotonic()
+        save(step)
+        watch.saved = time.monotonic()
+      if stop and step != stage.keep[-1]:
+        raise stop
+  watcher().end_trace()
   remove(resume)  # the stage's results are kept; nothing goes on from here
+
+
+def _restore(path: pathlib.Path, like: Any, num_runs: int) -> tuple[Any, dict[str, int]]:
+  """A state, and the positions in the rows; one that is damaged is removed, so that the stage begins anew next time."""
+  try:
+    state = checkpoints.restore(path, like, num_runs)
+    return jax.block_until_ready(state), checkpoints.describe(path)[checkpoints.POSITIONS]
+  except Exception as error:
+    if disk_trouble(error, {}):
+      raise
+    remove(path.parent)
+    first = str(error).splitlines()[0] if str(error) else type(error).__name__
+    raise InputError(f"cannot be read ({first})", file=path, field="resume", mend="run the same command again: the "
+                     "stage begins anew" if is_first() else "remove it, and run the same command again") from error
+
+
+class _Watch:
+  """When a state is to be saved, and whether the stage is to stop.
+
+  Attributes:
+    resumes: whether a stage that is stopped goes on from a state.
+    saved: when the last one was saved, or the stage began.
+  """
+
+  def __init__(self, save_every: float):
+    self.save_every, self.resumes = save_every, np.isfinite(save_every)
+    self.saved = self.looked = time.monotonic()
+
+  def look(self) -> tuple[bool, BaseException | None]:
+    """Whether a state is due, and what all processes are to raise where one of them was told to stop."""
+    now = time.monotonic
+    if is_alone():
+      return now() - self.saved > self.save_every, interrupts.asked()
+    is_due, is_late = agree(lambda: [now() - self.saved > self.save_every, now() - self.looked > LOOK_EVERY])
+    if not is_late:
+      return is_due, None
+    self.looked = now()
+    stop = any(everyone(interrupts.asked() is not None))
+    return is_due, (interrupts.asked() or interrupts.Preempted()) if stop else None
 
 
 class _Rows:

@@ -10,7 +10,8 @@ from ..command import relearn, summary
 from .tiny import audit_flags
 
 
-@pytest.mark.parametrize("devices", [3, *(pytest.param(number, marks=pytest.mark.slow) for number in (1, 8))])
+@pytest.mark.slow  # tests/parallel/test_several.py has an audit on two processes
+@pytest.mark.parametrize("devices", [1, 3, 8])
 def test_the_number_of_devices_changes_nothing(finished: pathlib.Path, cache: pathlib.Path, tmp_path: pathlib.Path,
                                                devices: int) -> None:
   """Weights, answers and every number equal to the bit: 8 runs and 14 cells on 2 devices, and on others."""

@@ -90,6 +90,7 @@ def test_a_larger_grid_keeps_what_is_there(growing: pathlib.Path, number: int) -
   assert set(json.loads((new / "summary.json").read_text())["seconds"]) == {stage.name for stage in stages}
 
 
+@pytest.mark.slow  # tests/training/test_step.py has runs beside each other that are the runs alone
 def test_models_that_follow_each_other_are_those_that_are_trained_together(
     growing: pathlib.Path, cache: pathlib.Path, tmp_path: pathlib.Path) -> None:
   """Controls unlearn after their partners, as far as these did."""

@@ -66,13 +66,28 @@ def test_each_doubt_forbids_erased(change: dict[str, Any], why: str) -> None:
   assert found["verdict"] == "INCONCLUSIVE" and why in found["reason"], found
 
 
-@pytest.mark.parametrize("metric", ["retain_logprob", "relearn_logprob"])
+@pytest.mark.parametrize(("arm", "point", "logprob", "when"), [
+    ("U", "unlearned", -2.7, "before"), ("U", "relearned", -2.7, "after"), ("U", "unlearned", -2.8, None),
+    ("O", "original", -2.99, None)])  # a control and an original that agree within a nat tell no share
+def test_an_answer_that_is_likelier_than_under_the_control_is_not_erased(arm: str, point: str, logprob: float,
+                                                                         when: str | None) -> None:
+  """The original finds answers a nat likelier than the control (-2 and -3); U may have a quarter of that."""
+  rows = frame(parts(**ERASED))
+  rows.loc[(rows["metric"] == "logprob") & (rows["arm"] == arm) & (rows["point"] == point), "value"] = logprob
+  found = summarize(rows, {"leakage": CHECKED, "settings": SETTINGS})["verdicts"]["ga"]["7"]
+  assert (found["verdict"] == "ERASED") == (when is None), found["reason"]
+  if when:
+    assert f"likelier than the control does {when} the attack, by 30 % of what" in found["reason"]
+
+
+@pytest.mark.parametrize("metric", ["retain_logprob", "relearn_logprob", "logprob"])
 def test_a_missing_table_is_a_doubt(metric: str) -> None:
   rows = frame(parts(**ERASED))
   facts = {"leakage": CHECKED, "settings": SETTINGS}
   found = summarize(rows[(rows["metric"] != metric) | (rows["arm"] != "U")], facts)["verdicts"]["ga"]["7"]
   assert found["verdict"] == "INCONCLUSIVE"
-  assert {"retain_logprob": "nothing shows that the unlearned model was intact",
+  assert {"logprob": "nothing shows how likely the unlearned model finds the answers",
+          "retain_logprob": "nothing shows that the unlearned model was intact",
           "relearn_logprob": "nothing shows that the attack did anything"}[metric] in found["reason"]
 
 

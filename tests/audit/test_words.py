@@ -9,6 +9,9 @@ import jax
 import numpy as np
 import pytest
 
+from relearn_jax.audit.evidence import gather
+from relearn_jax.audit.results_file import read_rows
+from relearn_jax.audit.seed_tables import make_tables
 from relearn_jax.cases.names import COMMON, COUPLED, OTHERS
 from relearn_jax.models.config import ModelConfig
 from relearn_jax.models.export import export
@@ -69,6 +72,9 @@ def test_a_model_that_never_knew_is_erased_with_enough_seeds_and_rates(folder: p
   found = judged(folder, tmp_path, RATES, 44)
   assert found["verdict"] == "ERASED", found["reason"]
   assert any("destroyed the original" in reason for reason in found["not_counted"])
+  rows, facts = read_rows(tmp_path / "results.parquet")
+  cells = gather(make_tables(rows), "given", "unknown", facts["metric"]).cells
+  assert all(share is not None and abs(share) < 0.1 for cell in cells for share in cell.likelier)
   page = (tmp_path / "report.html").read_text()
   assert "given and not unlearned" in page and "Learning rates" not in found["reason"]
 
