@@ -7,6 +7,7 @@ import re
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -336,12 +337,14 @@ def test_a_server_that_is_killed_goes_on_with_its_job(model: pathlib.Path, tmp_p
   process, api = start()
   job = api.fine_tuning.jobs.create(model="small", training_file=upload(api, tmp_path), seed=1,
                                     method=hyper(n_epochs=30, batch_size=1)).id
-  while not api.fine_tuning.jobs.checkpoints.list(job).data and api.fine_tuning.jobs.retrieve(job).status in (
-      "queued", "running"):
-    pass
-  process.send_signal(signal.SIGKILL)
-  process.wait(60)
-  process, api = start()
+  for number, status in ((signal.SIGTERM, 75), (signal.SIGKILL, -9)):
+    before = len(api.fine_tuning.jobs.checkpoints.list(job, limit=100).data)
+    while len(api.fine_tuning.jobs.checkpoints.list(job, limit=100).data) <= before and api.fine_tuning.jobs.retrieve(
+        job).status in ("queued", "running"):
+      time.sleep(0.05)
+    process.send_signal(number)
+    assert process.wait(60) == status
+    process, api = start()
   try:
     done = finished(api, job)
     assert done.status == "succeeded" and [one.id for one in api.fine_tuning.jobs.list()] == [job]
