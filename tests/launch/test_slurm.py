@@ -87,7 +87,7 @@ def test_one_audit_on_two_nodes_that_is_cancelled_and_submitted_again(
 def test_a_job_that_is_told_to_stop_is_queued_again(cluster: Cluster, submit: Callable[..., str], whole: pathlib.Path,
                                                     tmp_path: pathlib.Path) -> None:
   """As SLURM tells its steps before the time limit: its saved state is what it goes on from."""
-  line = smallest_audit(tmp_path / "w", *GRID, "--config.checkpoint_seconds=1000", "--config.unlearn.keep_every=10")
+  line = smallest_audit(tmp_path / "w", *GRID, "--config.checkpoint_seconds=1000", "--config.memorize.steps=300")
   job = submit(["--nodes=2", "--ntasks-per-node=1"], line)
   until(logged(tmp_path / "w", "memorize", 2), tmp_path)
   cluster.call("scancel", "--signal=TERM", job)  # to the steps alone
