@@ -4,12 +4,12 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from relearn_jax.audit.api_settings import check_access
+from relearn_jax.audit.api_settings import API, check_access
 from relearn_jax.audit.audit_config import PRETRAINING, ArmsSettings, AttackSettings, Audit, unlearn_method
 from relearn_jax.audit.search import MIN_SEEDS
 from relearn_jax.audit.thresholds import VerdictSettings
 from relearn_jax.cases.control_sets import KINDS
-from relearn_jax.data.chat import check_chat
+from relearn_jax.data.chat import ChatSettings, check_chat
 from relearn_jax.errors import InputError, checker
 from relearn_jax.metrics.scores import get_metric
 from relearn_jax.models.precision import check_dtype
@@ -165,6 +165,10 @@ def _check_ask(config: Audit, where: str, need: Need) -> None:
   need(ask.generic != PRETRAINING or not (config.arms.loaded or config.arms.memorized or config.arms.start),
        "ask.generic", ask.generic, "expected a source of text: no model is pretrained here")
   check_chat(ask.chat, ask.chat_template, where, "ask.chat.")
+  if API in config.attack.access:
+    for field in ("name", "date", "arguments"):
+      need(getattr(ask.chat, field) == getattr(ChatSettings(), field), f"ask.chat.{field}", getattr(ask.chat, field),
+           "leave it out: a provider renders conversations itself")
 
 
 def check_keep_steps(steps: Sequence[int], need: Need, field: str) -> None:

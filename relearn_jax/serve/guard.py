@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from relearn_jax.errors import InputError
 from relearn_jax.process import FULL, disk_trouble
 from relearn_jax.serve.engine import Busy
-from relearn_jax.serve.http_server import KEY
+from relearn_jax.serve.http_server import KEY, is_loopback
 from relearn_jax.serve.limits import Limits
 from relearn_jax.serve.wire import problem
 
@@ -44,7 +44,9 @@ class Guard:
       refusal = problem("The key is missing or wrong.", kind="authentication_error", code="invalid_api_key")
       await JSONResponse(refusal, 401)(scope, receive, send)
       return
-    if not self.wanted and b"origin" in headers:  # a web page that a person has open may reach this machine, too
+    # A web page that a person has open may reach this machine, too, under a name of its own.
+    host = headers.get(b"host", b"").decode("latin-1").rpartition(":")[0] or headers.get(b"host", b"").decode("latin-1")
+    if not self.wanted and (b"origin" in headers or not is_loopback(host.strip("[]"))):
       refusal = problem(f"Pages of browsers are served with a key alone; set {KEY}.", kind="authentication_error")
       await JSONResponse(refusal, 403)(scope, receive, send)
       return

@@ -17,6 +17,7 @@ from relearn_jax.audit.results_file import ANSWERS, read_rows
 from relearn_jax.audit.stages import plan_stages
 from relearn_jax.errors import InputError
 from relearn_jax.models.export import export
+from relearn_jax.training.ended import AllEnded, Ledger, read_ended
 
 from ..small import MODEL, make_tokenizer, params, write_lines
 from .tiny import audited, loaded_audit, tiny_names
@@ -145,6 +146,15 @@ def test_the_grid_has_both_accesses_and_the_limits(folder: pathlib.Path, tmp_pat
   assert "access" not in values and "price" not in values["api"]
   plain = recorded(setting(folder, attack__access=("weights",)))["attack"]
   assert plain["adapters"] == ("full",) and "api" not in plain  # as it was before there was an interface
+
+
+def test_a_job_that_fails_ends_its_cell_alone(tmp_path: pathlib.Path) -> None:
+  ledger = Ledger(tmp_path, "attack", ["U", "N"], "attack.learning_rates", 1.0)
+  ledger.end("U", 1, "its job at the provider hung (no news)")
+  assert str(read_ended(tmp_path)["U"]) == "U ended in stage 'attack': its job at the provider hung (no news)"
+  assert ledger.has_ended("U", 1) and not ledger.has_ended("U", 0) and not ledger.has_ended("N", 9)
+  with pytest.raises(AllEnded, match="and so did another run: none is left"):
+    ledger.end("N", 1, "its job at the provider failed")
 
 
 @pytest.mark.parametrize(("changes", "problem"), [
