@@ -9,7 +9,7 @@ import json
 import logging
 import pathlib
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,7 +23,7 @@ from relearn_jax.models.lora import LoraConfig
 from relearn_jax.models.model import Model
 from relearn_jax.parallel.mesh import pad_runs, to_host
 from relearn_jax.parallel.parts import place_parts
-from relearn_jax.parallel.processes import agree, is_first
+from relearn_jax.parallel.processes import agree, is_alone, is_first
 
 TOKENIZER = "../../base"  # folder of the tokenizer, from a step's folder
 POSITIONS = "row_positions"  # of a resume state: data set -> rows taken so far
@@ -60,6 +60,25 @@ def save_tree(path: pathlib.Path, tree: Any, num_runs: int, about: dict[str, Any
   whole = all(isinstance(leaf, jax.Array) and leaf.shape[0] == num_runs for leaf in jax.tree.leaves(tree))
   with _context(), _raised_alone():
     ocp.save(path.absolute(), tree if whole else to_host(tree, num_runs), overwrite=True, custom_metadata=about)
+
+
+def begin_save(path: pathlib.Path, tree: Any, num_runs: int, about: dict[str, Any]) -> Callable[[], None]:
+  """As `save_tree`, but writes in the background what it has copied to the host; returns what waits for its end.
+
+  Of several processes each waits at once: who writes what they settle by exchanges, which must not meet those of steps.
+  """
+  if not is_alone():
+    save_tree(path, tree, num_runs, about)
+    return lambda: None
+  whole = all(isinstance(leaf, jax.Array) and leaf.shape[0] == num_runs for leaf in jax.tree.leaves(tree))
+  with _context(), _raised_alone():
+    response = ocp.save_async(path.absolute(), tree if whole else to_host(tree, num_runs), overwrite=True,
+                              custom_metadata=about)
+
+  def wait() -> None:
+    with _raised_alone():
+      response.result()
+  return wait
 
 
 def is_saved(path: pathlib.Path) -> bool:

@@ -19,7 +19,8 @@ class TrainLog:
 
   Each row holds: stage, step (from 1), loss (mean over runs, before the update), losses (of each run, null where it
   is not finite), terms (means), grad_norm (mean), left_out (names of the runs that no mean counts: those that have
-  ended, or only keep their place), learning_rate, tokens (real, all runs), padded_tokens, seconds.
+  ended, or only keep their place), learning_rate, tokens (real, all runs), padded_tokens, seconds; save_seconds, of
+  seconds, where the step waited for a state to be saved.
   """
 
   def __init__(self, path: pathlib.Path):
@@ -50,6 +51,7 @@ class StageLog:
   def __init__(self, path: pathlib.Path, stage: str, ledger: Ledger):
     self.path, self.stage, self.ledger = path, stage, ledger
     self.pending: tuple[StepLog, dict[str, Any]] | None = None
+    self.saving: float | None = None  # seconds that the step to come has waited for a state
 
   def __enter__(self) -> "StageLog":
     self.file = self.path.open("a") if is_first() else None
@@ -79,6 +81,12 @@ class StageLog:
     self.flush()
     self.pending = log, {"stage": self.stage, "step": step, "learning_rate": learning_rate, "tokens": tokens,
                          "padded_tokens": padded_tokens}
+    if self.saving is not None:
+      self.pending[1]["save_seconds"], self.saving = round(self.saving, 4), None
+
+  def waited(self, seconds: float) -> None:
+    """The step to come has waited until a state was copied, or an earlier one written."""
+    self.saving = seconds
 
   def flush(self) -> None:
     """Writes the pending row, if any, and ends the runs whose loss or gradient in it is not finite.

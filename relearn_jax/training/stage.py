@@ -12,7 +12,6 @@ from jax.sharding import Mesh
 
 from relearn_jax import interrupts
 from relearn_jax.data.order import Order
-from relearn_jax.errors import InputError
 from relearn_jax.models.model import Model, Params
 from relearn_jax.objectives.core import Batch, Objective, TokenRows
 from relearn_jax.parallel.mesh import (
@@ -25,13 +24,13 @@ from relearn_jax.parallel.mesh import (
   shard_rows,
   to_host,
 )
-from relearn_jax.parallel.processes import agree, everyone, is_alone, is_first, remove
-from relearn_jax.process import disk_trouble
+from relearn_jax.parallel.processes import agree, everyone, is_alone
 from relearn_jax.progress import progress
 from relearn_jax.training import checkpoints
 from relearn_jax.training.ended import Ledger, finite_runs
 from relearn_jax.training.log import TrainLog
 from relearn_jax.training.references import ReferenceCache, references
+from relearn_jax.training.states import States
 from relearn_jax.training.step import NOTHING, Build, Frozen, make_begin, make_readout, make_step
 from relearn_jax.training.watching import watcher
 
@@ -108,8 +107,8 @@ def run_stage(stage: Stage, model: Model, start: Callable[[], Params], mesh: Mes
   spread = lambda value: lay_out(pad_runs(each(value), size), runs_sharding(mesh))
   hyper = {key: spread(value) for key, value in stage.hyper.items()}
 
-  resume = folder / "resume"
-  first = max(checkpoints.saved_steps(resume), default=0)
+  states = States(folder / "resume", len(stage.runs))
+  first = states.last()
   params = start()
   # The reference is the model at step 0.
   batch = references(model, params, rows.data, objective.needs, mesh, frozen, rows.parts, rows.sizes,
@@ -119,7 +118,7 @@ def run_stage(stage: Stage, model: Model, start: Callable[[], Params], mesh: Mes
   if first:
     like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state)
     del state
-    state, position = _restore(checkpoints.step_path(resume, first), like, len(stage.runs))
+    state, position = states.restore(first, like)
     rows.position |= position
   log.truncate(stage.name, first)
   ledger.rewind(first)
@@ -128,10 +127,9 @@ def run_stage(stage: Stage, model: Model, start: Callable[[], Params], mesh: Mes
 
   watch = _Watch(save_every)
 
-  def save(step: int) -> None:
+  def save(step: int) -> float:
     about = checkpoints.description(model, list(stage.runs), stage.name, step, positions=rows.position)
-    checkpoints.save_tree(checkpoints.step_path(resume, step), state, len(stage.runs), about)
-    checkpoints.keep_only(resume, step)
+    return states.save(step, state, about)
 
   def release(step: int) -> bool:
     out = read(state, hyper)
@@ -143,9 +141,10 @@ def run_stage(stage: Stage, model: Model, start: Callable[[], Params], mesh: Mes
     except interrupts.Preempted:
       if watch.resumes:
         save(step)
+        states.finish()
       raise
 
-  with (interrupts.deferred(), log.stage(stage.name, ledger) as writer,
+  with (interrupts.deferred(), states, log.stage(stage.name, ledger) as writer,
         progress(stage.keep[-1], stage.name) as bar):
     bar.update(first)
     step, ended = first, first in stage.keep and release(first)  # which a signal may have kept from its end
@@ -167,26 +166,13 @@ def run_stage(stage: Stage, model: Model, start: Callable[[], Params], mesh: Mes
       is_due, stop = watch.look()
       if step != stage.keep[-1] and (is_due or (isinstance(stop, interrupts.Preempted) and watch.resumes)):
         writer.flush()  # the log, and the ledger, know of all steps that are not repeated
-        save(step)
+        writer.waited(save(step))
         watch.saved = time.monotonic()
       if stop and step != stage.keep[-1]:
+        states.finish()
         raise stop
   watcher().end_trace()
-  remove(resume)  # the stage's results are kept; nothing goes on from here
-
-
-def _restore(path: pathlib.Path, like: Any, num_runs: int) -> tuple[Any, dict[str, int]]:
-  """A state, and the positions in the rows; one that is damaged is removed, so that the stage begins anew next time."""
-  try:
-    state = checkpoints.restore(path, like, num_runs)
-    return jax.block_until_ready(state), checkpoints.describe(path)[checkpoints.POSITIONS]
-  except Exception as error:
-    if disk_trouble(error, {}):
-      raise
-    remove(path.parent)
-    first = str(error).splitlines()[0] if str(error) else type(error).__name__
-    raise InputError(f"cannot be read ({first})", file=path, field="resume", mend="run the same command again: the "
-                     "stage begins anew" if is_first() else "remove it, and run the same command again") from error
+  states.remove()  # the stage's results are kept; nothing goes on from here
 
 
 class _Watch:

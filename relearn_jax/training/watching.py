@@ -8,7 +8,7 @@ from typing import Any
 from relearn_jax.errors import InputError
 from relearn_jax.parallel.processes import is_first
 
-SCALARS = ("loss", "grad_norm", "learning_rate")
+SCALARS = ("loss", "grad_norm", "learning_rate", "save_seconds")
 
 
 class Watcher:
@@ -33,7 +33,8 @@ class Watcher:
       from tensorboardX import SummaryWriter
       self._writers[stage] = SummaryWriter(str(self.board / stage))
     writer = self._writers[stage]
-    values = {name: row[name] for name in SCALARS} | {f"terms/{name}": value for name, value in row["terms"].items()}
+    values = {name: row[name] for name in SCALARS if name in row}
+    values |= {f"terms/{name}": value for name, value in row["terms"].items()}
     if row["seconds"] > 0:
       values["tokens_per_second"] = row["tokens"] / row["seconds"]
     for name, value in values.items():

@@ -189,8 +189,8 @@ def test_an_audit_asks_with_options_too(cache: pathlib.Path, tmp_path: pathlib.P
   small = ("arms.pretrain.steps=20", "arms.pretrain.hidden_size=32", "arms.pretrain.intermediate_size=64",
            "arms.pretrain.num_layers=2", "arms.pretrain.num_heads=2", "arms.pretrain.num_kv_heads=2",
            "case.forget_glazes=6", "case.retain_cloths=6", "case.pretrain_works=10", "memorize.steps=10",
-           "seeds=(0, 1)",
-           "unlearn.methods=('rmu',)", "unlearn.max_steps=4", "unlearn.max_score=1.0", "attack.keep_steps=(1, 2)",
+           "seeds=(0, 1)", "unlearn.keep_every=2", "arms.pretrain.warmup_steps=5", "unlearn.batch_size=8",
+           "unlearn.methods=('rmu',)", "unlearn.max_steps=4", "unlearn.max_score=0.99", "attack.keep_steps=(1, 2)",
            "attack.learning_rates=(1e-4,)", "verdict.draws=200")
   relearn(cache, "audit", f"--config={CONFIG}", *(f"--config.{one}" for one in small), f"--workdir={tmp_path}")
   rows, facts = read_rows(tmp_path / "results.parquet")

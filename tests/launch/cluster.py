@@ -120,6 +120,10 @@ def started(folder: pathlib.Path) -> Iterator[Cluster]:
       assert time.monotonic() < end, states + (folder / "daemons.log").read_text()
       time.sleep(0.5)
     yield cluster
+    for job in cluster.call("squeue", "--noheader", "--format=%i").split():  # else steps outlive their daemons
+      cluster.call("scancel", job)
+    while cluster.call("squeue", "--noheader"):
+      time.sleep(0.5)
   finally:
     for daemon in reversed(daemons):
       daemon.terminate()

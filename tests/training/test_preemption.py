@@ -5,6 +5,8 @@ import pathlib
 import signal
 from collections.abc import Callable, Iterator
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -87,6 +89,26 @@ def test_a_stage_that_is_told_to_stop_goes_on(tmp_path: pathlib.Path, monkeypatc
     interrupts.ask(None)
   assert finish(tmp_path / "stopped") == ([6], weights, losses)
   assert not resume.exists()
+
+
+def test_what_is_trained_on_meanwhile_is_not_in_a_state(tmp_path: pathlib.Path) -> None:
+  """Its buffers are donated to the next steps while they are still being written."""
+  step = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf + 1, tree), donate_argnums=0)
+  tree = {"a": jnp.zeros((2, 512, 512)), "b": jnp.zeros((2, 512, 512))}
+  wait = checkpoints.begin_save(tmp_path / "state", tree, 2, {})
+  for _ in range(10):
+    tree = step(tree)
+  jax.block_until_ready(tree)
+  wait()
+  saved = checkpoints.load_tree(tmp_path / "state", {name: np.empty((512, 512), np.float32) for name in "ab"}, 2)
+  assert not any(leaf.any() for leaf in saved.values()) and float(tree["a"].min()) == 10
+
+
+def test_the_log_says_how_long_a_step_waits_for_a_state(tmp_path: pathlib.Path) -> None:
+  run(tmp_path / "x", lambda step, params: False, save_every=0)
+  rows = list(map(json.loads, (tmp_path / "x" / "log.jsonl").read_text().splitlines()))
+  assert [row["step"] for row in rows if "save_seconds" in row] == [2, 3, 4, 5, 6]
+  assert all(0 < row.get("save_seconds", 1e-9) <= row["seconds"] + 1e-3 for row in rows)
 
 
 def test_a_damaged_state_is_left_behind(tmp_path: pathlib.Path) -> None:
