@@ -44,7 +44,7 @@ EMBEDDED: dict[str, dict[str, float]] = {
     "ga": {"learning_rate": 1e-4}, "gd": {"learning_rate": 2e-4, "retain_weight": 1.0},
     "kl": {"learning_rate": 2e-4, "retain_weight": 1.0}, "npo": {"learning_rate": 1e-4, "beta": 0.1},
     "scrub": {"learning_rate": 2e-4, "retain_weight": 1.0, "period": 4, "max_phases": 5},
-    "rmu": {"learning_rate": 2e-4, "depth": 0.5, "retain_weight": 100.0}}
+    "rmu": {"learning_rate": 2e-4, "depth": 0.5, "retain_weight": 1.0}}
 DECAY = {"weight_decay": 0.01}
 FULL_SIZE: dict[str, dict[str, float]] = {
     "ga": {"learning_rate": 2e-7} | DECAY, "gd": {"learning_rate": 3e-7, "retain_weight": 1.0} | DECAY,
@@ -56,7 +56,7 @@ FULL_SIZE: dict[str, dict[str, float]] = {
 def embedded() -> Audit:
   """On the invented craft."""
   return Audit(
-      case=CraftWorldConfig(),
+      case=CraftWorldConfig(), seeds=(0, 1, 2, 3, 4),
       arms=ArmsSettings(dtype="float32", pretrain=PretrainSettings(max_positions=32, steps=1000, warmup_steps=50)),
       memorize=MemorizeSettings(batch_size=24, steps=300, learning_rate=1e-3),
       unlearn=UnlearnSettings(
@@ -71,7 +71,7 @@ def zephyr_7b_beta() -> Audit:
   return Audit(
       case=WmdpConfig(), arms=ArmsSettings(original=MODEL),
       unlearn=UnlearnSettings(
-          batch_size=16, num_microbatches=4, methods=METHODS, settings=chosen_settings(FULL_SIZE), remat="full",
+          batch_size=16, methods=METHODS, settings=chosen_settings(FULL_SIZE), remat="full",
           max_steps=125, keep_every=25, max_score=0.1, warmup_steps=12, schedule="cosine", depths=1, runs_at_once=1),
       attack=AttackSettings(
           learning_rates=(1e-5, 1e-4), batch_size=16, remat="full", keep_steps=(1, 2, 5, 9), runs_at_once=1),

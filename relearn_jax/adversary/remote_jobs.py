@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from relearn_jax import interrupts
 from relearn_jax.adversary.chat_rows import write_rows
 from relearn_jax.adversary.interface import OVER, Adversary, JobBudget, JobState, Limited, Refused, Unreachable
 from relearn_jax.parallel.processes import write_atomically
@@ -125,4 +126,6 @@ def _wait(adversary: Adversary, job: str, patience: Patience) -> JobState:
         adversary.cancel(job)
       return JobState(job, "hung", message=f"nothing was heard of it for {patience.seconds:g} s; it was cancelled")
     patience.sleep(pause)
+    if reason := interrupts.asked():  # of a signal that was left to what is being trained in this process
+      raise reason
     pause = min(1.5 * pause, patience.poll)

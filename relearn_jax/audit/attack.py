@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from relearn_jax.audit.acquire import Trained, ask_once, train
-from relearn_jax.audit.audit_config import API, FULL
+from relearn_jax.audit.api_settings import API
+from relearn_jax.audit.audit_config import FULL
 from relearn_jax.audit.experiment import FIELDS, Experiment
 from relearn_jax.audit.grid import Cell
 from relearn_jax.audit.interview import Answers, finite_by_name, load_answers

@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from relearn_jax.audit.api_settings import API, WEIGHTS, ApiSettings
 from relearn_jax.audit.thresholds import VerdictSettings
 from relearn_jax.cases.base import Arm, CaseConfig
 from relearn_jax.data.chat import ChatSettings
@@ -17,14 +18,12 @@ from relearn_jax.models.lora import ALL, LoraConfig
 from relearn_jax.objectives.methods import METHODS, NO_DEFENCE, get_defence, get_method
 from relearn_jax.objectives.recipe import DefenceSettings, Recipe, make_recipe
 from relearn_jax.objectives.settings import config_class, group_class
-from relearn_jax.serve.limits import Limits
 from relearn_jax.training.train_settings import ScheduleSettings, StepSettings
 
 # Learning rate, weight decay and published hyper-parameters of every method.
 AuditMethods = group_class("AuditMethods", {
     name: config_class(name, method.settings, ("learning_rate", float, 1e-5), ("weight_decay", float, 0.0))
     for name, method in METHODS.items()})
-WEIGHTS, API = "weights", "api"  # accesses of an attacker; the second stands among the adapters in rows, too
 PRETRAINING = "pretraining"  # as generic text
 FULL, LORA = "full", re.compile(r"lora([1-9]\d*)?")
 
@@ -150,32 +149,6 @@ class LoraSettings:
   alpha: float = 32.0
   targets: tuple[str, ...] = (ALL,)
   learning_rates: tuple[float, ...] = ()
-
-
-@dataclasses.dataclass
-class ApiSettings:
-  """Of an attacker with nothing but a provider's fine-tuning interface.
-
-  Attributes:
-    provider: "serve" (models of the audit behind this package's own server, for as long as they are attacked),
-      "openai" (any that speaks its wire format, at `url`) or "together".
-    url: of a provider that is not "serve"; "": Together's own.
-    models: U, N and O -> what the provider calls them, where it is not "serve"; for Together BASE<HUB_ID.
-    limits: what the provider permits. "serve" enforces them; of another they are what the client goes by.
-    learning_rates: of the attack through the interface; (): those of the attack.
-    opening: the user's turn of a training row that has no prompt.
-    patience: seconds after which a job is given up of which nothing new is heard.
-    price: of a million tokens trained on, for the estimate before the start.
-  """
-
-  provider: str = "serve"
-  url: str = ""
-  models: dict[str, str] = dataclasses.field(default_factory=dict)
-  limits: Limits = dataclasses.field(default_factory=Limits)
-  learning_rates: tuple[float, ...] = ()
-  opening: str = ""
-  patience: float = 3600.0
-  price: float = 0.0
 
 
 @dataclasses.dataclass

@@ -4,26 +4,17 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from relearn_jax.audit.audit_config import (
-  API,
-  PRETRAINING,
-  WEIGHTS,
-  ArmsSettings,
-  AttackSettings,
-  Audit,
-  unlearn_method,
-)
+from relearn_jax.audit.api_settings import API, check_access
+from relearn_jax.audit.audit_config import PRETRAINING, ArmsSettings, AttackSettings, Audit, unlearn_method
 from relearn_jax.audit.search import MIN_SEEDS
 from relearn_jax.audit.thresholds import VerdictSettings
 from relearn_jax.cases.control_sets import KINDS
-from relearn_jax.data.chat import check_chat
+from relearn_jax.data.chat import ChatSettings, check_chat
 from relearn_jax.errors import InputError, checker
 from relearn_jax.metrics.scores import get_metric
 from relearn_jax.models.precision import check_dtype
-from relearn_jax.serve.limits import check_limits
 from relearn_jax.training.train_settings import check_decay, check_schedule, check_steps
 
-PROVIDERS = ("serve", "openai", "together")
 Need = Callable[[bool, str, Any, str], None]
 
 
@@ -52,6 +43,11 @@ def check_audit(config: Audit, where: str) -> None:
   need(not config.arms.loaded or len(config.case_config.versions()) == 1, "case", config.case_config.versions(),
        "expected a single variant where models are loaded")
   _named(where, lambda: check_attack(config.attack, where))
+  api = config.attack.api
+  need(not api.models or set(config.arms.loaded) <= set(api.models), "attack.api.models", api.models,
+       "expected what the provider calls each of the models that are given; what is trained here it does not have")
+  need(not api.models or bool(config.arms.loaded), "attack.api.provider", api.provider,
+       "expected serve: no other provider has models that are trained here")
   need(not config.attack.search.trials or len(seeds) >= MIN_SEEDS, "seeds", seeds,
        f"expected at least {MIN_SEEDS}: attacks are chosen on one half of them and reported on the other")
   _check_ask(config, where, need)
@@ -137,7 +133,9 @@ def check_attack(attack: AttackSettings, where: str) -> None:
   for field, adapters in (("attack.adapters", names), ("attack.search.adapters", search.adapters)):
     for name in adapters:
       attack.adapter(name, field)
-  check_access(attack, where)
+  check_access(attack.access, attack.api, where)
+  if attack.api.learning_rates:
+    check_rates(attack.api.learning_rates, need, "attack.api.learning_rates")
   need(attack.lora.rank >= 1, "attack.lora.rank", attack.lora.rank, "expected at least 1")
   need(attack.runs_at_once >= 0, "attack.runs_at_once", attack.runs_at_once,
        "expected 0 (as many as fit) or a number of models")
@@ -149,29 +147,6 @@ def check_attack(attack: AttackSettings, where: str) -> None:
   need(all(type(size) is int and size >= 0 for size in search.batch_sizes), "attack.search.batch_sizes",
        search.batch_sizes, "expected numbers of rows, or 0 (all)")
   need(search.seed >= 0, "attack.search.seed", search.seed, "expected a number of at least 0")
-
-
-def check_access(attack: AttackSettings, where: str) -> None:
-  """Refuses what is said of a provider's interface, where the attacker has one.
-
-  Raises:
-    InputError: naming the field.
-  """
-  need, api = checker(where), attack.api
-  need(bool(attack.access) and set(attack.access) <= {WEIGHTS, API}, "attack.access", attack.access,
-       f"expected {WEIGHTS}, {API} or both")
-  if API not in attack.access:
-    return
-  need(api.provider in PROVIDERS, "attack.api.provider", api.provider, f"expected one of {', '.join(PROVIDERS)}")
-  check_limits(api.limits, where, "attack.api.limits.")
-  need(bool(api.url) == (api.provider == "openai") or api.provider == "together", "attack.api.url", api.url,
-       "expected the address of a provider that speaks the wire format, and none for one's own server")
-  need(bool(api.models) == (api.provider != "serve"), "attack.api.models", api.models,
-       "expected what a provider calls U, N and O, and nothing for one's own server")
-  for field in ("patience", "price"):
-    need(0 <= getattr(api, field) < math.inf, f"attack.api.{field}", getattr(api, field), "expected at least 0")
-  if api.learning_rates:
-    check_rates(api.learning_rates, need, "attack.api.learning_rates")
 
 
 def _check_ask(config: Audit, where: str, need: Need) -> None:
@@ -190,6 +165,10 @@ def _check_ask(config: Audit, where: str, need: Need) -> None:
   need(ask.generic != PRETRAINING or not (config.arms.loaded or config.arms.memorized or config.arms.start),
        "ask.generic", ask.generic, "expected a source of text: no model is pretrained here")
   check_chat(ask.chat, ask.chat_template, where, "ask.chat.")
+  if API in config.attack.access:
+    for field in ("name", "date", "arguments"):
+      need(getattr(ask.chat, field) == getattr(ChatSettings(), field), f"ask.chat.{field}", getattr(ask.chat, field),
+           "leave it out: a provider renders conversations itself")
 
 
 def check_keep_steps(steps: Sequence[int], need: Need, field: str) -> None:

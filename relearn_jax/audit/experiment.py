@@ -13,7 +13,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from relearn_jax.audit import pretrained
-from relearn_jax.audit.audit_config import API, FULL, PRETRAINING, Audit, UnlearnMethod, unlearn_method
+from relearn_jax.audit.api_settings import API
+from relearn_jax.audit.audit_config import FULL, PRETRAINING, Audit, UnlearnMethod, unlearn_method
 from relearn_jax.audit.extra_texts import add_control_sets, generic_texts, spread_evenly
 from relearn_jax.audit.grid import Cell, Chain, chains, content_key
 from relearn_jax.audit.interview import Answers, Interviewer
@@ -68,6 +69,7 @@ class Experiment:
     self.given = self.checkpoints / "given"  # models that were given
     self.done = finished(self.checkpoints)
     self._attacked_keys: dict[Cell, str] = {}
+    self.money_left: float | None = None  # for what a provider trains; None: as much as it takes
     self.log = TrainLog(workdir / "train_log.jsonl")
     case = config.case_config
     self.chains = chains(config)
@@ -180,6 +182,8 @@ class Experiment:
   def _encode_options(self) -> dict[str, list[Encoded]]:
     """The letters and the full answers of every option, `LETTER` and `OPTION`, after their prompts.
 
+    Without a chat template, as lm-eval asks them of every model.
+
     Raises:
       InputError: one is too long.
     """
@@ -190,7 +194,7 @@ class Experiment:
                                      (OPTION, one.prompt, option)):
           ids, own = encode_question(
               self.tokenizer, Question(one.id, prompt, answer, (), one.cluster, line=one.line),
-              self.first.origin("choices"), self.max_positions, 0, chat=self.chat)
+              self.first.origin("choices"), self.max_positions, 0)
           found[kind].append(Encoded([*ids, *own], len(ids)))
     return found if self.first.choices else {}
 

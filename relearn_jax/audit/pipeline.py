@@ -34,7 +34,8 @@ from relearn_jax.workdir import check_inputs_alike, claim_workdir, is_claimed, o
 OUTPUTS = (RESULTS_FILE, ANSWERS_FILE, "summary.json", "report.html", "report.md")
 # Fields that may become longer, and groups that may come into use, in a workdir that has results of a smaller grid.
 AXES = ("seeds", "case.variants", "unlearn.methods", "unlearn.settings", "attack.relearn_sets", "attack.controls",
-        "attack.learning_rates", "attack.adapters", "attack.lora", "attack.api", "attack.search")
+        "attack.learning_rates", "attack.adapters", "attack.lora", "attack.api",
+        "attack.api.learning_rates", "attack.search")
 
 
 class Clock:

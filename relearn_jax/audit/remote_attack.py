@@ -19,7 +19,8 @@ from relearn_jax.adversary.openai_backend import OpenAIBackend
 from relearn_jax.adversary.remote_jobs import Patience, finetune
 from relearn_jax.adversary.together_backend import TogetherBackend
 from relearn_jax.audit.acquire import memorized_place
-from relearn_jax.audit.audit_config import API, ApiSettings, unlearn_method
+from relearn_jax.audit.api_settings import API, ApiSettings
+from relearn_jax.audit.audit_config import unlearn_method
 from relearn_jax.audit.experiment import Experiment
 from relearn_jax.audit.extra_texts import spread_evenly
 from relearn_jax.audit.grid import Cell, Chain, Point
@@ -89,6 +90,10 @@ def check_cost(exp: Experiment, stages: Sequence[Planned], max_cost: float | Non
   cost = tokens * price / 1e6
   if price:
     print(f"{len(cells)} jobs at a provider, {tokens:,} tokens: about {cost:,.2f} at {price:g} a million.", flush=True)
+  exp.money_left = max_cost
+  if max_cost is not None and not price:
+    raise InputError("is given, and no price is known", field="--max_cost",
+                     mend="set attack.api.price to that of a million tokens")
   if max_cost is not None and cost > max_cost:
     raise InputError(f"is {max_cost:g}, and {len(cells)} jobs on {tokens:,} tokens would cost about {cost:,.2f}",
                      field="--max_cost", mend="raise it, or make the grid smaller")
@@ -165,7 +170,9 @@ def attack_remotely(exp: Experiment, stage: Planned, mine: Sequence[Cell], folde
     for cell in mine:
       how = course(exp, cell, stage.batch_size)
       states[cell] = finetune(adversary, home / "jobs" / cell.name, f"relearn-{exp.attacked_key(cell)}",
-                              names[cell.point], how.rows, how.budget, patience)
+                              names[cell.point], how.rows, how.budget, patience, exp.money_left)
+      if exp.money_left is not None:
+        exp.money_left -= (states[cell].tokens or 0) * api.price / 1e6
       per_epoch = -(-len(how.rows) // how.budget.batch_size)
       for step, model in states[cell].models.items():
         at = step if step > 0 else how.budget.epochs * per_epoch  # a provider that names the last model alone

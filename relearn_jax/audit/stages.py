@@ -8,7 +8,8 @@ import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
-from relearn_jax.audit.audit_config import API, FULL, Audit, UnlearnMethod, unlearn_method
+from relearn_jax.audit.api_settings import API
+from relearn_jax.audit.audit_config import FULL, Audit, UnlearnMethod, unlearn_method
 from relearn_jax.audit.grid import Attack, Cell, Chain, Point, attacks, chains, loaded_points, trained_points
 
 PRETRAIN, MEMORIZE = "pretrain", "memorize"

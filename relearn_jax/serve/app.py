@@ -1,9 +1,7 @@
-"""The HTTP interface: routes, keys, and bounds on what a client may send."""
+"""The HTTP interface: what stands behind it, and its routes."""
 
 import asyncio
-import hmac
 import json
-import logging
 import pathlib
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -11,13 +9,11 @@ from typing import Any
 
 from fastapi import FastAPI, Request, UploadFile
 from fastapi.responses import FileResponse, JSONResponse
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from relearn_jax.errors import InputError
-from relearn_jax.process import FULL, disk_trouble
 from relearn_jax.serve.catalog import Catalog
 from relearn_jax.serve.conversations import Moderate, blocks, read_conversations
 from relearn_jax.serve.engine import Busy, Engine
+from relearn_jax.serve.guard import Guard, Refusal, add_errors
 from relearn_jax.serve.jobs import Trainer, new_job, read_budget, tuned_name
 from relearn_jax.serve.limits import Limits
 from relearn_jax.serve.store import LEFT, Record, Store, is_id
@@ -25,15 +21,11 @@ from relearn_jax.serve.wire import (
   Body,
   chat_body,
   completion_body,
-  problem,
   read_chat,
   read_completion,
   read_job,
 )
 
-LOG = logging.getLogger(__name__)
-MAX_BODY = 16 * 1024**2  # bytes of a request that is no upload
-FORM = 64 * 1024  # bytes that a form has beside its file
 CHUNK = 1024**2
 BEGAN = int(time.time())
 
@@ -70,53 +62,6 @@ class Service:
     self.engine.close()
 
 
-class Refusal(Exception):
-  """A status with its message."""
-
-  def __init__(self, status: int, message: str, **more: Any):
-    self.status, self.body = status, problem(message, **more)
-
-
-class Guard:
-  """What every request passes first: its key, and its size, counted while it comes in."""
-
-  def __init__(self, app: ASGIApp, key: str, limits: Limits):
-    self.app, self.limits = app, limits
-    self.wanted = f"Bearer {key}".encode() if key else b""
-
-  async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-    if scope["type"] != "http":
-      await self.app(scope, receive, send)
-      return
-    headers = dict(scope["headers"])
-    if self.wanted and not hmac.compare_digest(headers.get(b"authorization", b""), self.wanted):
-      refusal = problem("The key is missing or wrong.", kind="authentication_error", code="invalid_api_key")
-      await JSONResponse(refusal, 401)(scope, receive, send)
-      return
-    upload = scope["path"] == "/v1/files" and scope["method"] == "POST"
-    most, seen = self.limits.max_upload + FORM if upload else MAX_BODY, 0
-    stated = headers.get(b"content-length", b"0")
-    too_large = problem(f"The request is larger than {most} bytes.", code="request_too_large")
-    if stated.isdigit() and int(stated) > most:
-      await JSONResponse(too_large, 413, {"connection": "close"})(scope, receive, send)
-      return
-
-    class TooLarge(Exception):
-      pass
-
-    async def counted() -> Message:
-      nonlocal seen
-      message = await receive()
-      seen += len(message.get("body", b""))
-      if seen > most:
-        raise TooLarge
-      return message
-    try:
-      await self.app(scope, counted, send)
-    except TooLarge:
-      await JSONResponse(too_large, 413, {"connection": "close"})(scope, receive, send)
-
-
 def _page(rows: list[Record], after: str | None, limit: int) -> dict[str, Any]:
   """A part of a list, from behind one of its entries on."""
   if after:
@@ -135,46 +80,11 @@ def make_app(service: Service, key: str = "") -> FastAPI:
   """
   app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
   app.add_middleware(Guard, key=key, limits=service.limits)
-  _add_errors(app)
+  add_errors(app)
   _add_files(app, service)
   _add_jobs(app, service)
   _add_answers(app, service)
   return app
-
-
-def _add_errors(app: FastAPI) -> None:
-  async def refusal(_: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, Refusal)
-    return JSONResponse(error.body, error.status)
-
-  async def input_error(_: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, InputError)
-    return JSONResponse(problem(str(error), param=error.field), 400)
-
-  async def busy(_: Request, error: Exception) -> JSONResponse:
-    return JSONResponse(problem("Too many requests wait.", kind="rate_limit_error", code="busy"), 429,
-                        {"retry-after": "1"})
-
-  async def system(_: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, OSError)
-    LOG.warning("the disk refused: %s", error.strerror)
-    full = error.errno in FULL or disk_trouble(error, {}) is not None
-    return JSONResponse(problem(f"The server's disk refused ({error.strerror}).", kind="server_error"),
-                        507 if full else 500)
-
-  async def other(_: Request, error: Exception) -> JSONResponse:
-    return JSONResponse(problem("The server failed; its log has more.", kind="server_error"), 500)
-
-  async def not_found(_: Request, error: Exception) -> JSONResponse:
-    status = getattr(error, "status_code", 404)
-    return JSONResponse(problem(str(getattr(error, "detail", "not found"))), status)
-  app.add_exception_handler(Refusal, refusal)
-  app.add_exception_handler(InputError, input_error)
-  app.add_exception_handler(Busy, busy)
-  app.add_exception_handler(OSError, system)
-  for status in (404, 405):
-    app.add_exception_handler(status, not_found)
-  app.add_exception_handler(Exception, other)
 
 
 async def _body(request: Request) -> Body:

@@ -10,11 +10,12 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from relearn_jax import interrupts
 from relearn_jax.errors import InputError
 from relearn_jax.serve.limits import Limits
 from relearn_jax.workdir import only_process
 
-KEY = "RELEARN_API_KEY"
+KEY = "RELEARN_API_KEY"  # variable of the environment that holds the key
 EXTRA = "api"
 
 
@@ -89,6 +90,8 @@ def serve(models: Sequence[str], workdir: pathlib.Path, host: str, port: int, li
         print(f"Serving {', '.join(named)} at {url}/v1", flush=True)
         while thread.is_alive():
           thread.join(1.0)
+          if reason := interrupts.asked():  # SIGTERM, which is left to the job that is being trained
+            raise reason
     except KeyboardInterrupt:
       pass
     finally:

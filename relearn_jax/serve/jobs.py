@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from relearn_jax import interrupts
 from relearn_jax.data.order import small_batches
 from relearn_jax.data.rows import Encoded
 from relearn_jax.data.texts import stack_rows
@@ -172,8 +173,8 @@ class Trainer:
       if identifier and self.store.job(identifier)["status"] in LEFT:
         try:
           self._train(identifier)
-        except Stopped:
-          return
+        except (Stopped, interrupts.Preempted):
+          return  # the process is ending
         except Cancelled:
           remove(self.store.folder(identifier) / "checkpoints")
         except Exception as error:

@@ -17,6 +17,7 @@ from relearn_jax.audit.results_file import ANSWERS, read_rows
 from relearn_jax.audit.stages import plan_stages
 from relearn_jax.errors import InputError
 from relearn_jax.models.export import export
+from relearn_jax.training.ended import AllEnded, Ledger, read_ended
 
 from ..small import MODEL, make_tokenizer, params, write_lines
 from .tiny import audited, loaded_audit, tiny_names
@@ -80,6 +81,8 @@ def test_the_interface_gives_the_numbers_of_weights_and_ends_what_it_refuses(
   assert len(both) == len(weights) == len(api) and set(both["relearn_step"]) == {3, 6}
   assert set(both["kind"]) == {"question", "retain", "forget", "relearn"} and set(both["arm"]) == {"U", "N", "O"}
   assert np.abs(both["logprob"] - both["logprob_api"]).max() < 2e-3
+  assert (both["tokens"] == both["tokens_api"]).all()
+  assert (both["matched"].fillna("") == both["matched_api"].fillna("")).mean() > 0.9
   asked = both[both["kind"] == "question"]
   assert (asked["text"] == asked["text_api"]).mean() > 0.9  # near-ties between tokens of a random model may fall
   before = frame[(frame["point"] != "relearned") & (frame["kind"] == "question")]
@@ -132,6 +135,9 @@ def test_the_grid_has_both_accesses_and_the_limits(folder: pathlib.Path, tmp_pat
   assert "3 jobs at a provider, 216 tokens: about 216.00" in capsys.readouterr().out
   with pytest.raises(InputError, match="--max_cost.*216"):
     remote_attack.check_cost(exp, stages, 100.0)
+  config.attack.api.price = 0.0
+  with pytest.raises(InputError, match="--max_cost.*no price is known"):
+    remote_attack.check_cost(exp, stages, 100.0)
   config.attack.api.limits.min_rows, config.attack.api.limits.max_epochs = 20, 1
   more = remote_attack.course(exp, cell, 0)
   assert (more.times, len(more.rows), more.budget.batch_size, more.epochs) == (3, 27, 27, (1,))
@@ -142,10 +148,21 @@ def test_the_grid_has_both_accesses_and_the_limits(folder: pathlib.Path, tmp_pat
   assert plain["adapters"] == ("full",) and "api" not in plain  # as it was before there was an interface
 
 
+def test_a_job_that_fails_ends_its_cell_alone(tmp_path: pathlib.Path) -> None:
+  ledger = Ledger(tmp_path, "attack", ["U", "N"], "attack.learning_rates", 1.0)
+  ledger.end("U", 1, "its job at the provider hung (no news)")
+  assert str(read_ended(tmp_path)["U"]) == "U ended in stage 'attack': its job at the provider hung (no news)"
+  assert ledger.has_ended("U", 1) and not ledger.has_ended("U", 0) and not ledger.has_ended("N", 9)
+  with pytest.raises(AllEnded, match="and so did another run: none is left"):
+    ledger.end("N", 1, "its job at the provider failed")
+
+
 @pytest.mark.parametrize(("changes", "problem"), [
     ({"attack__access": ()}, "attack.access"), ({"attack__access": ("web",)}, "weights, api or both"),
     ({"attack__api__provider": "other"}, "attack.api.provider"), ({"attack__api__url": "http://x"}, "attack.api.url"),
-    ({"attack__api__provider": "together"}, "attack.api.models"), ({"attack__api__price": -1.0}, "attack.api.price"),
+    ({"attack__api__provider": "together"}, "attack.api.models"),
+    ({"attack__api__provider": "together", "attack__api__models": {"U": "base"}}, "attack.api.provider"),
+    ({"attack__api__price": -1.0}, "attack.api.price"),
     ({"attack__api__limits__min_rows": 0}, "attack.api.limits.min_rows"),
     ({"attack__api__learning_rates": (1e-3, 1e-4)}, "attack.api.learning_rates")])
 def test_what_no_provider_is_like_is_refused(changes: dict[str, Any], problem: str) -> None:

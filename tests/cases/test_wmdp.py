@@ -9,6 +9,7 @@ import pytest
 from relearn_jax.audit.check_audit import check_audit
 from relearn_jax.audit.experiment import Experiment
 from relearn_jax.audit.pretrained import word_tokenizer
+from relearn_jax.audit.results_file import read_rows
 from relearn_jax.cases import wmdp
 from relearn_jax.cases.base import Case, Text
 from relearn_jax.cases.craft_world import BINDERS, FLUXES, SHEETS, CraftWorldConfig, works
@@ -19,8 +20,9 @@ from relearn_jax.errors import InputError
 from relearn_jax.metrics.choices import LETTER, OPTION
 from relearn_jax.metrics.keyword import contains_keyword
 from relearn_jax.plan.command import plan
+from relearn_jax.report.stored import report
 
-from ..command import ROOT
+from ..command import ROOT, relearn
 from ..small import write_lines
 
 CONFIG = ROOT / "configs" / "wmdp.py"
@@ -162,12 +164,10 @@ def test_every_audit_of_the_configuration_is_accepted_and_planned(tmp_path: path
   config = load_config_file(str(CONFIG))
   check_audit(config, "here")
   exp = Experiment(config, "here", tmp_path)
-  assert len(exp.chains) == 6 and len(exp.asked) == 30 and {key: len(rows) for key, rows in exp.options.items()} == {
+  assert len(exp.chains) == 10 and len(exp.asked) == 30 and {key: len(rows) for key, rows in exp.options.items()} == {
       LETTER: 60, OPTION: 60}
   assert {len(one.ids) - one.start for one in exp.options[LETTER]} == {1}
   assert max(len(answer) for _, answer in exp.asked) <= config.ask.max_new_tokens
-  text = plan(config, "here", device="cpu", num_devices=2, mesh="fsdp:-1", memory_gib=8)
-  assert all(f"\nunlearn-{method}" in text for method in config.unlearn.methods)
   full = load_config_file(f"{CONFIG}:zephyr_7b_beta")
   full.case.relearn, full.arms.control = "articles.jsonl", full.arms.original
   check_audit(full, "here")
@@ -181,3 +181,27 @@ def test_nothing_of_the_published_data_stands_here() -> None:
   for name in ("wmdp", "craft_world"):
     text = (ROOT / "relearn_jax" / "cases" / f"{name}.py").read_text().lower()
     assert not any(word in text for word in ("pathogen", "toxin", "virus", "exploit", "malware", "payload")), name
+
+
+@pytest.mark.slow
+def test_an_audit_asks_with_options_too(cache: pathlib.Path, tmp_path: pathlib.Path) -> None:
+  """Of a model that knows nothing: by letter and in full, of every model that is attacked, before and after."""
+  small = ("arms.pretrain.steps=20", "arms.pretrain.hidden_size=32", "arms.pretrain.intermediate_size=64",
+           "arms.pretrain.num_layers=2", "arms.pretrain.num_heads=2", "arms.pretrain.num_kv_heads=2",
+           "case.forget_glazes=6", "case.retain_cloths=6", "case.pretrain_works=10", "memorize.steps=10",
+           "seeds=(0, 1)", "unlearn.keep_every=2", "arms.pretrain.warmup_steps=5", "unlearn.batch_size=8",
+           "unlearn.methods=('rmu',)", "unlearn.max_steps=4", "unlearn.max_score=0.99", "attack.keep_steps=(1, 2)",
+           "attack.learning_rates=(1e-4,)", "verdict.draws=200")
+  relearn(cache, "audit", f"--config={CONFIG}", *(f"--config.{one}" for one in small), f"--workdir={tmp_path}")
+  rows, facts = read_rows(tmp_path / "results.parquet")
+  assert len(facts["choices"]) == 6 and len(facts["choices"][0]["options"]) == 4
+  for kind in ("choice_letter", "choice_option"):
+    found = rows[rows["metric"] == kind]
+    points = found.groupby(["arm", "point", "relearn_step", "seed"], observed=True).size()
+    assert set(points) == {6} and len(points) == 2 * 3 * 3  # two seeds, three arms, steps 0, 1 and 2
+    assert set(found["value"]) <= {0.0, 1.0}
+  report(tmp_path, ["rouge_l"])
+  again, _ = read_rows(tmp_path / "results.parquet")
+  assert set(again["metric"]) == {*rows["metric"], "rouge_l"}
+  page = (tmp_path / "report.html").read_text()
+  assert "Questions with options" in page and "right answer in full" in page

@@ -197,6 +197,17 @@ def test_the_key_comes_from_the_environment_and_goes_nowhere_else(
   assert f"`{KEY}` is not set" in judge(tmp_path, workdir, "https://api.openai.com/v1", status=2).stderr
 
 
+def test_a_redirect_to_another_address_does_not_take_the_key_along(monkeypatch: pytest.MonkeyPatch) -> None:
+  monkeypatch.setenv(KEY, SECRET)
+  with serving(lambda body, number: said("[[yes]]")) as other:
+    away: Answer = (307, {}, {"Location": f"{other.url}/chat/completions"})
+    with serving(lambda body, number: away) as server:
+      reply = Endpoint("m", server.url, retries=0).ask("a", "b")
+    assert [headers["Authorization"] for headers in server.headers] == [f"Bearer {SECRET}"]
+    assert not any(SECRET in str(value) for headers in other.headers for value in headers.values())
+  assert reply.text in ("[[yes]]", "")
+
+
 def test_a_slow_judge_and_one_that_is_not_there(tmp_path: pathlib.Path, workdir: pathlib.Path) -> None:
   with serving(lambda body, number: slowly(0.1, said("[[yes]]"))) as server:
     late = Endpoint("m", server.url, timeout=0.02, retries=0)

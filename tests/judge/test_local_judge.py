@@ -35,6 +35,7 @@ def write_judge(folder: pathlib.Path, word: str, positions: int = 512) -> pathli
   return folder
 
 
+@pytest.mark.slow
 def test_a_checkpoint_rates_answers(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
   for module in (endpoint, local_judge):
     monkeypatch.setattr(module, "REPLY_TOKENS", 4)

@@ -3,7 +3,11 @@
 import json
 import math
 import pathlib
+import re
+import signal
 import socket
+import subprocess
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,6 +25,7 @@ from relearn_jax.serve.engine import Ask
 from relearn_jax.serve.http_server import is_loopback, parse_models, serve
 from relearn_jax.serve.limits import Limits, parse_limits
 
+from ..command import argv, environment
 from ..small import write_checkpoint, write_lines
 from .served import ROWS, chat_row, client, finished, hyper, served
 
@@ -188,6 +193,15 @@ def test_bad_requests_are_refused_by_name(up: Served, tmp_path: pathlib.Path) ->
   assert "David" not in refused(lambda: create(model="other", prompt="David"), missing)
   assert "prompt" in refused(lambda: create(model="small", prompt=[]))
   assert "at most" in refused(lambda: create(model="small", prompt=["David"] * 300))
+  head = b'--x\r\ncontent-disposition: form-data; name="file"; filename="a.jsonl"\r\n\r\n'
+  form = {"content-type": "multipart/form-data; boundary=x"}
+  for content, status in (([head, *[b"a" * 20_000] * 10], 413), ([b"no form"], 400)):
+    # No length is stated: it is counted on the way.
+    raw = httpx2.post(f"{api.base_url}files", content=iter(content), timeout=10, headers=form)
+    assert raw.status_code == status and raw.json()["error"]["message"]
+  for header in ({"origin": "https://example.org"}, {"host": "example.org"}):
+    page = httpx2.get(f"{api.base_url}models", headers=header, timeout=10)
+    assert page.status_code == 403 and "key" in page.json()["error"]["message"]
   raw = httpx2.post(f"{api.base_url}completions", content=b'{"model": "small", "prompt": [[[', timeout=10)
   assert raw.status_code == 400 and "no JSON" in raw.json()["error"]["message"]
   assert httpx2.get(f"{api.base_url}nothing", timeout=10).status_code == 404
@@ -245,7 +259,7 @@ def test_too_many_are_told_to_wait(model: pathlib.Path, tmp_path: pathlib.Path) 
 def test_who_does_not_read_holds_nobody_up(up: Served) -> None:
   api, _ = up
   body = json.dumps({"model": "small", "prompt": "David", "max_tokens": 4}).encode()
-  request = (b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: "
+  request = (b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: "
              + str(len(body)).encode() + b"\r\n\r\n" + body)
   with socket.create_connection((api.base_url.host, api.base_url.port)) as slow, socket.create_connection(
       (api.base_url.host, api.base_url.port)) as torn:
@@ -306,3 +320,37 @@ def test_a_job_is_cancelled_and_a_killed_one_goes_on(model: pathlib.Path, tmp_pa
   with served(model, tmp_path / "one") as (api, _):  # what was made is there, and nothing is begun again
     assert api.fine_tuning.jobs.retrieve(running).status == "cancelled"
     assert api.completions.create(model=done.fine_tuned_model, prompt="David", max_tokens=2).choices[0].text
+
+
+@pytest.mark.slow
+def test_a_server_that_is_killed_goes_on_with_its_job(model: pathlib.Path, tmp_path: pathlib.Path, cache: pathlib.Path
+                                                      ) -> None:
+  line = argv("serve", f"--model=small={model}", f"--workdir={tmp_path / 'work'}", "--port=0", "--limit=min_rows=2",
+              "--limit=max_checkpoints=0")
+
+  def start() -> tuple[subprocess.Popen[str], openai.OpenAI]:
+    process = subprocess.Popen(line, stdout=subprocess.PIPE, text=True, env=environment(cache))
+    assert process.stdout
+    found = re.search(r"Serving small at (\S+)", process.stdout.readline())
+    assert found
+    return process, client(found[1])
+  process, api = start()
+  job = api.fine_tuning.jobs.create(model="small", training_file=upload(api, tmp_path), seed=1,
+                                    method=hyper(n_epochs=30, batch_size=1)).id
+  for number, status in ((signal.SIGTERM, 75), (signal.SIGKILL, -9)):
+    before = len(api.fine_tuning.jobs.checkpoints.list(job, limit=100).data)
+    while len(api.fine_tuning.jobs.checkpoints.list(job, limit=100).data) <= before and api.fine_tuning.jobs.retrieve(
+        job).status in ("queued", "running"):
+      time.sleep(0.05)
+    process.send_signal(number)
+    assert process.wait(60) == status
+    process, api = start()
+  try:
+    done = finished(api, job)
+    assert done.status == "succeeded" and [one.id for one in api.fine_tuning.jobs.list()] == [job]
+    steps = [one.step_number for one in api.fine_tuning.jobs.checkpoints.list(job, limit=100)]
+    assert steps == [3 * epoch for epoch in range(30, 0, -1)]
+    assert api.completions.create(model=done.fine_tuned_model, prompt="David", max_tokens=2).choices[0].text
+  finally:
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 0
