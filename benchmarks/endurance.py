@@ -1,8 +1,9 @@
 """A grid by several commands under faults, against the same grid left alone: rows have to be equal to the bit.
 
-usage: python benchmarks/endurance.py --folder=/tmp/endurance [--commands=3] [--seed=0] [--faults=30]
+usage: python benchmarks/endurance.py --folder=/tmp/endurance [--commands=3] [--seed=0] [--faults=30] [--every=60]
 
-The faults, drawn by the seed, one every few seconds while a stage is claimed:
+The faults, drawn by the seed, come every --every seconds or so while a stage is claimed; where that is less than a
+command takes to start, nothing gets done:
   kill      SIGKILL; the command is started again
   stop      SIGTERM; likewise
   full      a command that may write no file above 64 kB, as on a full disk, in place of one that is killed
@@ -120,24 +121,25 @@ def main() -> int:
   parser.add_argument("--commands", type=int, default=3)
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--faults", type=int, default=30, help="at most")
+  parser.add_argument("--every", type=float, default=60, help="seconds from one to the next, on average")
   given = parser.parse_args()
   given.folder.mkdir(parents=True)
   with (given.folder / "whole.log").open("wb") as log:
     whole = subprocess.Popen(command(given.folder / "whole"), stdout=log, stderr=log, cwd=ROOT)
   rng, crowd, done = random.Random(given.seed), Crowd(given), collections.Counter[str]()
-  begin, kinds = time.monotonic(), ["suspend"]
+  begin, kinds, due = time.monotonic(), ["suspend"], time.monotonic()
   while not (crowd.workdir / "results.parquet").exists():
-    time.sleep(rng.uniform(1, 5))
+    time.sleep(1)
     crowd.wake()
     for number, member in enumerate(crowd.members):  # what a fault did to it may show later
       if member.poll():
         crowd.statuses[f"by itself: {member.returncode}"] += 1
         crowd.members[number] = crowd.start()
-    if sum(done.values()) < given.faults and crowd.owner():
+    if time.monotonic() > due and sum(done.values()) < given.faults and crowd.owner():
       kind = kinds[0] if kinds else rng.choice(["kill", "stop", "full", "truncate", "truncate"])
       if crowd.fault(kind, rng):
         done[kind] += 1
-        kinds = []
+        kinds, due = [], time.monotonic() + rng.uniform(0, 2 * given.every)
   crowd.wake(now=True)
   for member in crowd.members:
     crowd.statuses[f"at the end: {member.wait(300)}"] += 1

@@ -2,6 +2,7 @@
 
 import contextlib
 import pathlib
+import textwrap
 import time
 from collections.abc import Callable
 from typing import Any
@@ -64,6 +65,6 @@ class States:
       if disk_trouble(error, {}):
         raise
       self.remove()
-      first = str(error).splitlines()[0] if str(error) else type(error).__name__
+      first = textwrap.shorten(str(error) or type(error).__name__, 100)
       raise InputError(f"cannot be read ({first})", file=path, field="resume", mend="run the same command again: the "
                        "stage begins anew" if is_first() else "remove it, and run the same command again") from error
