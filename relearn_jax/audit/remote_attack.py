@@ -76,7 +76,7 @@ def course(exp: Experiment, cell: Cell, batch_size: int) -> Course:
 
 
 def check_cost(exp: Experiment, stages: Sequence[Planned], max_cost: float | None) -> None:
-  """Says what the jobs of an audit that are left would cost, before anything is begun.
+  """Says what all jobs of an audit cost together, those included that are done, before another is begun.
 
   Raises:
     InputError: more than is allowed.
