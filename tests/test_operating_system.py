@@ -116,7 +116,7 @@ def test_an_interrupted_process_leaves_at_once(cache: pathlib.Path, monkeypatch:
   main()
   assert left == [130] and out.getvalue() == "\nrelearn report: interrupted\n"
   assert said == ["relearn report: interrupted"]
-  assert {name for name, command in COMMANDS.items() if command.continues} == {"unlearn", "sweep", "audit"}
+  assert {name for name, command in COMMANDS.items() if command.continues} == {"unlearn", "sweep", "audit", "serve"}
 
 
 @pytest.mark.parametrize("body", [
