@@ -27,7 +27,7 @@ import time
 
 import pyarrow.parquet as pq
 
-from relearn_jax.leases import EXPIRY, SUFFIX, is_dead, read_lease
+from relearn_jax.parallel.leases import EXPIRY, SUFFIX, is_dead, read_lease
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 GRID = ["--config.case.variants=(7,)", "--config.seeds=(0, 1, 2, 3)", "--config.case.num_questions=6",

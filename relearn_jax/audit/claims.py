@@ -21,7 +21,7 @@ from relearn_jax.audit.shelf import finished
 from relearn_jax.audit.stages import MEMORIZE, PRETRAIN, AtOnce, Planned
 from relearn_jax.audit.status import COMMAND, DONE, FAILED, FOLDER, PLAN
 from relearn_jax.errors import InputError
-from relearn_jax.leases import POLL, LeaseLost, Leases, held
+from relearn_jax.parallel.leases import POLL, LeaseLost, Leases, held
 from relearn_jax.parallel.processes import agree, by_first, is_first, write_atomically
 from relearn_jax.training.log import TrainLog
 

@@ -68,7 +68,7 @@ def examples(exp: Experiment, found: Found) -> list[dict[str, Any]]:
       there = by_arm(found.cells, variant, seed, method)
       if "U" not in there:
         continue
-      last = max(there["U"].answers, default=0)
+      last = max(step for one in there.values() for step in one.answers)  # U may have ended before
       shown = {"original": ("O", 0), "unlearned": ("U", 0), "relearned": ("U", last), "control": ("N", last)}
       for number, question in list(enumerate(exp.questions))[:EXAMPLES]:
         said = {name: judged(question, str(there[arm].answers[step].texts[there[arm].index[step]][number])).rstrip()

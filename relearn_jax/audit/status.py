@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from relearn_jax.errors import InputError
-from relearn_jax.leases import SUFFIX, is_dead, read_lease
+from relearn_jax.parallel.leases import SUFFIX, is_dead, read_lease
 
 FOLDER, PLAN, DONE, FAILED = "stages", "plan.json", ".done.json", ".failed.json"
 COMMAND = "command-"  # what the key of the lease begins with that a command has as long as it is there

@@ -60,7 +60,7 @@ def test_no_other_file_asks_for_a_process_index() -> None:
   asks = re.compile(r"process_index|process_count|jax\.distributed|multihost_utils|os\.replace|\.tmp\b")
   found = {path.relative_to(ROOT / "relearn_jax").as_posix() for path in (ROOT / "relearn_jax").rglob("*.py")
            if asks.search(path.read_text())}
-  assert found == {"parallel/processes.py", "parallel/join.py"}
+  assert found == {"parallel/processes.py", "parallel/join.py", "parallel/leases.py"}
 
 
 def test_nobody_there_is_a_message(cache: pathlib.Path, tmp_path: pathlib.Path) -> None:

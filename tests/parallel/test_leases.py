@@ -10,10 +10,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from relearn_jax import interrupts, leases
-from relearn_jax.leases import LeaseLost, Leases, held, is_dead, read_lease
+from relearn_jax import interrupts
+from relearn_jax.parallel import leases
+from relearn_jax.parallel.leases import LeaseLost, Leases, held, is_dead, read_lease
 
-from .command import ROOT
+from ..command import ROOT
 
 
 @pytest.fixture(autouse=True)
@@ -130,7 +131,7 @@ def test_whoever_dies_while_it_takes_over_is_followed(tmp_path: pathlib.Path, cl
 
 
 def test_a_process_of_this_machine_that_is_gone_loses_it_at_once(tmp_path: pathlib.Path) -> None:
-  code = ("import os, pathlib, signal, sys\nfrom relearn_jax.leases import Leases\n"
+  code = ("import os, pathlib, signal, sys\nfrom relearn_jax.parallel.leases import Leases\n"
           "Leases(pathlib.Path(sys.argv[1])).claim('a')\nprint('has it', flush=True)\nsignal.pause()\n")
   child = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True, cwd=ROOT,
                            env=os.environ | {"PYTHONPATH": str(ROOT)})
