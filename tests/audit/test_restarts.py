@@ -83,6 +83,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, where: Any, name: str, reached: 
   monkeypatch.setattr(where, name, stops)
 
 
+@pytest.mark.slow  # at the moment that matters most, the one above kills it
 def test_stopped_it_ends_with_the_same_summary(finished: pathlib.Path, tmp_path: pathlib.Path,
                                                monkeypatch: pytest.MonkeyPatch) -> None:
   """At the other moments: while the base is trained, after answers, later in an attack, between files of results."""

@@ -69,7 +69,8 @@ def test_meshes_agree_with_one_device(single: list[dict[str, Any]], workdir: pat
     assert_agrees(ours, single)
 
 
-@pytest.mark.parametrize("kinds", ["full", pytest.param("full,lora", marks=pytest.mark.slow)])
+@pytest.mark.slow  # tests/parallel/test_several.py has two processes that audit, generate and score
+@pytest.mark.parametrize("kinds", ["full", "full,lora"])
 def test_two_processes_agree_with_one_device(single: list[dict[str, Any]], workdir: pathlib.Path, kinds: str) -> None:
   with socket.socket() as free:
     free.bind(("localhost", 0))
