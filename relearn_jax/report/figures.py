@@ -33,6 +33,11 @@ def curve(cells: Cells, variant: str, arm: str, depth: int | None, metric: str) 
   return sorted(found, key=lambda cell: cell["relearn_step"])
 
 
+def sentence_case(text: str) -> str:
+  """With a capital at the beginning; the others stay, such as those of ROUGE-L."""
+  return text[:1].upper() + text[1:]
+
+
 Attack = tuple[str | None, str | None, float | None]  # relearn set, adapter, learning rate
 
 
@@ -258,7 +263,7 @@ def draw_side_by_side(summary: dict[str, Any], folder: pathlib.Path) -> tuple[st
   path, figure = folder / "methods.png", method_bars(summary)
   figure.savefig(path, dpi=130, metadata={"Software": None})
   plt.close(figure)
-  title = METRICS[summary["metric"]].title.capitalize()
+  title = sentence_case(METRICS[summary["metric"]].title)
   return (f"{title} of every method in its worst cell, before and after the attack, and of the control after the same, "
           "with 95 % intervals.", path)
 
@@ -268,11 +273,11 @@ def draw_method(summary: dict[str, Any], method: str, folder: pathlib.Path) -> l
   folder.mkdir(parents=True, exist_ok=True)
   worst, variants = view(summary, method), list(summary["verdicts"][method])
   title, metric = METRICS[summary["metric"]].title, summary["metric"]
-  figures = [(f"{metric}_vs_relearn_steps", f"{title.capitalize()} against relearning steps, a line for each unlearn "
+  figures = [(f"{metric}_vs_relearn_steps", f"{sentence_case(title)} against relearning steps, a line for each unlearn "
               "depth, with 95 % intervals; the attack of the worst cell.",
               relearn_curves(worst["cells"], variants, metric, title))]
   if len({attack[2] for variant in variants for attack in attacks_of(summary, variant)}) > 1:
-    figures.append(("rates", f"{title.capitalize()} of the unlearned model at depth 0 and of its control, by learning "
+    figures.append(("rates", f"{sentence_case(title)} of the unlearned model at depth 0 and of its control, by learning "
                     "rate of the attack.", rate_curves(summary, method)))
   figures.append(("logprob_vs_relearn_steps",
                   "Log-probability of the answer after the prompt, against relearning steps.",
@@ -282,10 +287,10 @@ def draw_method(summary: dict[str, Any], method: str, folder: pathlib.Path) -> l
     shown = view(summary, method, {variant: attacks.get(variant, (None, None, None)) for variant in variants})
     which = "" if len(kinds) == 1 else f" Relearn set {name}, adapter {adapter}, at the rate that brought most back."
     figures.append(("heatmap" if len(kinds) == 1 else f"heatmap-{name}-{adapter}".replace(", ", "-").replace(" ", "-"),
-                    f"{title.capitalize()} of the unlearned model by unlearning and relearning steps, on a fixed scale "
+                    f"{sentence_case(title)} of the unlearned model by unlearning and relearning steps, on a fixed scale "
                     f"from 0 to 1.{which}", heat_map(shown, variants)))
   if worst["trajectory"]:  # checkpoints that somebody else made come without one
-    figures.append(("unlearning", f"{title.capitalize()} along unlearning, before any attack.",
+    figures.append(("unlearning", f"{sentence_case(title)} along unlearning, before any attack.",
                     unlearn_curves(worst["trajectory"], worst["cells"], variants, metric)))
   found = []
   for name, caption, figure in figures:

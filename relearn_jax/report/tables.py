@@ -7,7 +7,7 @@ from typing import Any
 
 from relearn_jax.metrics.choices import CHOICE_METRICS
 from relearn_jax.metrics.scores import METRICS, PERPLEXITY
-from relearn_jax.report.figures import attacks_of, curve, depths, pick, view
+from relearn_jax.report.figures import attacks_of, curve, depths, pick, sentence_case, view
 
 METHODS_LEGEND = (
     "Scores in per cent, in each method's worst cell (the depth, the attack and the step with the largest excess over "
@@ -43,7 +43,7 @@ def number(cell: Mapping[str, Any] | None) -> str:
 
 
 def _title(summary: Mapping[str, Any]) -> str:
-  return METRICS[summary["metric"]].title.capitalize()
+  return sentence_case(METRICS[summary["metric"]].title)
 
 
 def _first(cells: list[dict[str, Any]]) -> dict[str, Any] | None:
@@ -91,7 +91,7 @@ def seeds_table(summary: Mapping[str, Any]) -> TextTable:
                          in zip(cell["seeds"], cell["seed_means"], strict=True))
         rows.append((variant, name, f"{100 * cell['mean']:.1f}", each))
   return TextTable(f"{_title(summary)} of every seed, per cent",
-                   ("variant", "model", "mean", f"seed: {_title(summary).lower()}"), tuple(rows))
+                   ("variant", "model", "mean", f"seed: {METRICS[summary["metric"]].title}"), tuple(rows))
 
 
 def attacks_table(summary: Mapping[str, Any], method: str) -> TextTable:
@@ -157,7 +157,7 @@ def methods_table(summary: Mapping[str, Any], variant: str) -> TextTable:
   first, kept = (_first(pick(summary["cells"], variant=variant, arm="O", point="original", metric=what))
                  for what in (metric, "retain_logprob"))
   return TextTable(
-      f"Variant {variant}; {_title(summary).lower()} of the original {percent(first)}, its retained text "
+      f"Variant {variant}; {METRICS[summary["metric"]].title} of the original {percent(first)}, its retained text "
       f"{number(kept)}",
       ("method", "verdict", "unlearned", "relearned", "control", "worst attack", "half back after",
        "unlearn steps", "retained text", "seconds"), tuple(rows))
