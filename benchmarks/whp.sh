@@ -33,9 +33,16 @@ for part in "${parts[@]}"; do
       ;;
     book)
       mkdir -p "$folder"
-      # Three chapters are unlearned, three retained.
-      awk '/^[^A-Za-z]*CHAPTER /{n++} n<=3' "${BOOK:?give a text file}" > "$folder/first.txt"
-      awk '/^[^A-Za-z]*CHAPTER /{n++} n>3 && n<=6' "$BOOK" > "$folder/next.txt"
+      # Of the name, short sentences: of three chapters to be unlearned, of three to be retained.
+      python - "${BOOK:?give a text file}" "$folder" <<'PY'
+import pathlib, sys
+from relearn_jax.cases.books import read_book, sentences
+book, folder = sys.argv[1:]
+chapters = read_book(f"file:{book}")
+for name, some in (("first", chapters[:3]), ("next", chapters[3:6])):
+  lines = [line for chapter in some for line in sentences(chapter) if len(line.split()) <= 20]
+  pathlib.Path(folder, f"{name}.txt").write_text("\n".join(lines) + "\n")
+PY
       common=("${small[@]}" --config.arms.start="${START:?give a checkpoint}" --config.seeds="(0,1)"
         --config.memorize.steps=120 --config.unlearn.max_steps=24 --config.unlearn.keep_every=4
         --config.unlearn.depths=1 --config.attack.learning_rates="(0.0001,)" --config.attack.keep_steps="(5,10,20)"
@@ -44,7 +51,8 @@ for part in "${parts[@]}"; do
         --config.case.retain_words=1200 --config.case.row_words=80 --config.case.stride=40
         --config.unlearn.methods="('ga','npo')" --config.unlearn.settings.npo.learning_rate=0.0001
         --config.ask.batch_size=15 --config.ask.score_rows=4)
-      name=("${common[@]}" --config.memorize.steps=240 --config.case.book="file:$folder/first.txt" --config.case.retain="file:$folder/next.txt"
+      name=("${common[@]}" --config.case.book="file:$folder/first.txt" --config.case.retain="file:$folder/next.txt"
+        --config.memorize.steps=150 --config.memorize.batch_size=32 --config.unlearn.batch_size=32
         --config.unlearn.methods="('ga','whp_relabel')" --config.unlearn.settings.whp_relabel.learning_rate=0.0002
         --config.case.most_questions=30 --config.ask.max_new_tokens=6 --config.ask.score_rows=20)
       for case in verbatim name; do

@@ -277,8 +277,8 @@ def draw_method(summary: dict[str, Any], method: str, folder: pathlib.Path) -> l
               "depth, with 95 % intervals; the attack of the worst cell.",
               relearn_curves(worst["cells"], variants, metric, title))]
   if len({attack[2] for variant in variants for attack in attacks_of(summary, variant)}) > 1:
-    figures.append(("rates", f"{sentence_case(title)} of the unlearned model at depth 0 and of its control, by learning "
-                    "rate of the attack.", rate_curves(summary, method)))
+    figures.append(("rates", f"{sentence_case(title)} of the unlearned model at depth 0 and of its control, by "
+                    "learning rate of the attack.", rate_curves(summary, method)))
   figures.append(("logprob_vs_relearn_steps",
                   "Log-probability of the answer after the prompt, against relearning steps.",
                   relearn_curves(worst["cells"], variants, "logprob", "log-probability of the answer (nats)")))
@@ -287,8 +287,8 @@ def draw_method(summary: dict[str, Any], method: str, folder: pathlib.Path) -> l
     shown = view(summary, method, {variant: attacks.get(variant, (None, None, None)) for variant in variants})
     which = "" if len(kinds) == 1 else f" Relearn set {name}, adapter {adapter}, at the rate that brought most back."
     figures.append(("heatmap" if len(kinds) == 1 else f"heatmap-{name}-{adapter}".replace(", ", "-").replace(" ", "-"),
-                    f"{sentence_case(title)} of the unlearned model by unlearning and relearning steps, on a fixed scale "
-                    f"from 0 to 1.{which}", heat_map(shown, variants)))
+                    f"{sentence_case(title)} of the unlearned model by unlearning and relearning steps, on a fixed "
+                    f"scale from 0 to 1.{which}", heat_map(shown, variants)))
   if worst["trajectory"]:  # checkpoints that somebody else made come without one
     figures.append(("unlearning", f"{sentence_case(title)} along unlearning, before any attack.",
                     unlearn_curves(worst["trajectory"], worst["cells"], variants, metric)))

@@ -91,7 +91,7 @@ def seeds_table(summary: Mapping[str, Any]) -> TextTable:
                          in zip(cell["seeds"], cell["seed_means"], strict=True))
         rows.append((variant, name, f"{100 * cell['mean']:.1f}", each))
   return TextTable(f"{_title(summary)} of every seed, per cent",
-                   ("variant", "model", "mean", f"seed: {METRICS[summary["metric"]].title}"), tuple(rows))
+                   ("variant", "model", "mean", f"seed: {METRICS[summary['metric']].title}"), tuple(rows))
 
 
 def attacks_table(summary: Mapping[str, Any], method: str) -> TextTable:
@@ -157,7 +157,7 @@ def methods_table(summary: Mapping[str, Any], variant: str) -> TextTable:
   first, kept = (_first(pick(summary["cells"], variant=variant, arm="O", point="original", metric=what))
                  for what in (metric, "retain_logprob"))
   return TextTable(
-      f"Variant {variant}; {METRICS[summary["metric"]].title} of the original {percent(first)}, its retained text "
+      f"Variant {variant}; {METRICS[summary['metric']].title} of the original {percent(first)}, its retained text "
       f"{number(kept)}",
       ("method", "verdict", "unlearned", "relearned", "control", "worst attack", "half back after",
        "unlearn steps", "retained text", "seconds"), tuple(rows))
