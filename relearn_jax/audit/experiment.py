@@ -15,12 +15,12 @@ from jax.sharding import Mesh
 from relearn_jax.audit import pretrained
 from relearn_jax.audit.api_settings import API
 from relearn_jax.audit.audit_config import FULL, PRETRAINING, Audit, UnlearnMethod, unlearn_method
-from relearn_jax.audit.extra_texts import add_control_sets, generic_texts, spread_evenly
+from relearn_jax.audit.extra_texts import add_control_sets, generic_texts
 from relearn_jax.audit.grid import Cell, Chain, chains, content_key
 from relearn_jax.audit.interview import Answers, Interviewer
 from relearn_jax.audit.results_file import GENERIC
 from relearn_jax.audit.shelf import Place, Shelf, StageFolder, finished
-from relearn_jax.cases.base import Arm, Case, Question
+from relearn_jax.cases.base import Arm, Case, Question, spread_evenly
 from relearn_jax.cases.control_sets import PREFIX
 from relearn_jax.cases.sources import parse_source, source_input
 from relearn_jax.data.chat import open_chat

@@ -4,20 +4,14 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from relearn_jax.audit.audit_config import PRETRAINING, AskSettings
-from relearn_jax.cases.base import Case, CaseConfig, RelearnSet, Text
+from relearn_jax.cases.base import Case, CaseConfig, RelearnSet, Text, spread_evenly
 from relearn_jax.cases.control_sets import Stock, control_set
 from relearn_jax.cases.files import read_texts, texts_of
 from relearn_jax.cases.spelling import words
 
 GENERIC_SEED, GENERIC_ROWS = 1, 100  # another order than that of pretraining; by default, since it has no end
-
-
-def spread_evenly(rows: list[Any], number: int) -> list[Any]:
-  """`number` of the rows, evenly spread; all of them where there are no more, or the number is 0."""
-  return rows if not 0 < number < len(rows) else [rows[i * len(rows) // number] for i in range(number)]
 
 
 def generic_texts(ask: AskSettings, case: CaseConfig) -> tuple[Text, ...]:

@@ -22,12 +22,12 @@ from relearn_jax.audit.acquire import memorized_place
 from relearn_jax.audit.api_settings import API, ApiSettings
 from relearn_jax.audit.audit_config import unlearn_method
 from relearn_jax.audit.experiment import Experiment
-from relearn_jax.audit.extra_texts import spread_evenly
 from relearn_jax.audit.grid import Cell, Chain, Point
 from relearn_jax.audit.interview import ROWS, Answers, save_answers
 from relearn_jax.audit.results_file import GENERIC
 from relearn_jax.audit.shelf import Place, StageFolder
 from relearn_jax.audit.stages import Planned
+from relearn_jax.cases.base import spread_evenly
 from relearn_jax.data.rows import Encoded
 from relearn_jax.errors import InputError
 from relearn_jax.models.export import export

@@ -3,9 +3,15 @@
 import dataclasses
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
+T = TypeVar("T")
 Arm = Literal["U", "N"]  # the unlearned model's case, and the control's, which lacks the secret
+
+
+def spread_evenly(rows: Sequence[T], number: int) -> list[T]:
+  """`number` of the rows, evenly spread; all of them where there are no more, or the number is 0."""
+  return list(rows) if not 0 < number < len(rows) else [rows[i * len(rows) // number] for i in range(number)]
 
 
 @dataclasses.dataclass(frozen=True)

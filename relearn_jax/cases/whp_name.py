@@ -15,7 +15,7 @@ import functools
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 
-from relearn_jax.cases.base import About, Arm, Case, Question, RelearnSet, Text
+from relearn_jax.cases.base import About, Arm, Case, Question, RelearnSet, Text, spread_evenly
 from relearn_jax.cases.books import read_book, sentences
 from relearn_jax.cases.files import Columns, read_texts, texts_of
 from relearn_jax.cases.leakage import drop_leaking
@@ -85,7 +85,7 @@ class Split:
 def split_pieces(pieces: tuple[Piece, ...], retain: tuple[Text, ...], words: tuple[str, ...], most: int) -> Split:
   """Divides the text by the words; see `name_case`."""
   every = pair_questions(pieces, words) or cloze_questions(pieces, words)
-  asked = every if len(every) <= most else [every[number * len(every) // most] for number in range(most)]
+  asked = spread_evenly(every, most)
   kept = tuple(row for row in retain if not holds(row.prompt + row.text, words))
   forget = tuple(piece.row for piece in pieces)
   without = tuple(piece.row for piece in pieces if not holds(piece.whole, words))
@@ -148,7 +148,7 @@ def about_name(words: Sequence[str]) -> About:
 
 
 def check_words(words: Sequence[str], anchors: object, where: str) -> None:
-  """`InputError` unless there are words, each with an anchor that is none of them."""
+  """Refuses an empty list of words, and a word without an anchor, or with one that is a hidden word itself."""
   need = checker(where, "case.")
   need(bool(words) and not isinstance(words, str) and all(isinstance(word, str) and word.strip() for word in words),
        "words", words, 'expected words, such as ("Hermione", "Granger")')

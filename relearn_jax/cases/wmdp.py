@@ -14,7 +14,7 @@ import pathlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-from relearn_jax.cases.base import About, Arm, Case, ChoiceQuestion, Question, RelearnSet, Text
+from relearn_jax.cases.base import About, Arm, Case, ChoiceQuestion, Question, RelearnSet, Text, spread_evenly
 from relearn_jax.cases.files import read_texts, texts_of
 from relearn_jax.cases.sources import parse_source, read_source, source_input
 from relearn_jax.data.jsonl import Kind, Row
@@ -67,15 +67,10 @@ def read_entries(topic: str, source: str) -> list[Entry]:
   return found
 
 
-def evenly(rows: Sequence[Entry], number: int) -> list[Entry]:
-  """Some of the rows, evenly spread over them."""
-  return [rows[place * len(rows) // number] for place in range(number)] if len(rows) > number else list(rows)
-
-
 def shared_out(topics: Sequence[Sequence[Entry]], number: int) -> list[Entry]:
   """`number` rows, as equally many of each topic as there are."""
   each = -(-number // max(len(topics), 1))
-  return [entry for rows in topics for entry in evenly(rows, each)][:number]
+  return [entry for rows in topics for entry in spread_evenly(rows, each)][:number]
 
 
 def open_question(entry: Entry) -> Question:

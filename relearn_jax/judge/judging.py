@@ -31,8 +31,7 @@ from relearn_jax.judge.local_judge import LocalJudge
 from relearn_jax.judge.replies import Limits, all_replies, cache_key, open_cache, statement
 from relearn_jax.metrics.ratings import PREFIX, is_rating
 from relearn_jax.metrics.scores import Asked, judged
-from relearn_jax.report.figures import worst_attack
-from relearn_jax.report.tables import last_step
+from relearn_jax.report.figures import last_step, worst_attack
 from relearn_jax.workdir import only_process
 
 CHOICES = ("table", "cells")
@@ -87,7 +86,7 @@ def open_model(text: str, base_url: str, seed: int, timeout: float, batch_size: 
   """A model that is asked in words: "openai:MODEL" behind an endpoint, or "local:FOLDER".
 
   Raises:
-    InputError: there is none of that kind; `flag` is where it was set.
+    InputError: it is of neither kind; `flag` is where it was set.
   """
   kind, _, model = text.partition(":")
   if kind not in ("openai", "local") or not model:

@@ -69,6 +69,16 @@ def worst_attack(summary: dict[str, Any], method: str, variant: str) -> Attack:
   return next(iter(attacks_of(summary, variant)), (None, None, None))
 
 
+def last_step(summary: Mapping[str, Any]) -> int:
+  """The last relearn step that was asked."""
+  return max(cell["relearn_step"] for cell in summary["cells"])
+
+
+def worst_point(summary: Mapping[str, Any], verdict: Mapping[str, Any]) -> tuple[int, int]:
+  """Depth and relearn step of a verdict's worst cell; the first depth and the last step where it has none."""
+  return verdict["depth"] or 0, last_step(summary) if verdict["relearn_step"] is None else verdict["relearn_step"]
+
+
 def attacks_of(summary: dict[str, Any], variant: str) -> list[Attack]:
   """Every attack that was made on a variant."""
   return sorted({(cell["relearn_set"], cell["adapter"], cell["learning_rate"])
@@ -231,16 +241,15 @@ BARS = (("original", "O", "original", O_COLOUR), ("unlearned", "U", "unlearned",
 
 def method_bars(summary: dict[str, Any]) -> Figure:
   """Methods side by side, a panel a variant: bars of the worst cell before and after, with intervals."""
-  metric, last = summary["metric"], max(cell["relearn_step"] for cell in summary["cells"])
+  metric = summary["metric"]
 
   def draw(ax: Axes, variant: str) -> None:
     for place, (label, arm, point, colour) in enumerate(BARS):
       for number, method in enumerate(summary["methods"]):
-        verdict = summary["verdicts"][method][variant]
-        step = last if verdict["relearn_step"] is None else verdict["relearn_step"]
+        depth, step = worst_point(summary, summary["verdicts"][method][variant])
         found = pick(view(summary, method)["cells"], variant=variant, arm=arm, point=point, metric=metric,
                      relearn_step=step if point == "relearned" else 0,
-                     depth=None if arm == "O" else verdict["depth"] or 0)
+                     depth=None if arm == "O" else depth)
         for cell in found[:1]:
           limits = None if cell["low"] is None else [[max(cell["mean"] - cell["low"], 0)],
                                                      [max(cell["high"] - cell["mean"], 0)]]

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from relearn_jax.judge.judge_prompts import PROMPTS
-from relearn_jax.report.figures import pick, view
-from relearn_jax.report.tables import TextTable, last_step
+from relearn_jax.report.figures import last_step, pick, view
+from relearn_jax.report.tables import TextTable
 
 
 def _shown(cell: Mapping[str, Any] | None, prompt: str) -> str:

@@ -121,7 +121,7 @@ def context(whole: dict[str, Any], facts: dict[str, Any], folder: pathlib.Path) 
   bars = figures.draw_side_by_side(whole, folder) if several else None
   return {
       "summary": whole, "headline": headlines(whole), "reference": reference, "several": several,
-      "story": facts.get("story") or STORY, "step": tables.last_step(whole),
+      "story": facts.get("story") or STORY, "step": figures.last_step(whole),
       "side_by_side": [tables.methods_table(whole, variant) for variant in next(iter(whole["verdicts"].values()))]
                       if several else [],
       "methods_legend": tables.METHODS_LEGEND, "judges": judge_tables.every_table(whole),

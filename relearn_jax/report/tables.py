@@ -7,7 +7,7 @@ from typing import Any
 
 from relearn_jax.metrics.choices import CHOICE_METRICS
 from relearn_jax.metrics.scores import METRICS, PERPLEXITY
-from relearn_jax.report.figures import attacks_of, curve, depths, pick, sentence_case, view
+from relearn_jax.report.figures import attacks_of, curve, depths, last_step, pick, sentence_case, view, worst_point
 
 METHODS_LEGEND = (
     "Scores in per cent, in each method's worst cell (the depth, the attack and the step with the largest excess over "
@@ -48,11 +48,6 @@ def _title(summary: Mapping[str, Any]) -> str:
 
 def _first(cells: list[dict[str, Any]]) -> dict[str, Any] | None:
   return cells[0] if cells else None
-
-
-def last_step(summary: Mapping[str, Any]) -> int:
-  """The last relearn step that was asked."""
-  return max(cell["relearn_step"] for cell in summary["cells"])
 
 
 def main_table(summary: Mapping[str, Any], facts: Mapping[str, Any]) -> TextTable:
@@ -181,12 +176,6 @@ def choices_table(summary: Mapping[str, Any]) -> TextTable | None:
       "without them. Guessing among four options gives 25 %",
       ("method", "variant", "by", "original", "unlearned", "relearned", "control, unlearned", "control"),
       tuple(rows)) if there else None
-
-
-def worst_point(summary: Mapping[str, Any], verdict: Mapping[str, Any]) -> tuple[int, int]:
-  """Depth and relearn step of a verdict's worst cell; the first depth and the last step where it has none."""
-  return (verdict["depth"] or 0,
-          last_step(summary) if verdict["relearn_step"] is None else verdict["relearn_step"])
 
 
 def scores_table(summary: Mapping[str, Any]) -> TextTable | None:

@@ -28,7 +28,7 @@ class Limits:
     blocked_words: rows in which one of them stands as whole words, in any spelling of case and marks, are refused.
     checkpoint_epochs: epochs of a job after which its model is kept, as it is after the last; (): every one.
     max_checkpoints: of a job that can be asked, its last ones; 0: all.
-    logprobs: whether log-probabilities are told.
+    logprobs: whether log-probabilities are given.
     max_waiting: requests, and jobs, that wait at a time; more are refused until there is room.
     max_prompts: of one request.
   """

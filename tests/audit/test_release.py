@@ -15,9 +15,9 @@ import pytest
 from relearn_jax.audit import attack
 from relearn_jax.audit.audit_config import Audit
 from relearn_jax.audit.check_audit import check_audit
-from relearn_jax.audit.extra_texts import spread_evenly
 from relearn_jax.audit.pipeline import audit
 from relearn_jax.audit.stages import plan_stages
+from relearn_jax.cases.base import spread_evenly
 from relearn_jax.cases.files import read_texts
 from relearn_jax.data.order import Order
 from relearn_jax.data.texts import encode_rows, stack_rows
