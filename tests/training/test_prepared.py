@@ -67,8 +67,7 @@ def encoded(root: pathlib.Path) -> list[Encoded]:
 
 def job(folder: pathlib.Path, **changes: object) -> UnlearnJob:
   values = {"model": str(folder / "base"), "method": "gd", "forget": str(folder / "forget.jsonl"),
-            "retain": str(folder / "retain.jsonl"), "steps": 5, "learning_rate": 1e-3, "batch_size": 3,
-            "checkpoint_seconds": 0.0}
+            "retain": str(folder / "retain.jsonl"), "steps": 5, "learning_rate": 1e-3, "batch_size": 3}
   return dataclasses.replace(UnlearnJob(), **(values | changes))  # type: ignore[arg-type]
 
 
@@ -98,7 +97,7 @@ def test_what_is_written_is_what_the_source_is_made_into(folder: pathlib.Path, t
 def test_streamed_rows_train_as_those_of_the_file_and_after_a_kill(
     folder: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
   """Over the end of an epoch; all that is logged but seconds is the same."""
-  prepared = job(folder, retain=f"prepared:{folder / 'rows'}")
+  prepared = job(folder, retain=f"prepared:{folder / 'rows'}", checkpoint_seconds=0.0)
   unlearn(job(folder), "here", tmp_path / "file")
   read, add = [], StageLog.add
   monkeypatch.setattr(PreparedRows, "read", lambda rows, places, of=PreparedRows.read: (
