@@ -7,11 +7,13 @@
 
 import concurrent.futures
 import dataclasses
+import errno
 import hashlib
 import json
+import os
 import pathlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -83,6 +85,9 @@ def write_shards(folder: pathlib.Path, rows: Iterable[Encoded], rows_per_shard: 
     folder: that is empty.
     rows: at least one, without labels.
     rows_per_shard: of all but the last.
+
+  Raises:
+    OSError: they cannot be written.
   """
   from array_record.python.array_record_module import ArrayRecordWriter
   writer, sizes, tokens, longest, most, largest = None, [0], 0, 0, 0, 0
@@ -90,23 +95,33 @@ def write_shards(folder: pathlib.Path, rows: Iterable[Encoded], rows_per_shard: 
   for ids, start, labels in rows:
     assert labels is None, "labels are not kept"
     if writer and sizes[-1] == rows_per_shard:
-      writer.close()
+      _write(writer.close)
       writer = None
       sizes.append(0)
     # A group of its own for each record, so that any one is read without others.
     writer = writer or ArrayRecordWriter(str(unnamed(len(sizes) - 1)), "group_size:1")
-    writer.write(np.array([start, *ids], NUMBERS).tobytes())
+    _write(writer.write, np.array([start, *ids], NUMBERS).tobytes())
     sizes[-1] += 1
     tokens, longest, most = tokens + len(ids), max(longest, len(ids)), max(most, len(ids) - start)
     largest = max(largest, *ids)
   assert writer is not None, "no rows"
-  writer.close()
+  _write(writer.close)
   shards = []
   for index, size in enumerate(sizes):
     path = unnamed(index).rename(folder / f"rows-{index:05d}-of-{len(sizes):05d}.array_record")
     with path.open("rb") as file:
       shards.append(Shard(path.name, path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest(), size))
   return Counts(sum(sizes), tokens, longest, most, largest, tuple(shards))
+
+
+def _write(do: Callable[..., object], *arguments: Any) -> None:
+  """Calls array_record, which tells of the disk in words alone: "write() failed: No space left on device; writing ...".
+  """
+  try:
+    do(*arguments)
+  except RuntimeError as error:
+    number = next((number for number in errno.errorcode if f": {os.strerror(number)};" in str(error)), errno.EIO)
+    raise OSError(number, os.strerror(number)) from error
 
 
 def write_metadata(folder: pathlib.Path, about: About) -> None:

@@ -84,9 +84,9 @@ def prepare(settings: PrepareSettings, output: pathlib.Path) -> str:
         made_from = {"name": settings.source, "columns": columns, "revision": reading.revision,
                      "digest": reading.digest()}
         write_metadata(folder, About(counts, tokenizer_digests(checked), prompts, chat_digest(chat), made_from))
-    except PermissionError as error:
+    except OSError as error:
       raise InputError(f"cannot be written ({error.strerror})", file=output, field="--output",
-                       mend="give a folder in one that you may write to") from None
+                       mend="give a folder in one that you may write to, on a disk with room") from None
   return (f"{counts.rows} rows, {counts.tokens} tokens, the longest row {counts.longest}, in {len(counts.shards)} "
           f"shard{'s' * (len(counts.shards) > 1)}: {output}")
 

@@ -16,7 +16,7 @@ from relearn_jax.objectives.core import TokenRows
 from relearn_jax.parallel.mesh import padded_runs, replicated, rows_sharding
 
 EMPTY = Encoded([])
-AHEAD = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)  # a step is read while the one before it is taken
+AHEAD = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)  # steps that are read before they are taken
 Index = tuple[slice, ...]
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
+import resource
 import shutil
 from collections.abc import Callable, Iterator
 
@@ -96,9 +97,10 @@ def test_what_is_written_is_what_the_source_is_made_into(folder: pathlib.Path, t
 
 def test_streamed_rows_train_as_those_of_the_file_and_after_a_kill(
     folder: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-  """Over the end of an epoch; all that is logged but seconds is the same."""
-  prepared = job(folder, retain=f"prepared:{folder / 'rows'}", checkpoint_seconds=0.0)
-  unlearn(job(folder), "here", tmp_path / "file")
+  """Over the end of an epoch; what is forgotten, too. All that is logged but seconds is the same."""
+  place = f"prepared:{folder / 'rows'}"
+  prepared = job(folder, forget=place, retain=place, checkpoint_seconds=0.0)
+  unlearn(job(folder, forget=str(folder / "retain.jsonl")), "here", tmp_path / "file")
   read, add = [], StageLog.add
   monkeypatch.setattr(PreparedRows, "read", lambda rows, places, of=PreparedRows.read: (
       read.append(len(places)), of(rows, places))[1])
@@ -114,11 +116,11 @@ def test_streamed_rows_train_as_those_of_the_file_and_after_a_kill(
   unlearn(prepared, "here", tmp_path / "rows")
   assert log(tmp_path / "rows") == log(tmp_path / "file") and len(log(tmp_path / "rows")) == 5
   inputs = json.loads((tmp_path / "rows" / "inputs.json").read_text())
-  assert inputs["retain"] == hashlib.sha256((folder / "rows" / METADATA).read_bytes()).hexdigest()
+  assert inputs["forget"] == inputs["retain"] == hashlib.sha256((folder / "rows" / METADATA).read_bytes()).hexdigest()
 
 
-def test_what_is_forgotten_may_be_streamed_and_statistics_need_all_rows(
-    folder: pathlib.Path, tmp_path: pathlib.Path, cache: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_statistics_and_other_answers_need_more_than_a_step(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+                                                            ) -> None:
   checked, tokenizer = open_checkpoint(str(folder / "base"))
   place = f"prepared:{folder / 'rows'}"
   kl = job(folder, method="kl", retain=place)
@@ -131,9 +133,6 @@ def test_what_is_forgotten_may_be_streamed_and_statistics_need_all_rows(
     read_rows(kl, checked, tokenizer)
   with pytest.raises(InputError, match="`forget` holds tokens, and method 'idk_nll' makes data set 'idk' of the text"):
     read_rows(job(folder, method="idk_nll", forget=place), checked, tokenizer)
-  unlearn(job(folder, method="ga", forget=str(folder / "retain.jsonl"), steps=2), "here", tmp_path / "file")
-  unlearn(job(folder, method="ga", forget=place, steps=2), "here", tmp_path / "rows")
-  assert log(tmp_path / "rows") == log(tmp_path / "file")
 
 
 @pytest.mark.parametrize("sizes", ["data:2", "tensor:2", "runs:2"])
@@ -256,6 +255,17 @@ def test_what_cannot_be_prepared_leaves_nothing(folder: pathlib.Path, tmp_path: 
     assert says in done.stderr
   assert "`--output` exists" in relearn(cache, *command(folder, folder / "rows"), status=2).stderr
   assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.jsonl", "long.jsonl"]
+
+
+def test_a_full_disk_is_told(folder: pathlib.Path, tmp_path: pathlib.Path, cache: pathlib.Path) -> None:
+  before = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, before[1]))  # a shard has 128 KiB at least
+  try:
+    done = relearn(cache, *command(folder, tmp_path / "rows"), status=2)
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+  assert f"{tmp_path / 'rows'}: `--output` cannot be written (File too large)" in done.stderr
+  assert not list(tmp_path.iterdir())
 
 
 def test_columns_and_tables(folder: pathlib.Path, tmp_path: pathlib.Path, cache: pathlib.Path) -> None:
