@@ -15,6 +15,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from relearn_jax.cases.files import read_texts
+from relearn_jax.data.chat import ChatSettings
 from relearn_jax.data.order import Order
 from relearn_jax.data.prepared import METADATA, PreparedRows
 from relearn_jax.data.rows import Encoded
@@ -255,6 +256,29 @@ def test_what_cannot_be_prepared_leaves_nothing(folder: pathlib.Path, tmp_path: 
     assert says in done.stderr
   assert "`--output` exists" in relearn(cache, *command(folder, folder / "rows"), status=2).stderr
   assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.jsonl", "long.jsonl"]
+
+
+def test_prompts_are_rendered_as_the_job_would(folder: pathlib.Path, tmp_path: pathlib.Path, cache: pathlib.Path
+                                               ) -> None:
+  """By the same template, which was told the same; of texts alone it does not matter."""
+  base = shutil.copytree(folder / "base", tmp_path / "base")
+  settings = json.loads((base / "tokenizer_config.json").read_text())
+  template = "{% for turn in messages %}{{ turn.content }} {% endfor %}Mark"
+  (base / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": template}))
+  write_lines(tmp_path / "texts.jsonl", RETAIN[1:3])
+  for name, source in (("chat", folder / "retain.jsonl"), ("texts", tmp_path / "texts.jsonl")):
+    relearn(cache, *command(tmp_path, tmp_path / name, source, "--chat_template"))
+  checked, tokenizer = open_checkpoint(str(base))
+  read = lambda name, **more: read_rows(job(folder, model=str(base), retain=f"prepared:{tmp_path / name}", **more),
+                                        checked, tokenizer)["retain"]
+  plain = read_rows(job(folder, model=str(base), chat_template=True, method="kl"), checked, tokenizer)["retain"]
+  jax.tree.map(np.testing.assert_array_equal, read("chat", chat_template=True, method="kl"), plain)
+  told = ChatSettings(system="James")
+  for more, says in (({}, "rendered by a chat template; set chat_template=True, or prepare the source again"),
+                     ({"chat_template": True, "chat": told}, "`chat` is another chat template, or one that was told")):
+    with pytest.raises(InputError, match=says):
+      read("chat", **more)
+    assert len(read("texts", **more)) == 2
 
 
 def test_a_full_disk_is_told(folder: pathlib.Path, tmp_path: pathlib.Path, cache: pathlib.Path) -> None:
