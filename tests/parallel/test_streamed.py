@@ -16,6 +16,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from relearn_jax.data.order import Order
+from relearn_jax.training.log import StageLog
 
 from ..command import ROOT, environment, relearn
 from ..small import write_checkpoint, write_lines
@@ -93,6 +94,27 @@ def test_each_process_reads_its_share_of_one_batch(folder: pathlib.Path, cache: 
       assert sorted(place for share in shares for place in share) == batch
       assert all(len(share) == BATCH // number for share in shares)
   assert all(len(rows) == STEPS for rows in reads)  # and nothing else, nor beyond the last step
+
+
+@pytest.mark.slow
+def test_two_go_on_where_one_was_killed(folder: pathlib.Path, cache: pathlib.Path, tmp_path: pathlib.Path,
+                                        monkeypatch: pytest.MonkeyPatch) -> None:
+  """With the rows that it had not taken yet, though it had read ahead."""
+  add = StageLog.add
+  arguments = line(folder, tmp_path / "w", f"prepared:{folder / 'rows'}", "--config.checkpoint_seconds=0")
+
+  def killed(log: StageLog, step: int, *more: object) -> None:
+    if step == 3:
+      raise RuntimeError("killed")
+    add(log, step, *more)  # type: ignore[arg-type]
+  with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
+    patch.setattr(StageLog, "add", killed)
+    relearn(cache, *arguments, "--mesh=fsdp:1")
+  reads = together(2, cache, tmp_path / "reads", [*arguments, "--mesh=fsdp:2"])
+  assert_like_one(folder, tmp_path / "w")
+  order = Order(len(RETAIN), BATCH, 0)
+  for step, shares in enumerate(zip(*reads, strict=True), 2):
+    assert sorted(place for share in shares for place in share) == sorted(order.places(step * BATCH).tolist())
 
 
 class _Quiet(http.server.SimpleHTTPRequestHandler):
