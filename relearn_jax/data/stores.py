@@ -6,6 +6,7 @@ import functools
 import hashlib
 import os
 import pathlib
+import secrets
 from collections.abc import Iterable
 from typing import Any
 
@@ -81,6 +82,27 @@ class Store:
     with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
       list(pool.map(look, files))
 
+  def check_contents(self, files: Iterable[File]) -> None:
+    """Reads files of a disk, and compares them with what was written; those of an address are as they are fetched.
+
+    Raises:
+      InputError: naming one that cannot be read, or is another.
+    """
+    def look(file: File) -> None:
+      try:
+        with self.local(file).open("rb") as content:
+          digest = hashlib.file_digest(content, "sha256").hexdigest()
+      except OSError as error:
+        raise self._trouble(file.name, error, AGAIN) from None
+      self._check_digest(file, digest)
+    if not self.is_remote:
+      with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
+        list(pool.map(look, files))
+
+  def _check_digest(self, file: File, digest: str) -> None:
+    if digest != file.sha256:
+      raise InputError("is not what was written: its SHA-256 is another", file=self.path(file.name), mend=AGAIN)
+
   def local(self, file: File) -> pathlib.Path:
     """Where a file lies on this host, or will once it is fetched."""
     if not self.is_remote:
@@ -94,21 +116,21 @@ class Store:
       InputError: it cannot be fetched, or is not what was written.
     """
     target = self.local(file)
-    if not self.is_remote or target.exists():
+    if not self.is_remote or _is_whole(target, file):
       return
     with one_at_a_time(target.with_name(f"{target.name}.lock"), "RELEARN_CACHE"):
-      if not target.exists():
+      if not _is_whole(target, file):
         self._copy(file, target)
 
   def _copy(self, file: File, target: pathlib.Path) -> None:
-    temporary, digest = temporary_of(target), hashlib.sha256()
+    # Hosts may share the cache, processes on two of them a number, and not every disk keeps locks between hosts.
+    temporary, digest = temporary_of(target.with_name(f"{target.name}.{secrets.token_hex(4)}")), hashlib.sha256()
     try:
       with temporary.open("wb") as out:
         for chunk in self._chunks(file):
           digest.update(chunk)
           out.write(chunk)
-      if digest.hexdigest() != file.sha256:
-        raise InputError("is not what was written: its SHA-256 is another", file=self.path(file.name), mend=AGAIN)
+      self._check_digest(file, digest.hexdigest())
       os.replace(temporary, target)
     finally:
       temporary.unlink(missing_ok=True)
@@ -130,6 +152,14 @@ class Store:
     said = (getattr(error, "strerror", None) or f"{type(error).__name__}: {error}").split("\n")[0][:200]
     return InputError(f"cannot be read ({said})", file=self.path(name),
                       mend="give a place that this host may read (credentials are found as fsspec finds them)")
+
+
+def _is_whole(target: pathlib.Path, file: File) -> bool:
+  """Whether a file was fetched; a host that lost its power may have cut it since."""
+  try:
+    return target.stat().st_size == file.bytes
+  except FileNotFoundError:
+    return False
 
 
 @functools.lru_cache(maxsize=8)
