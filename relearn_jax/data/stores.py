@@ -6,7 +6,7 @@ import functools
 import hashlib
 import os
 import pathlib
-import secrets
+import socket
 from collections.abc import Iterable
 from typing import Any
 
@@ -124,7 +124,7 @@ class Store:
 
   def _copy(self, file: File, target: pathlib.Path) -> None:
     # Hosts may share the cache, processes on two of them a number, and not every disk keeps locks between hosts.
-    temporary, digest = temporary_of(target.with_name(f"{target.name}.{secrets.token_hex(4)}")), hashlib.sha256()
+    temporary, digest = temporary_of(target.with_name(f"{target.name}.{socket.gethostname()}")), hashlib.sha256()
     try:
       with temporary.open("wb") as out:
         for chunk in self._chunks(file):
