@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from relearn_jax.bench.rates import Rates
 from relearn_jax.bench.timing import repeat
 from relearn_jax.models.config import ModelConfig
-from relearn_jax.models.layers import attend, causal_mask
+from relearn_jax.models.attention import attend, attend_by_jax, causal_mask, self_attention
 
 LENGTHS = (128, 512, 2048)
 TOKENS = 8192  # of all rows together, on accelerators

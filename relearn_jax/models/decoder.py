@@ -50,6 +50,7 @@ class Decoder(nn.Module):
   dtype: DTypeLike = jnp.float32
   unroll: int = 1
   remat: str = "none"
+  attention: str = "auto"
   stop: int | None = None
 
   @nn.compact
@@ -68,7 +69,7 @@ class Decoder(nn.Module):
         block, variable_axes={"params": 0, "lora": 0}, split_rngs={"params": True},
         length=self.stop or self.config.num_layers, in_axes=(0, nn.broadcast), out_axes=0, unroll=self.unroll,
         metadata_params={nn.PARTITION_NAME: "layers"})
-    x, kv = layers(self.config, name="layers")(x, cache, context)
+    x, kv = layers(self.config, attention=self.attention, name="layers")(x, cache, context)
     if self.stop is not None:
       return x, kv
     return architecture.norm(self.config.norm_eps, name="final_norm")(x), kv  # type: ignore[call-arg]

@@ -15,6 +15,7 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
+from relearn_jax.models.attention import attend, self_attention
 from relearn_jax.models.config import ModelConfig
 from relearn_jax.parallel.rules import constrain
 
@@ -39,6 +40,7 @@ class Context(NamedTuple):
   cos: Float[Array, "B T 1 half"]
   mask: Bool[Array, "#B T S"] | None  # None: causal over the tokens given
   step: Int[Array, ""] | int  # slot of the first new token in the cache
+  segments: Int[Array, "B T"] | None = None  # where rows share a sequence, the row that each token is of
 
 
 def shard_activations(x: Float[Array, "B T D"], axis: str | None = None) -> Float[Array, "B T D"]:
@@ -133,41 +135,13 @@ def apply_rope(x: Float[Array, "B T heads H"], context: Context) -> Float[Array,
   return jnp.concatenate((*turned, *((rest,) if rest.shape[-1] else ())), axis=-1).astype(x.dtype)
 
 
-def causal_mask(length: int, window: int | None) -> Bool[Array, "1 T T"]:
-  """True where position i sees j: j <= i, and within the last `window` tokens, itself included."""
-  mask = jnp.tri(length, dtype=bool)
-  if window is not None and window < length:
-    mask &= ~jnp.tri(length, k=-window, dtype=bool)
-  return mask[None]
-
-
-def attend(q: Float[Array, "B T N H"], k: Float[Array, "B S K H"], v: Float[Array, "B S K H"],
-           mask: Bool[Array, "#B T S"]) -> Float[Array, "B T N H"]:
-  """Softmax attention, in fp32 between the two products; N / K query heads share a key-value head.
-
-  Args:
-    q: queries.
-    k: keys.
-    v: values.
-    mask: true where a query may look; a query that may look nowhere sees the mean of all values.
-  """
-  grouped = q.reshape(*q.shape[:2], k.shape[2], -1, q.shape[-1])
-  scores = jnp.einsum("btkgh,bskh->bkgts", grouped, k, preferred_element_type=jnp.float32)
-  scores = jnp.where(mask[:, None, None], scores * (1.0 / math.sqrt(q.shape[-1])), jnp.finfo(jnp.float32).min)
-  weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
-  # Times the reciprocal, not divided: XLA makes that change in some programs and not in others,
-  # which would let a result's last bit depend on the number of devices.
-  weights = weights * (1.0 / jnp.sum(weights, axis=-1, keepdims=True))
-  out = jnp.einsum("bkgts,bskh->btkgh", weights.astype(v.dtype), v)
-  return out.reshape(q.shape)
-
-
 class Attention(nn.Module):
   """Multi-head or grouped-query attention with rotary positions; softmax in fp32."""
 
   config: ModelConfig
   qkv_bias: bool = False
   out_bias: bool = False
+  attention: str = "auto"  # see attention.ATTENTION
 
   @nn.compact
   def __call__(self, x: Float[Array, "B T D"], cache: LayerCache | None, context: Context
@@ -182,7 +156,7 @@ class Attention(nn.Module):
     v = heads("v", c.num_kv_heads, "kv_heads")
     if cache is None:
       q, k, v = (checkpoint_name(part, "qkv") for part in (q, k, v))
-      out = attend(q, k, v, causal_mask(q.shape[1], c.sliding_window))
+      out = self_attention(q, k, v, c.sliding_window, context.segments, self.attention)
     else:
       write = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), context.step, 1)
       k, v = write(cache.new_k, k), write(cache.new_v, v)

@@ -31,12 +31,14 @@ class Block(nn.Module):
 
   config: ModelConfig
   qkv_bias: bool = False
+  attention: str = "auto"
 
   @nn.compact
   def __call__(self, x: Float[Array, "B T D"], cache: LayerCache | None, context: Context
                ) -> tuple[Float[Array, "B T D"], tuple[Array, Array]]:
     norm = lambda name: RMSNorm(self.config.norm_eps, name=name)
-    mixed, kv = Attention(self.config, qkv_bias=self.qkv_bias, name="attn")(norm("input_norm")(x), cache, context)
+    attention = Attention(self.config, qkv_bias=self.qkv_bias, attention=self.attention, name="attn")
+    mixed, kv = attention(norm("input_norm")(x), cache, context)
     x = x + mixed
     return x + GatedMLP(self.config, name="mlp")(norm("mlp_norm")(x)), kv
 

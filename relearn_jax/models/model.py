@@ -39,6 +39,7 @@ class Model:
     unroll: layers per iteration of the scan over layers (more: faster on CPU, longer to compile).
     remat: what a layer keeps for its backward pass; a key of `decoder.REMAT`.
     lora_scale: alpha / rank of the adapter, where parameters have one.
+    attention: the form of attention over whole rows; one of `attention.ATTENTION`.
   """
 
   config: ModelConfig
@@ -46,11 +47,12 @@ class Model:
   unroll: int = 1
   remat: str = "none"
   lora_scale: float = 1.0
+  attention: str = "auto"
 
   @property
   def module(self) -> nn.Module:
     """The Linen module."""
-    return Decoder(self.config, self.dtype, self.unroll, self.remat)
+    return Decoder(self.config, self.dtype, self.unroll, self.remat, self.attention)
 
   @property
   def names(self) -> dict[str, str]:

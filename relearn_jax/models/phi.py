@@ -46,12 +46,14 @@ class Block(nn.Module):
   """One parallel layer, in the form `nn.scan` wants."""
 
   config: ModelConfig
+  attention: str = "auto"
 
   @nn.compact
   def __call__(self, x: Float[Array, "B T D"], cache: LayerCache | None, context: Context
                ) -> tuple[Float[Array, "B T D"], tuple[Array, Array]]:
     normed = LayerNorm(self.config.norm_eps, name="input_norm")(x)
-    mixed, kv = Attention(self.config, qkv_bias=True, out_bias=True, name="attn")(normed, cache, context)
+    attention = Attention(self.config, qkv_bias=True, out_bias=True, attention=self.attention, name="attn")
+    mixed, kv = attention(normed, cache, context)
     return mixed + MLP(self.config, name="mlp")(normed) + x, kv
 
 
