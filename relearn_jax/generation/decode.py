@@ -49,14 +49,14 @@ def prefill(model: Model, params: Params, tokens: Int[Array, "B P"], lengths: In
   """
   hidden, (k, v) = model.prefill(params, tokens)
   last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
-  empty = jnp.zeros((*k.shape[:2], new_slots, *k.shape[3:]), k.dtype)
+  empty = jnp.zeros((*k.shape[:3], new_slots, k.shape[-1]), k.dtype)
   return Prompted(LayerCache(k, v, empty, empty), lengths, last)
 
 
 def extend(model: Model, params: Params, prompted: Prompted, tokens: Int[Array, "B T"], step: Int[Array, ""] | int
            ) -> tuple[Float[Array, "B T D"], LayerCache]:
   """Reads new tokens after the prompts, the first of them at slot `step` of the free slots."""
-  num_prompt, num_new = prompted.cache.prompt_k.shape[2], prompted.cache.new_k.shape[2]
+  num_prompt, num_new = prompted.cache.prompt_k.shape[-2], prompted.cache.new_k.shape[-2]
   offsets = step + jnp.arange(tokens.shape[1])
   seen_prompt = jnp.arange(num_prompt)[None, None] < prompted.lengths[:, None, None]
   seen_new = jnp.arange(num_new)[None, None] <= offsets[None, :, None]

@@ -3,10 +3,13 @@
 Shape letters: B rows, T query positions, S key positions, N query heads, K key-value heads, H head size.
 """
 
+import functools
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_masks
 from jaxtyping import Array, Bool, Float, Int
@@ -82,6 +85,23 @@ def attend(q: Float[Array, "B T N H"], k: Float[Array, "B S K H"], v: Float[Arra
   weights = softmax(scores * (1.0 / math.sqrt(q.shape[-1])), mask[:, None, None])
   out = jnp.einsum("bkgts,bskh->btkgh", weights.astype(v.dtype), v)
   return out.reshape(q.shape)
+
+
+def attend_parts(q: Float[Array, "B T N H"], keys: Sequence[Float[Array, "B K _ H"]],
+                 values: Sequence[Float[Array, "B K _ H"]], mask: Bool[Array, "B T S"]) -> Float[Array, "B T N H"]:
+  """As `attend`, with keys and values in parts that lie apart, which are read where they are; S is all their positions.
+
+  Only scores are joined. To join the keys would copy a prompt's cache at every token, three times the bytes that
+  reading it takes.
+  """
+  batch, length, _, head_dim = q.shape
+  heads = keys[0].shape[1]
+  grouped = q.reshape(batch, length, heads, -1, head_dim)
+  score = lambda k: jnp.einsum("btkgh,bksh->bkgts", grouped, k, preferred_element_type=jnp.float32)
+  scores = jnp.concatenate([score(k) for k in keys], -1) * (1.0 / math.sqrt(head_dim))
+  weights = jnp.split(softmax(scores, mask[:, None, None]), np.cumsum([k.shape[2] for k in keys])[:-1], -1)
+  parts = [jnp.einsum("bkgts,bksh->btkgh", w.astype(v.dtype), v) for w, v in zip(weights, values, strict=True)]
+  return functools.reduce(jnp.add, parts).reshape(q.shape)
 
 
 def attend_by_jax(q: Float[Array, "B T N H"], k: Float[Array, "B T K H"], v: Float[Array, "B T K H"],

@@ -15,22 +15,22 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
-from relearn_jax.models.attention import attend, self_attention
+from relearn_jax.models.attention import attend_parts, self_attention
 from relearn_jax.models.config import ModelConfig
 from relearn_jax.parallel.rules import constrain
 
 
 class LayerCache(NamedTuple):
-  """Keys and values that new tokens attend to, of one layer or stacked `[layers, ...]`.
+  """Keys and values that new tokens attend to, of one layer or stacked `[layers, ...]`, heads before positions.
 
   The prompt's part is only read; the part of the generated tokens is written at slot `step`.
   Keeping them apart keeps the prompt's out of the decode loop's carry.
   """
 
-  prompt_k: Float[Array, "*layers B P K H"]
-  prompt_v: Float[Array, "*layers B P K H"]
-  new_k: Float[Array, "*layers B G K H"]
-  new_v: Float[Array, "*layers B G K H"]
+  prompt_k: Float[Array, "*layers B K P H"]
+  prompt_v: Float[Array, "*layers B K P H"]
+  new_k: Float[Array, "*layers B K G H"]
+  new_v: Float[Array, "*layers B K G H"]
 
 
 class Context(NamedTuple):
@@ -48,6 +48,16 @@ def shard_activations(x: Float[Array, "B T D"], axis: str | None = None) -> Floa
   return constrain(x, "batch", None, axis)
 
 
+def project(x: Float[Array, "*batch D"], weight: Float[Array, "F D"], dtype: Any = None) -> Float[Array, "*batch F"]:
+  """`x @ weight.T`, accumulated in `dtype`, by default that of x.
+
+  As a product of two matrices: with rows and positions apart, XLA transposes what flows back into a copy of its own for
+  the gradient of the weights, element by element on CPU.
+  """
+  flat = jnp.einsum("td,fd->tf", x.reshape(-1, x.shape[-1]), weight.astype(x.dtype), preferred_element_type=dtype)
+  return flat.reshape(*x.shape[:-1], weight.shape[0])
+
+
 class Linear(nn.Module):
   """`x @ weight.T + bias`, plus a low-rank adapter where the `lora` collection has one for it.
 
@@ -63,13 +73,13 @@ class Linear(nn.Module):
   def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch F"]:
     init: Any = nn.with_logical_partitioning(nn.initializers.normal(0.02), self.axes)
     weight = self.param("weight", init, (self.features, x.shape[-1]), jnp.float32)
-    y = jnp.einsum("...d,fd->...f", x, weight.astype(x.dtype))
+    y = project(x, weight)
     if self.use_bias:
       zeros: Any = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[:1])
       y = y + self.param("bias", zeros, (self.features,), jnp.float32).astype(x.dtype)
     if self.has_variable("lora", "a"):
-      adapter: Any = {name: self.get_variable("lora", name).astype(x.dtype) for name in "ab"}
-      y = y + jnp.einsum("...r,fr->...f", jnp.einsum("...d,rd->...r", x, adapter["a"]), adapter["b"])
+      adapter: Any = {name: self.get_variable("lora", name) for name in "ab"}
+      y = y + project(project(x, adapter["a"]), adapter["b"])
     return y
 
 
@@ -157,11 +167,13 @@ class Attention(nn.Module):
     if cache is None:
       q, k, v = (checkpoint_name(part, "qkv") for part in (q, k, v))
       out = self_attention(q, k, v, c.sliding_window, context.segments, self.attention)
+      k, v = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
     else:
-      write = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), context.step, 1)
+      write = lambda old, new: jax.lax.dynamic_update_slice_in_dim(
+          old, jnp.swapaxes(new, 1, 2).astype(old.dtype), context.step, 2)
       k, v = write(cache.new_k, k), write(cache.new_v, v)
       assert context.mask is not None
-      out = attend(q, jnp.concatenate([cache.prompt_k, k], 1), jnp.concatenate([cache.prompt_v, v], 1), context.mask)
+      out = attend_parts(q, (cache.prompt_k, k), (cache.prompt_v, v), context.mask)
     out = checkpoint_name(out, "attn_out").reshape(*x.shape[:2], -1)
     out = Linear(c.hidden_size, ("embed", "heads"), use_bias=self.out_bias, name="o")(out)
     return shard_activations(out), (k, v)

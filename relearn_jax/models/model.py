@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from relearn_jax.models.architectures import ARCHITECTURES
 from relearn_jax.models.config import ModelConfig
 from relearn_jax.models.decoder import Decoder
-from relearn_jax.models.layers import Context, LayerCache, rope_tables
+from relearn_jax.models.layers import Context, LayerCache, project, rope_tables
 
 UNROLLED = 8  # layers, at most
 
@@ -147,7 +147,7 @@ def unroll(config: ModelConfig) -> int:
 
 def head_logits(hidden: Float[Array, "*batch D"], head: Head) -> Float[Array, "*batch V"]:
   """Logits in fp32, accumulated in fp32 at any compute precision."""
-  logits = jnp.einsum("...d,vd->...v", hidden, head.weight.astype(hidden.dtype), preferred_element_type=jnp.float32)
+  logits = project(hidden, head.weight, jnp.float32)
   return logits if head.bias is None else logits + head.bias.astype(jnp.float32)
 
 
