@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from relearn_jax.models.architectures import ARCHITECTURES
 from relearn_jax.models.config import ModelConfig
-from relearn_jax.models.decoder import Decoder
+from relearn_jax.models.decoder import LAYER, Caches, Decoder
 from relearn_jax.models.layers import Context, LayerCache, project, rope_tables
 
 UNROLLED = 8  # layers, at most
@@ -80,15 +80,18 @@ class Model:
     boxed = flatten_dict(_abstract(self), sep="/")
     return {path: tuple(leaf.names) for path, leaf in boxed.items()}
 
-  def apply(self, params: Params, tokens: Int[Array, "B T"], cache: LayerCache | None, context: Context,
-            stop: int | None = None) -> tuple[Float[Array, "B T D"], tuple[Array, Array]]:
-    """The decoder up to its final norm, or its first `stop` layers, with the adapter where `params` has one."""
+  def apply(self, params: Params, tokens: Int[Array, "B T"], cache: Caches | None, context: Context,
+            stop: int | None = None) -> tuple[Float[Array, "B T D"], Any]:
+    """The decoder up to its final norm, or its first `stop` layers, with the adapter where `params` has one.
+
+    Parameters may have been through `split_layers`, adapters with them; keys, values and caches are lists then.
+    """
     variables: dict[str, Any] = {"params": {name: tree for name, tree in params.items() if name != "lora"}}
     if "lora" in params:
       # The scale goes into `b`: [features, rank] numbers, fewer than a layer's output has.
       scaled = lambda path, leaf: leaf * self.lora_scale if path[-1].key == "b" else leaf
       variables["lora"] = dict(jax.tree_util.tree_map_with_path(scaled, params["lora"]))
-    module = self.module
+    module = self.module.clone(split="layers" not in params)
     if stop is not None:
       for tree in variables.values():
         tree["layers"] = jax.tree.map(lambda leaf: leaf[:stop], tree["layers"])
@@ -107,27 +110,34 @@ class Model:
 
   def hidden(self, params: Params, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
     """Final hidden states of right-padded rows; padding never reaches a real position."""
-    return self.prefill(params, tokens)[0]
+    return self.apply(params, tokens, None, self._context(tokens))[0]
 
-  def prefill(self, params: Params, tokens: Int[Array, "B T"]) -> tuple[Float[Array, "B T D"], tuple[Array, Array]]:
-    """As `hidden`, with the keys and values `[layers, B, T, K, H]` to start a cache."""
-    return self.apply(params, tokens, None, self._context(tokens))
+  def prefill(self, params: Params, tokens: Int[Array, "B T"], new_slots: int) -> tuple[Float[Array, "B T D"], Caches]:
+    """As `hidden`, with a cache of its keys and values, and `new_slots` free ones."""
+    hidden, kv = self.apply(params, tokens, None, self._context(tokens))
 
-  def extend(self, params: Params, tokens: Int[Array, "B T"], positions: Int[Array, "B T"], cache: LayerCache,
-             mask: Bool[Array, "B T S"], step: Int[Array, ""] | int) -> tuple[Float[Array, "B T D"], LayerCache]:
+    def start(k: Array, v: Array) -> LayerCache:
+      empty = jnp.zeros((*k.shape[:-2], new_slots, k.shape[-1]), k.dtype)
+      return LayerCache(k, v, empty, empty)
+    return hidden, [start(*one) for one in kv] if isinstance(kv, list) else start(*kv)
+
+  def extend(self, params: Params, tokens: Int[Array, "B T"], positions: Int[Array, "B T"], cache: Caches,
+             mask: Bool[Array, "B T S"], step: Int[Array, ""] | int) -> tuple[Float[Array, "B T D"], Caches]:
     """Hidden states of tokens that follow a cached prompt, and the cache with them written.
 
     Args:
       params: parameters.
       tokens: new tokens.
       positions: their positions in the whole sequence.
-      cache: prompt and new keys and values, stacked over layers.
+      cache: prompt and new keys and values.
       mask: what each new token may see of [prompt slots | new slots].
       step: slot of the first of the new tokens.
     """
     context = Context(*rope_tables(self.config, positions), mask, step)
-    hidden, (k, v) = self.apply(params, tokens, cache, context)
-    return hidden, cache._replace(new_k=k, new_v=v)
+    hidden, kv = self.apply(params, tokens, cache, context)
+    if isinstance(cache, list):
+      return hidden, [one._replace(new_k=k, new_v=v) for one, (k, v) in zip(cache, kv, strict=True)]
+    return hidden, cache._replace(new_k=kv[0], new_v=kv[1])
 
   def head(self, params: Params) -> Head:
     """The output head: its own matrix or the tied embedding."""
@@ -155,6 +165,18 @@ def whole(params: Params, own: Params | None = None, shared: Params | None = Non
   """A run's parameters: what is trained, on top of what is frozen (its own, or what all runs share)."""
   base = shared if own is None else own
   return params if base is None else {**base, "lora": params}
+
+
+def split_layers(params: Params) -> Params:
+  """Parameters, or adapters, with those of each layer by themselves in place of `[layers, ...]`.
+
+  A loop whose body takes its layer from the stack copies it, or all of them, every time.
+  """
+  found = {name: tree for name, tree in params.items() if name not in ("layers", "lora")}
+  if "layers" in params:
+    take = lambda number: jax.tree.map(lambda leaf: leaf[number], params["layers"])
+    found |= {LAYER.format(i): take(i) for i in range(jax.tree.leaves(params["layers"])[0].shape[0])}
+  return found | ({"lora": split_layers(params["lora"])} if "lora" in params else {})
 
 
 def flatten(params: Params) -> dict[str, Any]:
