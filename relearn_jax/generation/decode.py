@@ -55,18 +55,18 @@ def prefill(model: Model, params: Params, tokens: Int[Array, "B P"], lengths: In
   return Prompted(cache, lengths, last)
 
 
-def extend(model: Model, params: Params, prompted: Prompted, tokens: Int[Array, "B T"], step: Int[Array, ""] | int
-           ) -> tuple[Float[Array, "B T D"], Caches]:
-  """Reads new tokens after the prompts, the first of them at slot `step` of the free slots."""
+def extend(model: Model, params: Params, prompted: Prompted, tokens: Int[Array, "B T"],
+           step: Int[Array, "*#B"] | int) -> tuple[Float[Array, "B T D"], Caches]:
+  """Reads new tokens after the prompts, the first of them at slot `step` of the free slots, of all rows or of each."""
   some = prompted.cache[0] if isinstance(prompted.cache, list) else prompted.cache
   num_prompt, num_new = some.prompt_k.shape[-2], some.new_k.shape[-2]
-  offsets = step + jnp.arange(tokens.shape[1])
+  offsets = jnp.reshape(step, (-1, 1)) + jnp.arange(tokens.shape[1])
   seen_prompt = jnp.arange(num_prompt)[None, None] < prompted.lengths[:, None, None]
-  seen_new = jnp.arange(num_new)[None, None] <= offsets[None, :, None]
+  seen_new = jnp.arange(num_new)[None, None] <= offsets[..., None]
   if (window := model.config.sliding_window) is not None and window < num_prompt + num_new:
     behind = prompted.lengths[:, None] + offsets - window  # the last position that is out of sight
     seen_prompt &= jnp.arange(num_prompt) > behind[..., None]
-    seen_new &= jnp.arange(num_new) > (offsets - window)[None, :, None]
+    seen_new &= jnp.arange(num_new) > (offsets - window)[..., None]
   shape = (*tokens.shape, num_prompt), (*tokens.shape, num_new)
   mask = jnp.concatenate([jnp.broadcast_to(seen_prompt, shape[0]), jnp.broadcast_to(seen_new, shape[1])], -1)
   return model.extend(params, tokens, prompted.lengths[:, None] + offsets, prompted.cache, mask, step)
@@ -76,12 +76,12 @@ def _is_cache(tree: Any) -> bool:
   return isinstance(tree, LayerCache)
 
 
-def _new(cache: Caches) -> Any:
+def new_part(cache: Caches) -> Any:
   """The part of a cache that is written."""
   return jax.tree.map(lambda one: (one.new_k, one.new_v), cache, is_leaf=_is_cache)
 
 
-def _with_new(cache: Caches, new: Any) -> Caches:
+def with_new(cache: Caches, new: Any) -> Caches:
   """The cache with what `_new` gave of it, or of a later one."""
   return jax.tree.map(lambda one, kv: one._replace(new_k=kv[0], new_v=kv[1]), cache, new, is_leaf=_is_cache)
 
@@ -96,13 +96,14 @@ def _num_bytes(tree: Any) -> int:
 
 
 def choose(logits: Float[Array, "B V"], temperature: Float[Array, ""] | float, keys: Key[Array, " B"] | None,
-           step: Int[Array, ""] | int) -> Int[Array, " B"]:
+           step: Int[Array, "*#B"] | int) -> Int[Array, " B"]:
   """Argmax, or with keys and a temperature above 0 a sample from softmax(logits / temperature)."""
   greedy = jnp.argmax(logits, -1).astype(jnp.int32)
   if keys is None:
     return greedy
-  draw = lambda key, row: jax.random.categorical(jax.random.fold_in(key, step), row)
-  sampled = jax.vmap(draw)(keys, logits / jnp.maximum(temperature, 1e-6)).astype(jnp.int32)
+  draw = lambda key, row, step: jax.random.categorical(jax.random.fold_in(key, step), row)
+  steps = jnp.broadcast_to(step, greedy.shape)
+  sampled = jax.vmap(draw)(keys, logits / jnp.maximum(temperature, 1e-6), steps).astype(jnp.int32)
   return jnp.where(temperature > 0, sampled, greedy)
 
 
@@ -146,15 +147,15 @@ def decode(model: Model, params: Params, prompted: Prompted, *, max_new_tokens: 
 
     def read(params: Params, prompted: Prompted, new: Any, last: Array) -> tuple[Array, Caches]:
       weights = whole(params, None, shared)
-      return extend(model, weights, prompted._replace(cache=_with_new(prompted.cache, new)), last[:, None], step - 1)
+      return extend(model, weights, prompted._replace(cache=with_new(prompted.cache, new)), last[:, None], step - 1)
 
     hidden, cache = over_runs(read)(params, prompted, new, last)
     picked, finite = pick(hidden[..., 0, :], step)
     chosen = jnp.where(done, 0, picked)
     tokens = jax.lax.dynamic_update_slice_in_dim(tokens, chosen[..., None], step, tokens.ndim - 1)
-    return (step + 1, chosen, tokens, count + ~done, done | is_eos(chosen), sound & (done | finite), _new(cache))
+    return (step + 1, chosen, tokens, count + ~done, done | is_eos(chosen), sound & (done | finite), new_part(cache))
 
-  start = (jnp.int32(1), first, tokens, jnp.ones(first.shape, jnp.int32), is_eos(first), sound, _new(prompted.cache))
+  start = (jnp.int32(1), first, tokens, jnp.ones(first.shape, jnp.int32), is_eos(first), sound, new_part(prompted.cache))
   _, _, tokens, count, done, sound, _ = jax.lax.while_loop(going, body, start)
   return Generated(tokens, count, done, sound)
 

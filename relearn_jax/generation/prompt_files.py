@@ -19,12 +19,13 @@ from relearn_jax.data.tokens import completion_text, prompt_ids
 from relearn_jax.errors import InputError
 from relearn_jax.generation.decode import Generated, decode, prefill
 from relearn_jax.generation.prompts import check_batch_size, check_output, end_ids
+from relearn_jax.generation.slots import complete_rows
 from relearn_jax.generation.stop import find_stop
 from relearn_jax.models.checkpoint import load_params
 from relearn_jax.models.checkpoint_sources import open_checkpoint
-from relearn_jax.models.model import Model, Params
+from relearn_jax.models.model import Model, Params, unstack
 from relearn_jax.models.precision import check_dtype, compute_dtype
-from relearn_jax.parallel.mesh import check_mesh, default_rows_mesh, make_mesh, to_host, use_mesh
+from relearn_jax.parallel.mesh import check_mesh, default_rows_mesh, make_mesh, use_mesh
 from relearn_jax.progress import progress
 from relearn_jax.workdir import check_inputs_alike, file_digests
 
@@ -79,26 +80,22 @@ def generate_file(model_name: str, prompts: str | pathlib.Path, output: pathlib.
   compute = compute_dtype(dtype, None, "--dtype")
   model = Model(checked.config, dtype=compute)
   on = None if sizes is None else make_mesh(sizes, config=checked.config)
-  params = load_params(checked, model, dtype=compute, mesh=on)
+  params = unstack(load_params(checked, model, dtype=compute, mesh=on))
   keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(len(rows)))
   finished: dict[int, dict[str, Any]] = {}
-  # A smaller file needs no larger batch, and every bucket has one shape.
-  batches = bucketize(asked, batch_size=min(batch_size, len(rows)))
+  # A smaller file needs no larger batch.
+  rows_at_once = min(batch_size, len(rows))
   # Where it is float32, in full precision: by default accelerators multiply fp32 in fewer bits, and near-ties between
   # tokens would fall differently than elsewhere.
   with progress(len(rows), "generate", "row") as bar, jax.default_matmul_precision("highest"), use_mesh(on):
-    for batch in batches:
-      row_keys = keys[np.resize(batch.indices, len(batch.tokens))] if temperature else None
-      generated = to_host(complete(
-          params, batch.tokens, batch.lengths, temperature, row_keys, model=model, max_new_tokens=max_new_tokens,
-          eos_ids=eos_ids))
-      for slot, index in enumerate(batch.indices.tolist()):
-        if not generated.sound[slot]:
-          raise InputError(f"gives no finite numbers for {prompts}:{rows[index].line}", file=checked.path,
+    for batch in bucketize(asked):
+      for done in complete_rows(params, batch, keys[batch.indices] if temperature else None, temperature, model=model,
+                                batch_size=rows_at_once, max_new_tokens=max_new_tokens, eos_ids=eos_ids):
+        if not done.sound:
+          raise InputError(f"gives no finite numbers for {prompts}:{rows[done.index].line}", file=checked.path,
                            field="--model", mend="give a checkpoint whose weights are finite")
-        new_ids = generated.tokens[slot, :generated.num_tokens[slot]].tolist()
-        finished[index] = finish(tokenizer, asked[index], new_ids, bool(generated.finished[slot]), stop)
-      bar.update(len(batch.indices))
+        finished[done.index] = finish(tokenizer, asked[done.index], done.tokens, done.finished, stop)
+        bar.update(1)
   write_jsonl(output, ({"id": row["id"], "prompt": row["prompt"], **finished[index]}
                        for index, row in enumerate(rows)))
   return len(rows)

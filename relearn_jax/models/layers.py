@@ -39,7 +39,7 @@ class Context(NamedTuple):
   sin: Float[Array, "B T 1 half"]
   cos: Float[Array, "B T 1 half"]
   mask: Bool[Array, "#B T S"] | None  # None: causal over the tokens given
-  step: Int[Array, ""] | int  # slot of the first new token in the cache
+  step: Int[Array, "*#B"] | int  # slot of the first new token in the cache, of all rows or of each
   segments: Int[Array, "B T"] | None = None  # where rows share a sequence, the row that each token is of
 
 
@@ -145,6 +145,15 @@ def apply_rope(x: Float[Array, "B T heads H"], context: Context) -> Float[Array,
   return jnp.concatenate((*turned, *((rest,) if rest.shape[-1] else ())), axis=-1).astype(x.dtype)
 
 
+def write_cache(cache: Float[Array, "B K G H"], new: Float[Array, "B T K H"], step: Int[Array, "*#B"] | int
+                ) -> Float[Array, "B K G H"]:
+  """The cache with the keys or values of new tokens from slot `step` on, of all rows or of each."""
+  new = jnp.swapaxes(new, 1, 2).astype(cache.dtype)
+  if jnp.ndim(step):
+    return jax.vmap(lambda row, part, at: jax.lax.dynamic_update_slice_in_dim(row, part, at, 1))(cache, new, step)
+  return jax.lax.dynamic_update_slice_in_dim(cache, new, step, 2)
+
+
 class Attention(nn.Module):
   """Multi-head or grouped-query attention with rotary positions; softmax in fp32."""
 
@@ -169,9 +178,7 @@ class Attention(nn.Module):
       out = self_attention(q, k, v, c.sliding_window, context.segments, self.attention)
       k, v = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
     else:
-      write = lambda old, new: jax.lax.dynamic_update_slice_in_dim(
-          old, jnp.swapaxes(new, 1, 2).astype(old.dtype), context.step, 2)
-      k, v = write(cache.new_k, k), write(cache.new_v, v)
+      k, v = write_cache(cache.new_k, k, context.step), write_cache(cache.new_v, v, context.step)
       assert context.mask is not None
       out = attend_parts(q, (cache.prompt_k, k), (cache.prompt_v, v), context.mask)
     out = checkpoint_name(out, "attn_out").reshape(*x.shape[:2], -1)

@@ -122,7 +122,7 @@ class Model:
     return hidden, [start(*one) for one in kv] if isinstance(kv, list) else start(*kv)
 
   def extend(self, params: Params, tokens: Int[Array, "B T"], positions: Int[Array, "B T"], cache: Caches,
-             mask: Bool[Array, "B T S"], step: Int[Array, ""] | int) -> tuple[Float[Array, "B T D"], Caches]:
+             mask: Bool[Array, "B T S"], step: Int[Array, "*#B"] | int) -> tuple[Float[Array, "B T D"], Caches]:
     """Hidden states of tokens that follow a cached prompt, and the cache with them written.
 
     Args:
@@ -131,7 +131,7 @@ class Model:
       positions: their positions in the whole sequence.
       cache: prompt and new keys and values.
       mask: what each new token may see of [prompt slots | new slots].
-      step: slot of the first of the new tokens.
+      step: slot of the first of the new tokens, of all rows or of each.
     """
     context = Context(*rope_tables(self.config, positions), mask, step)
     hidden, kv = self.apply(params, tokens, cache, context)
@@ -177,6 +177,22 @@ def split_layers(params: Params) -> Params:
     take = lambda number: jax.tree.map(lambda leaf: leaf[number], params["layers"])
     found |= {LAYER.format(i): take(i) for i in range(jax.tree.leaves(params["layers"])[0].shape[0])}
   return found | ({"lora": split_layers(params["lora"])} if "lora" in params else {})
+
+
+def unstack(params: Params) -> Params:
+  """`split_layers` of parameters on their devices, leaf by leaf; those that are passed in are let go, and not usable."""
+  leaves, found = flatten(params), {}
+  params.clear()
+  for path in sorted(leaves):
+    leaf, (where, _, rest) = leaves.pop(path), path.partition("/")
+    parts = _unstack(leaf) if where == "layers" else ()
+    found |= {f"{LAYER.format(i)}/{rest}": part for i, part in enumerate(parts)} or {path: leaf}
+  return unflatten(found)
+
+
+@jax.jit
+def _unstack(leaf: Array) -> tuple[Array, ...]:
+  return tuple(leaf)
 
 
 def flatten(params: Params) -> dict[str, Any]:
