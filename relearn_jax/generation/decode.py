@@ -155,7 +155,8 @@ def decode(model: Model, params: Params, prompted: Prompted, *, max_new_tokens: 
     tokens = jax.lax.dynamic_update_slice_in_dim(tokens, chosen[..., None], step, tokens.ndim - 1)
     return (step + 1, chosen, tokens, count + ~done, done | is_eos(chosen), sound & (done | finite), new_part(cache))
 
-  start = (jnp.int32(1), first, tokens, jnp.ones(first.shape, jnp.int32), is_eos(first), sound, new_part(prompted.cache))
+  start = (jnp.int32(1), first, tokens, jnp.ones(first.shape, jnp.int32), is_eos(first), sound,
+           new_part(prompted.cache))
   _, _, tokens, count, done, sound, _ = jax.lax.while_loop(going, body, start)
   return Generated(tokens, count, done, sound)
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from relearn_jax.cases.sources import parse_source, read_source, source_input
@@ -92,9 +91,9 @@ def generate_file(model_name: str, prompts: str | pathlib.Path, output: pathlib.
       for done in complete_rows(params, batch, keys[batch.indices] if temperature else None, temperature, model=model,
                                 batch_size=rows_at_once, max_new_tokens=max_new_tokens, eos_ids=eos_ids):
         if not done.sound:
-          raise InputError(f"gives no finite numbers for {prompts}:{rows[done.index].line}", file=checked.path,
+          raise InputError(f"gives no finite numbers for {prompts}:{rows[done.row].line}", file=checked.path,
                            field="--model", mend="give a checkpoint whose weights are finite")
-        finished[done.index] = finish(tokenizer, asked[done.index], done.tokens, done.finished, stop)
+        finished[done.row] = finish(tokenizer, asked[done.row], done.tokens, done.finished, stop)
         bar.update(1)
   write_jsonl(output, ({"id": row["id"], "prompt": row["prompt"], **finished[index]}
                        for index, row in enumerate(rows)))

@@ -7,7 +7,7 @@ completion is what it is in any other batch.
 
 import collections
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -39,9 +39,9 @@ class Slots(NamedTuple):
 
 
 class Completed(NamedTuple):
-  """A row's new tokens, an EOS that ended it included."""
+  """What became of a row: its new tokens, an EOS that ended it included; the rest as `Generated` has it."""
 
-  index: int
+  row: int
   tokens: list[int]
   finished: bool
   sound: bool
@@ -118,8 +118,9 @@ def _read(model: Model, params: Params, slots: Slots, tokens: Array, lengths: Ar
   generated = slots.generated
   prompted = prefill(model, params, tokens, lengths, 1)
   first, sound = pick(prompted.last_hidden)
-  cache = [one._replace(prompt_k=put(one.prompt_k, new.prompt_k), prompt_v=put(one.prompt_v, new.prompt_v))
-           for one, new in zip(slots.cache, prompted.cache, strict=True)]
+  assert isinstance(slots.cache, list) and isinstance(prompted.cache, list)
+  cache: Caches = [one._replace(prompt_k=put(one.prompt_k, new.prompt_k), prompt_v=put(one.prompt_v, new.prompt_v))
+                   for one, new in zip(slots.cache, prompted.cache, strict=True)]
   row = jnp.zeros((len(places), generated.tokens.shape[1]), jnp.int32).at[:, 0].set(first)
   running = ~is_eos(first) & (row.shape[1] > 1)
   return Slots(cache, put(slots.lengths, lengths), put(slots.running, running),

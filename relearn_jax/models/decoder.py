@@ -45,8 +45,8 @@ class Decoder(nn.Module):
 
   `context` holds the rotary tables of the tokens' positions and, with a cache, the mask. Returns
   hidden states `[B, T, hidden]` and the keys and values, stacked `[layers, B, K, S, H]`. With `stop`, only that many
-  layers are run, of which parameters must hold just these, and no norm follows. With `split`, every layer has parameters
-  and a cache of its own, and keys and values are a list.
+  layers are run, of which parameters must hold just these, and no norm follows. With `split`, every layer has
+  parameters and a cache of its own, and keys and values are a list.
   """
 
   config: ModelConfig

@@ -180,8 +180,8 @@ def split_layers(params: Params) -> Params:
 
 
 def unstack(params: Params) -> Params:
-  """`split_layers` of parameters on their devices, leaf by leaf; those that are passed in are let go, and not usable."""
-  leaves, found = flatten(params), {}
+  """`split_layers` leaf by leaf, where they lie; the parameters that are passed in are let go, so as to need no room."""
+  leaves, found = flatten(params), dict[str, Any]()
   params.clear()
   for path in sorted(leaves):
     leaf, (where, _, rest) = leaves.pop(path), path.partition("/")

@@ -1,4 +1,4 @@
-"""Prompts that take turns in the slots of a batch: the completions that each gets alone, in fewer steps, by one program."""
+"""Prompts that take turns in the slots of a batch: the completions they get anyway, in fewer steps, by one program."""
 
 import dataclasses
 from typing import Any
@@ -32,8 +32,8 @@ def in_turns(model: Model = MODEL, temperature: float = 0.0, batch_size: int = 6
   found = {}
   for done in slots.complete_rows(split_layers(params()), rows, KEYS if temperature else None, temperature, model=model,
                                   batch_size=batch_size, max_new_tokens=new, eos_ids=eos_ids):
-    assert done.sound and done.finished == (done.tokens[-1] in eos_ids) and done.index not in found
-    found[done.index] = done.tokens
+    assert done.sound and done.finished == (done.tokens[-1] in eos_ids) and done.row not in found
+    found[done.row] = done.tokens
   return [found[index] for index in range(len(PROMPTS))]
 
 
