@@ -1,4 +1,4 @@
-"""Attention in the forms that JAX has, beside the package's own: forward, and forward and backward."""
+"""Attention as the package takes it, beside every form that it could take: forward, and forward and backward."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -9,20 +9,24 @@ import jax.numpy as jnp
 
 from relearn_jax.bench.rates import Rates
 from relearn_jax.bench.timing import repeat
+from relearn_jax.models.attention import attend_by_jax, attend_by_splash, form_of, self_attention
 from relearn_jax.models.config import ModelConfig
-from relearn_jax.models.attention import attend, attend_by_jax, causal_mask, self_attention
 
 LENGTHS = (128, 512, 2048)
+OWN = "relearn_jax"  # what training takes
 TOKENS = 8192  # of all rows together, on accelerators
 
 
 def forms() -> dict[str, Callable[..., jax.Array]]:
   """Name -> causal attention over (q, k, v) `[B, T, heads, H]`."""
-  own = lambda q, k, v: attend(q, k, v, causal_mask(q.shape[1], None))
-  theirs = lambda name: functools.partial(jax.nn.dot_product_attention, is_causal=True, implementation=name)
-  found: dict[str, Callable[..., jax.Array]] = {"relearn_jax": own, "jax.nn, xla": theirs("xla")}
+  theirs = lambda name: functools.partial(attend_by_jax, window=None, implementation=name)
+  found: dict[str, Callable[..., jax.Array]] = {
+      OWN: self_attention, "einsum": functools.partial(self_attention, kind="einsum"),
+      "jax.nn, xla": theirs("xla")}
   if jax.default_backend() == "gpu":
     found["jax.nn, cudnn"] = theirs("cudnn")
+  if jax.default_backend() == "tpu":
+    found["splash"] = functools.partial(attend_by_splash, window=None)
   return found
 
 
@@ -36,7 +40,8 @@ def measure_attention(config: ModelConfig, dtype: Any, rates: Rates, repeats: in
         for seed, heads in enumerate((config.num_heads, config.num_kv_heads, config.num_kv_heads)))
     for name, form in forms().items():
       row: dict[str, Any] = {"name": name, "length": length, "rows": batch, "heads": config.num_heads,
-                             "kv_heads": config.num_kv_heads, "head_size": config.head_dim}
+                             "kv_heads": config.num_kv_heads, "head_size": config.head_dim,
+                             **({"form": form_of(given[0])} if name == OWN else {})}
       yield row | _measure(form, given, batch * length, config, rates, repeats)
 
 

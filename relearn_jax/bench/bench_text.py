@@ -78,7 +78,7 @@ def _load(rows: Sequence[Row]) -> str:
 def _attention(rows: Sequence[Row]) -> str:
   return table(
       ["attention", "tokens a row", "rows", "forward, ms", "with backward, ms", "of matmul rate", "with backward"],
-      [[row["name"], str(row["length"]), str(row["rows"]),
+      [[row["name"] + (f" ({row['form']})" if "form" in row else ""), str(row["length"]), str(row["rows"]),
         *((row["failed"], "–", "–", "–") if "failed" in row else (
             spread(row["forward_seconds"], 1e-3), spread(row["with_backward_seconds"], 1e-3),
             percent(row["forward_share"]), percent(row["with_backward_share"])))] for row in rows])

@@ -4,11 +4,12 @@ Shape letters: B rows, T query positions, S key positions, N query heads, K key-
 """
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
-from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_masks
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from relearn_jax.errors import InputError
@@ -59,7 +60,7 @@ def softmax(scores: Float[Array, "*batch S"], mask: Bool[Array, "*#batch S"]) ->
 
 
 @softmax.defjvp
-def _softmax_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+def _softmax_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Any]) -> tuple[Array, Array]:
   y, (change, _) = softmax(*primals), tangents
   return y, y * (change - jnp.sum(y * change, axis=-1, keepdims=True))
 
@@ -100,6 +101,10 @@ def attend_by_splash(q: Float[Array, "B T N H"], k: Float[Array, "B T K H"], v: 
                      window: int | None, segments: Int[Array, "B T"] | None = None, *, interpret: bool = False
                      ) -> Float[Array, "B T N H"]:
   """Causal attention by the Pallas kernel for TPUs, without scores in memory; `interpret` runs it elsewhere."""
+  # Takes half a second, and no other form wants it.
+  from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+  from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_masks
+
   length = q.shape[1]
   fill = -length % SPLASH_BLOCK
   fill_up = lambda x: jnp.pad(x, ((0, 0), (0, fill), *((0, 0),) * (x.ndim - 2)))  # keys that only padding sees
@@ -118,16 +123,16 @@ def attend_by_splash(q: Float[Array, "B T N H"], k: Float[Array, "B T K H"], v: 
   return jnp.swapaxes(out, 1, 2)[:, :length]
 
 
-def choose_form(kind: str, backend: str, dtype: jnp.dtype, length: int, head_dim: int, *, packed: bool, shards: int
-                ) -> str:
+def choose_form(kind: str, backend: Callable[[], str], dtype: DTypeLike, length: int, head_dim: int, *, packed: bool,
+                shards: int) -> str:
   """The form that `self_attention` takes: "einsum", "cudnn" or "splash".
 
-  A fused kernel is taken for rows of at least `FUSED_FROM` tokens in half precision, of heads that it is made for, where
-  a run is on one device: cuDNN on GPUs, for rows that are not packed, and splash on TPUs.
+  A fused kernel is taken for rows of at least `FUSED_FROM` tokens in half precision, of heads that it is made for,
+  where a run is on one device: cuDNN on GPUs, for rows that are not packed, and splash on TPUs.
 
   Args:
     kind: one of `ATTENTION`; "einsum" is that everywhere.
-    backend: as `jax.default_backend` names it.
+    backend: `jax.default_backend`, called only where it matters: shapes are traced before any device is started.
     dtype: of queries.
     length: tokens of a row.
     head_dim: of a head.
@@ -137,11 +142,18 @@ def choose_form(kind: str, backend: str, dtype: jnp.dtype, length: int, head_dim
   fits = length >= FUSED_FROM and dtype in (jnp.bfloat16, jnp.float16) and shards == 1
   if kind == "einsum" or not fits:
     return "einsum"
-  if backend == "gpu" and head_dim % 8 == 0 and head_dim <= 128 and not packed:  # larger ones from Hopper on
+  platform = backend()
+  if platform == "gpu" and head_dim % 8 == 0 and head_dim <= 128 and not packed:  # larger ones from Hopper on
     return "cudnn"
-  if backend == "tpu" and head_dim % 128 == 0 and dtype == jnp.bfloat16:
+  if platform == "tpu" and head_dim % 128 == 0 and dtype == jnp.bfloat16:
     return "splash"
   return "einsum"
+
+
+def form_of(q: Float[Array, "B T N H"], segments: Int[Array, "B T"] | None = None, kind: str = "auto") -> str:
+  """What `self_attention` takes here."""
+  return choose_form(kind, jax.default_backend, q.dtype, q.shape[1], q.shape[-1], packed=segments is not None,
+                     shards=num_shards())
 
 
 def self_attention(q: Float[Array, "B T N H"], k: Float[Array, "B T K H"], v: Float[Array, "B T K H"],
@@ -159,8 +171,7 @@ def self_attention(q: Float[Array, "B T N H"], k: Float[Array, "B T K H"], v: Fl
     segments: where rows share a sequence, the row that each token is of; a token sees its own row alone.
     kind: one of `ATTENTION`; see `choose_form`.
   """
-  form = choose_form(kind, jax.default_backend(), q.dtype, q.shape[1], q.shape[-1], packed=segments is not None,
-                     shards=num_shards())
+  form = form_of(q, segments, kind)
   if form == "cudnn":
     return attend_by_jax(q, k, v, window, "cudnn")
   if form == "splash":

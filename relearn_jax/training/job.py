@@ -7,6 +7,7 @@ from typing import Any
 from relearn_jax.cases.sources import check_columns_setting
 from relearn_jax.data.chat import ChatSettings, check_chat
 from relearn_jax.errors import InputError, checker
+from relearn_jax.models.attention import check_attention
 from relearn_jax.models.precision import DTYPES, check_dtype
 from relearn_jax.objectives.methods import get_method
 from relearn_jax.objectives.recipe import DefenceSettings, MethodSettings, Recipe, make_recipe
@@ -40,6 +41,8 @@ class UnlearnJob(TrainSettings, ScheduleSettings):
     chat: which template, and what it is told.
     dtype: precision of products: auto (bfloat16 on accelerators), float32 or bfloat16. What is trained
       is float32 whatever this says.
+    attention: auto (a fused kernel where the device has one for precision and shape, see `models.attention`), or
+      einsum everywhere, whose results do not depend on a kernel.
     save_dtype: of the weights that are written at the end; bfloat16 may round away what was unlearned.
     checkpoint_seconds: seconds of work that a killed job loses at most, about.
   """
@@ -63,6 +66,7 @@ class UnlearnJob(TrainSettings, ScheduleSettings):
   chat_template: bool = False
   chat: ChatSettings = dataclasses.field(default_factory=ChatSettings)
   dtype: str = "auto"
+  attention: str = "auto"
   save_dtype: str = "float32"
   checkpoint_seconds: float = 300.0
 
@@ -108,5 +112,6 @@ def check_job(job: UnlearnJob, where: str) -> None:
   need(job.keep_every >= 0, "keep_every", job.keep_every, "expected 0 (none) or a number of steps")
   need(0 <= job.seed < 2**32, "seed", job.seed, "expected 0 to 4294967295")
   check_dtype(job.dtype, where)
+  check_attention(job.attention, where)
   need(job.save_dtype in DTYPES, "save_dtype", job.save_dtype, f"expected {' or '.join(DTYPES)}")
   need(job.checkpoint_seconds >= 0, "checkpoint_seconds", job.checkpoint_seconds, "expected seconds, at least 0")

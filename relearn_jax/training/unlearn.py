@@ -101,6 +101,8 @@ def _cache(job: UnlearnJob, workdir: pathlib.Path, checked: Checked, rows: Mappi
 def _recipe(job: UnlearnJob, where: str) -> str:
   """What else decides the statistics: precision, and how a second model is reinforced."""
   recipe, how = job.recipe, {"dtype": jnp.dtype(compute_dtype(job.dtype, where)).name}
+  if job.attention != "auto":
+    how |= {"attention": job.attention}
   if recipe.published.reinforces:
     how |= {key: f"{recipe.hyper[key]:g}" for key in ("reinforce_steps", "reinforce_learning_rate")}
     how |= {key: str(getattr(job, key)) for key in ("adapter", "batch_size", "seed", "weight_decay")}
@@ -110,7 +112,7 @@ def _recipe(job: UnlearnJob, where: str) -> str:
 def _train(job: UnlearnJob, where: str, workdir: pathlib.Path, checked: Checked, rows: dict[str, TokenRows],
            mesh: Mesh, cache: ReferenceCache) -> None:
   lora, dtype, recipe = job.adapter.lora(), compute_dtype(job.dtype, where), job.recipe
-  model = make_model(checked, job, dtype)
+  model = make_model(checked, job, dtype, job.attention)
   frozen = NOTHING if lora is None else Frozen(shared=load_params(checked, model, dtype=dtype, mesh=mesh))
 
   def start() -> Params:
