@@ -5,7 +5,7 @@ Shape letters: B rows, T query positions, S key positions, N query heads, K key-
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +43,17 @@ def packed_mask(segments: Int[Array, "B T"], window: int | None) -> Bool[Array, 
   [[1, 0, 0], [1, 1, 0], [0, 0, 1]]
   """
   return causal_mask(segments.shape[1], window) & (segments[:, :, None] == segments[:, None, :])
+
+
+def packed_positions(segments: Int[Array, "B T"]) -> Int[Array, "B T"]:
+  """Each token's position in its own row, where rows share a sequence.
+
+  >>> packed_positions(jnp.array([[1, 1, 2, 2, 2, 0]])).tolist()
+  [[0, 1, 0, 1, 2, 0]]
+  """
+  place = jnp.arange(segments.shape[1])
+  begins = segments != jnp.pad(segments, ((0, 0), (1, 0)))[:, :-1]
+  return place - jax.lax.cummax(jnp.where(begins, place, 0), axis=1)
 
 
 @jax.custom_jvp
@@ -86,7 +97,7 @@ def attend(q: Float[Array, "B T N H"], k: Float[Array, "B S K H"], v: Float[Arra
 
 
 def attend_by_jax(q: Float[Array, "B T N H"], k: Float[Array, "B T K H"], v: Float[Array, "B T K H"],
-                  window: int | None, implementation: str) -> Float[Array, "B T N H"]:
+                  window: int | None, implementation: Literal["xla", "cudnn"]) -> Float[Array, "B T N H"]:
   """Causal attention by `jax.nn.dot_product_attention`, "xla" or "cudnn", the latter without scores in memory.
 
   Lengths are not passed: padding is on the right, where no real token looks, and what padding itself sees counts in no

@@ -35,6 +35,9 @@ class UnlearnJob(TrainSettings, ScheduleSettings):
     steps: optimizer steps.
     learning_rate: of AdamW, at its peak.
     methods, defences: hyper-parameters of each; those of the method and the defence in use are read.
+    pack: short rows share a sequence as long as the longest, in data sets of which the method takes means over tokens
+      alone, whose rows are read from text. A step has as many sequences as hold about `batch_size` rows, and so other
+      rows than without; with a batch as large as the data set it is the same step. `relearn plan` plans it unpacked.
     keep_every: steps between checkpoints of the trajectory, which has one at the end too; 0: none.
     seed: decides the order of rows, and the adapter's first weights.
     chat_template: prompts are rendered by the checkpoint's chat template, as the user's turn.
@@ -61,6 +64,7 @@ class UnlearnJob(TrainSettings, ScheduleSettings):
   learning_rate: float = 1e-5
   methods: Any = dataclasses.field(default_factory=MethodSettings)
   defences: Any = dataclasses.field(default_factory=DefenceSettings)
+  pack: bool = False
   keep_every: int = 0
   seed: int = 0
   chat_template: bool = False
@@ -104,6 +108,8 @@ def check_job(job: UnlearnJob, where: str) -> None:
     if rows in objective.rows:
       need(bool(getattr(job, field)), field, getattr(job, field),
            f"method {job.method!r} needs it: a file of JSON lines, or another source")
+  need(not job.pack or bool(objective.packs), "pack", job.pack,
+       f"expected False: method {job.method!r} looks at rows one by one")
   need(objective.divisible or job.num_microbatches == 1, "num_microbatches", job.num_microbatches,
        f"expected 1: defence {job.defence!r} takes a step's gradient as a whole")
   need(0 < job.learning_rate < math.inf, "learning_rate", job.learning_rate, "expected a positive number")

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from relearn_jax.data.order import small_batches
+from relearn_jax.data.order import Order, small_batches
+from relearn_jax.data.packing import num_packed, packing_line, sequences_of
 from relearn_jax.errors import InputError
 from relearn_jax.models.checkpoint import Checked, load_params, read_leaves, tensors_digest, weights_digest
 from relearn_jax.models.checkpoint_sources import open_checkpoint
@@ -132,6 +133,12 @@ def _train(job: UnlearnJob, where: str, workdir: pathlib.Path, checked: Checked,
 
   log, decay = TrainLog(workdir / "train_log.jsonl"), {"weight_decay": job.weight_decay}
   orders = small_batches(rows, job.batch_size, [job.seed])
+  for name, packed in rows.items():
+    if packed.segments is not None:
+      if is_first():
+        print(packing_line(name, packed))
+      sequences = sequences_of(job.batch_size, num_packed(packed), packed.tokens.shape[1])
+      orders[name] = [Order(packed.tokens.shape[1], sequences, job.seed)]
 
   def run(stage: Stage, on_keep: OnKeep, field: str, **more: Any) -> None:
     folder = workdir / "checkpoints" / stage.name

@@ -11,6 +11,7 @@ from relearn_jax.cases.files import read_texts
 from relearn_jax.cases.sources import check_columns_setting, parse_source, read_source, source_input
 from relearn_jax.data.chat import open_chat
 from relearn_jax.data.jsonl import Row
+from relearn_jax.data.packing import pack_rows
 from relearn_jax.data.refusals import REFUSALS
 from relearn_jax.data.relabel import UNCOUNTED
 from relearn_jax.data.rows import Encoded
@@ -41,7 +42,7 @@ def read_rows(job: UnlearnJob, checked: Checked, tokenizer: Any) -> dict[str, To
     encoded = encode_rows(tokenizer, rows, file, checked.config.max_positions, chat=chat, anchors=anchors)
     if anchors is not None:
       _check_relabelled(encoded, parse_source(job.anchors).path)
-    found[name] = stack_rows(encoded, 1)
+    found[name] = (pack_rows if job.pack and name in job.recipe.objective.packs else stack_rows)(encoded, 1)
   return found
 
 
