@@ -1,5 +1,6 @@
 """Short rows that share a sequence, so that fewer padded tokens are worked through."""
 
+import bisect
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,27 +11,30 @@ from relearn_jax.data.texts import PICK_BELOW, stack_rows
 from relearn_jax.objectives.core import TokenRows
 
 
-def first_fit(lengths: Sequence[int], size: int) -> list[list[int]]:
-  """Rows by sequence: each row, the longest first, goes into the first sequence that has room for it.
+def best_fit(lengths: Sequence[int], size: int) -> list[list[int]]:
+  """Rows by sequence: each row, the longest first, goes where it leaves the least room.
 
-  At most 11/9 of the fewest sequences possible, and one more (Johnson, 1973). Equal lengths keep their order.
+  At most 11/9 of the fewest sequences possible, and four more (Johnson, 1973). Rows of a length keep their order.
 
   Args:
     lengths: tokens of each row.
     size: tokens of a sequence, at least those of the longest row.
 
-  >>> first_fit([3, 5, 2, 4], 7)
+  >>> best_fit([3, 5, 2, 4], 7)
   [[1, 2], [3, 0]]
   """
   sequences: list[list[int]] = []
-  room: list[int] = []
+  rooms: list[tuple[int, int]] = []  # ascending, of the sequences that have any, with their numbers
   for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
-    place = next((i for i, left in enumerate(room) if left >= lengths[row]), len(room))
-    if place == len(room):
+    place = bisect.bisect_left(rooms, (lengths[row], 0))
+    if place < len(rooms):
+      room, number = rooms.pop(place)
+    else:
+      room, number = size, len(sequences)
       sequences.append([])
-      room.append(size)
-    sequences[place].append(row)
-    room[place] -= lengths[row]
+    sequences[number].append(row)
+    if left := room - lengths[row]:
+      bisect.insort(rooms, (left, number))
   return sequences
 
 
@@ -43,7 +47,7 @@ def pack_rows(rows: Sequence[Encoded], num_runs: int) -> TokenRows:
   nothing is predicted across rows.
   """
   length = max(len(row.ids) for row in rows)
-  sequences = first_fit([len(row.ids) for row in rows], length)
+  sequences = best_fit([len(row.ids) for row in rows], length)
   if len(sequences) == len(rows):
     return stack_rows(rows, num_runs)
   packed = [_join([rows[i] for i in some]) for some in sequences]
