@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from relearn_jax.data.relabel import UNCOUNTED
-from relearn_jax.data.rows import Encoded, host_rows
-from relearn_jax.data.texts import PICK_BELOW, stack_rows
+from relearn_jax.data.rows import PICK_BELOW, Encoded, host_rows
+from relearn_jax.data.texts import stack_rows
 from relearn_jax.objectives.core import TokenRows
 
 
