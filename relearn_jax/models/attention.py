@@ -5,13 +5,13 @@ Shape letters: B rows, T query positions, S key positions, N query heads, K key-
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
-from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_masks
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from relearn_jax.errors import InputError
@@ -47,6 +47,17 @@ def packed_mask(segments: Int[Array, "B T"], window: int | None) -> Bool[Array, 
   return causal_mask(segments.shape[1], window) & (segments[:, :, None] == segments[:, None, :])
 
 
+def packed_positions(segments: Int[Array, "B T"]) -> Int[Array, "B T"]:
+  """Each token's position in its own row, where rows share a sequence.
+
+  >>> packed_positions(jnp.array([[1, 1, 2, 2, 2, 0]])).tolist()
+  [[0, 1, 0, 1, 2, 0]]
+  """
+  place = jnp.arange(segments.shape[1])
+  begins = segments != jnp.pad(segments, ((0, 0), (1, 0)))[:, :-1]
+  return place - jax.lax.cummax(jnp.where(begins, place, 0), axis=1)
+
+
 @jax.custom_jvp
 def softmax(scores: Float[Array, "*batch S"], mask: Bool[Array, "*#batch S"]) -> Float[Array, "*batch S"]:
   """exp(x) / sum exp(x) over what the mask lets through, of which one array is kept for the backward pass: the result.
@@ -62,7 +73,7 @@ def softmax(scores: Float[Array, "*batch S"], mask: Bool[Array, "*#batch S"]) ->
 
 
 @softmax.defjvp
-def _softmax_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+def _softmax_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Any]) -> tuple[Array, Array]:
   y, (change, _) = softmax(*primals), tangents
   return y, y * (change - jnp.sum(y * change, axis=-1, keepdims=True))
 
@@ -105,7 +116,7 @@ def attend_parts(q: Float[Array, "B T N H"], keys: Sequence[Float[Array, "B K _ 
 
 
 def attend_by_jax(q: Float[Array, "B T N H"], k: Float[Array, "B T K H"], v: Float[Array, "B T K H"],
-                  window: int | None, implementation: str) -> Float[Array, "B T N H"]:
+                  window: int | None, implementation: Literal["xla", "cudnn"]) -> Float[Array, "B T N H"]:
   """Causal attention by `jax.nn.dot_product_attention`, "xla" or "cudnn", the latter without scores in memory.
 
   Lengths are not passed: padding is on the right, where no real token looks, and what padding itself sees counts in no
@@ -120,6 +131,10 @@ def attend_by_splash(q: Float[Array, "B T N H"], k: Float[Array, "B T K H"], v: 
                      window: int | None, segments: Int[Array, "B T"] | None = None, *, interpret: bool = False
                      ) -> Float[Array, "B T N H"]:
   """Causal attention by the Pallas kernel for TPUs, without scores in memory; `interpret` runs it elsewhere."""
+  # Takes half a second, and no other form wants it.
+  from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+  from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_masks
+
   length = q.shape[1]
   fill = -length % SPLASH_BLOCK
   fill_up = lambda x: jnp.pad(x, ((0, 0), (0, fill), *((0, 0),) * (x.ndim - 2)))  # keys that only padding sees
@@ -138,16 +153,16 @@ def attend_by_splash(q: Float[Array, "B T N H"], k: Float[Array, "B T K H"], v: 
   return jnp.swapaxes(out, 1, 2)[:, :length]
 
 
-def choose_form(kind: str, backend: str, dtype: jnp.dtype, length: int, head_dim: int, *, packed: bool, shards: int
-                ) -> str:
+def choose_form(kind: str, backend: Callable[[], str], dtype: DTypeLike, length: int, head_dim: int, *, packed: bool,
+                shards: int) -> str:
   """The form that `self_attention` takes: "einsum", "cudnn" or "splash".
 
-  A fused kernel is taken for rows of at least `FUSED_FROM` tokens in half precision, of heads that it is made for, where
-  a run is on one device: cuDNN on GPUs, for rows that are not packed, and splash on TPUs.
+  A fused kernel is taken for rows of at least `FUSED_FROM` tokens in half precision, of heads that it is made for,
+  where a run is on one device: cuDNN on GPUs, for rows that are not packed, and splash on TPUs.
 
   Args:
     kind: one of `ATTENTION`; "einsum" is that everywhere.
-    backend: as `jax.default_backend` names it.
+    backend: `jax.default_backend`, called only where it matters: shapes are traced before any device is started.
     dtype: of queries.
     length: tokens of a row.
     head_dim: of a head.
@@ -157,11 +172,18 @@ def choose_form(kind: str, backend: str, dtype: jnp.dtype, length: int, head_dim
   fits = length >= FUSED_FROM and dtype in (jnp.bfloat16, jnp.float16) and shards == 1
   if kind == "einsum" or not fits:
     return "einsum"
-  if backend == "gpu" and head_dim % 8 == 0 and head_dim <= 128 and not packed:  # larger ones from Hopper on
+  platform = backend()
+  if platform == "gpu" and head_dim % 8 == 0 and head_dim <= 128 and not packed:  # larger ones from Hopper on
     return "cudnn"
-  if backend == "tpu" and head_dim % 128 == 0 and dtype == jnp.bfloat16:
+  if platform == "tpu" and head_dim % 128 == 0 and dtype == jnp.bfloat16:
     return "splash"
   return "einsum"
+
+
+def form_of(q: Float[Array, "B T N H"], segments: Int[Array, "B T"] | None = None, kind: str = "auto") -> str:
+  """What `self_attention` takes here."""
+  return choose_form(kind, jax.default_backend, q.dtype, q.shape[1], q.shape[-1], packed=segments is not None,
+                     shards=num_shards())
 
 
 def self_attention(q: Float[Array, "B T N H"], k: Float[Array, "B T K H"], v: Float[Array, "B T K H"],
@@ -179,8 +201,7 @@ def self_attention(q: Float[Array, "B T N H"], k: Float[Array, "B T K H"], v: Fl
     segments: where rows share a sequence, the row that each token is of; a token sees its own row alone.
     kind: one of `ATTENTION`; see `choose_form`.
   """
-  form = choose_form(kind, jax.default_backend(), q.dtype, q.shape[1], q.shape[-1], packed=segments is not None,
-                     shards=num_shards())
+  form = form_of(q, segments, kind)
   if form == "cudnn":
     return attend_by_jax(q, k, v, window, "cudnn")
   if form == "splash":

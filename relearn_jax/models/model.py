@@ -13,6 +13,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Bool, Float, Int
 
 from relearn_jax.models.architectures import ARCHITECTURES
+from relearn_jax.models.attention import packed_positions
 from relearn_jax.models.config import ModelConfig
 from relearn_jax.models.decoder import LAYER, Caches, Decoder
 from relearn_jax.models.layers import Context, LayerCache, project, rope_tables
@@ -99,18 +100,25 @@ class Model:
     out: Any = module.apply(variables, tokens, cache, context)
     return out
 
-  def layer(self, params: Params, tokens: Int[Array, "B T"], depth: float) -> Float[Array, "B T D"]:
+  def layer(self, params: Params, tokens: Int[Array, "B T"], depth: float, segments: Int[Array, "B T"] | None = None
+            ) -> Float[Array, "B T D"]:
     """What the last of the first layers puts out, before any final norm; `depth` is their share, at least one layer."""
     stop = min(max(1, round(depth * self.config.num_layers)), self.config.num_layers)
-    return self.apply(params, tokens, None, self._context(tokens), stop)[0]
+    return self.apply(params, tokens, None, self._context(tokens, segments), stop)[0]
 
-  def _context(self, tokens: Int[Array, "B T"]) -> Context:
-    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    return Context(*rope_tables(self.config, positions), None, 0)
+  def _context(self, tokens: Int[Array, "B T"], segments: Int[Array, "B T"] | None = None) -> Context:
+    in_order = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    positions = in_order if segments is None else packed_positions(segments)
+    return Context(*rope_tables(self.config, positions), None, 0, segments)
 
-  def hidden(self, params: Params, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-    """Final hidden states of right-padded rows; padding never reaches a real position."""
-    return self.apply(params, tokens, None, self._context(tokens))[0]
+  def hidden(self, params: Params, tokens: Int[Array, "B T"], segments: Int[Array, "B T"] | None = None
+             ) -> Float[Array, "B T D"]:
+    """Final hidden states of right-padded rows; padding never reaches a real position.
+
+    With `segments` rows share sequences: each token's row, 0 at padding; positions restart with each row, and no row
+    sees another.
+    """
+    return self.apply(params, tokens, None, self._context(tokens, segments))[0]
 
   def prefill(self, params: Params, tokens: Int[Array, "B T"], new_slots: int) -> tuple[Float[Array, "B T D"], Caches]:
     """As `hidden`, with a cache of its keys and values, and `new_slots` free ones."""
