@@ -188,7 +188,7 @@ def split_layers(params: Params) -> Params:
 
 
 def unstack(params: Params) -> Params:
-  """`split_layers` leaf by leaf, where they lie; the parameters that are passed in are let go, so as to need no room."""
+  """`split_layers` leaf by leaf, where they lie; the parameters that are passed in are let go, and need no room."""
   leaves, found = flatten(params), dict[str, Any]()
   params.clear()
   for path in sorted(leaves):
