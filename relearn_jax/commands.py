@@ -237,6 +237,7 @@ def _define_generate(values: flags.FlagValues) -> None:
                       "order of the prompts.")
   flags.DEFINE_integer("max_new_tokens", None, "New tokens at most, whatever the prompt's length.", flag_values=values)
   flags.DEFINE_float("temperature", 0.0, "0 is greedy.", flag_values=values)
+  flags.DEFINE_integer("samples", 1, "Completions of each prompt, at a temperature above 0.", flag_values=values)
   flags.DEFINE_integer("seed", 0, "Decides what is sampled.", flag_values=values)
   flags.DEFINE_multi_string("stop", [], "A completion ends before this text; may be given several times.",
                             flag_values=values)
@@ -249,8 +250,8 @@ def _generate(values: flags.FlagValues) -> str:
   start()
   number = generate_file(
       values.model, values.prompts, pathlib.Path(values.output), max_new_tokens=values.max_new_tokens,
-      batch_size=values.batch_size, temperature=values.temperature, seed=values.seed, stop=values.stop,
-      mesh=values.mesh, chat=_chat(values), dtype=values.dtype)
+      batch_size=values.batch_size, temperature=values.temperature, seed=values.seed,
+      samples=values.samples, stop=values.stop, mesh=values.mesh, chat=_chat(values), dtype=values.dtype)
   return f"{number} completions: {values.output}"
 
 

@@ -42,48 +42,50 @@ class Completed(NamedTuple):
   """What became of a row: its new tokens, an EOS that ended it included; the rest as `Generated` has it."""
 
   row: int
+  sample: int
   tokens: list[int]
   finished: bool
   sound: bool
 
 
-def complete_rows(params: Params, rows: RowBatch, keys: Key[Array, " N"] | None, temperature: float, *, model: Model,
-                  batch_size: int, max_new_tokens: int, eos_ids: tuple[int, ...]) -> Iterator[Completed]:
-  """Completions of any number of prompts by one program, as they come.
+def complete_rows(params: Params, rows: RowBatch, keys: Key[Array, "N samples"] | None, temperature: float, *,
+                  model: Model, batch_size: int, max_new_tokens: int, eos_ids: tuple[int, ...]) -> Iterator[Completed]:
+  """Completions of any number of prompts by one program, as they come; a prompt is read once for all its samples.
 
   Args:
     params: that have been through `split_layers`.
     rows: right-padded prompts, N of them.
-    keys: a key a row, in the order of `rows`; None is greedy.
+    keys: a key for each sample of each row, in the order of `rows`; None: one greedy completion each.
     temperature: 0 is greedy.
     model: architecture.
-    batch_size: slots.
+    batch_size: slots, at least as many as samples of a row.
     max_new_tokens: new tokens at most.
     eos_ids: any of these ends a row.
   """
-  few, number = max(1, batch_size // SHARE), len(rows.indices)
-  waiting, owners = collections.deque(range(number)), [-1] * batch_size
-  slots = _free_slots(model, rows.tokens.shape[1], batch_size, max_new_tokens, None if keys is None else keys[:1])
-  while waiting or max(owners) >= 0:
-    free = [place for place, owner in enumerate(owners) if owner < 0]
-    taken = [(place, waiting.popleft()) for place in free[:min(few, len(waiting))]]
-    for place, row in taken:
-      owners[place] = row
-    read = np.resize([row for _, row in taken] or [0], few)  # what is read twice, or for no slot, goes nowhere
-    places = np.array([place for place, _ in taken] + [batch_size] * (few - len(taken)), np.int32)
+  samples = 1 if keys is None else keys.shape[1]
+  few = max(1, batch_size // SHARE // samples)
+  waiting, owners = collections.deque(range(len(rows.indices))), dict[int, tuple[int, int]]()  # slot -> row, sample
+  slots = _free_slots(model, rows.tokens.shape[1], batch_size, max_new_tokens, None if keys is None else keys[0, :1])
+  while waiting or owners:
+    free = [place for place in range(batch_size) if place not in owners]
+    taken = [waiting.popleft() for _ in range(min(few, len(waiting), len(free) // samples))]
+    places = np.full((few, samples), batch_size, np.int32)
+    places.flat[:len(taken) * samples] = free[:len(taken) * samples]
+    owners |= {int(place): (row, sample) for row, some in zip(taken, places, strict=False)
+               for sample, place in enumerate(some)}
+    read = np.resize(taken or [0], few)  # what is read twice, or for no slot, goes nowhere
     slots = _advance(params, slots, rows.tokens[read], rows.lengths[read], None if keys is None else keys[read], places,
-                     few if waiting else batch_size, temperature, model=model, eos_ids=eos_ids)
+                     few * samples if waiting else batch_size, temperature, model=model, eos_ids=eos_ids)
     running, generated = to_host((slots.running, slots.generated))
-    for place, row in enumerate(owners):
-      if row >= 0 and not running[place]:
-        owners[place] = -1
-        yield Completed(int(rows.indices[row]), generated.tokens[place, :generated.num_tokens[place]].tolist(),
-                        bool(generated.finished[place]), bool(generated.sound[place]))
+    for place in [place for place in owners if not running[place]]:
+      row, sample = owners.pop(place)
+      yield Completed(int(rows.indices[row]), sample, generated.tokens[place, :generated.num_tokens[place]].tolist(),
+                      bool(generated.finished[place]), bool(generated.sound[place]))
 
 
 @functools.partial(jax.jit, static_argnames=("model", "eos_ids"), donate_argnames="slots")
 def _advance(params: Params, slots: Slots, tokens: Int[Array, "R P"], lengths: Int[Array, " R"],
-             keys: Key[Array, " R"] | None, places: Int[Array, " R"], need: Int[Array, ""],
+             keys: Key[Array, "R samples"] | None, places: Int[Array, "R samples"], need: Int[Array, ""],
              temperature: Float[Array, ""], *, model: Model, eos_ids: tuple[int, ...]) -> Slots:
   """Reads prompts into their places, B for none, and takes steps until `need` slots are free."""
   ids = jnp.array(eos_ids, jnp.int32)
@@ -92,7 +94,7 @@ def _advance(params: Params, slots: Slots, tokens: Int[Array, "R P"], lengths: I
   def pick(hidden: Array, keys: Array | None, step: Array | int) -> tuple[Array, Array]:
     logits = model.logits(params, hidden)
     return choose(logits, temperature, keys, step), jnp.isfinite(logits).all(-1)
-  slots = _read(model, params, slots, tokens, lengths, keys, places, lambda hidden: pick(hidden, keys, 0), is_eos)
+  slots = _read(model, params, slots, tokens, lengths, None if keys is None else keys.reshape(-1), places, pick, is_eos)
   size, most = slots.generated.tokens.shape
   rows = jnp.arange(size)
 
@@ -113,17 +115,19 @@ def _advance(params: Params, slots: Slots, tokens: Int[Array, "R P"], lengths: I
 
 def _read(model: Model, params: Params, slots: Slots, tokens: Array, lengths: Array, keys: Array | None, places: Array,
           pick: Any, is_eos: Any) -> Slots:
-  """The slots with prompts read into some, and the first token of each."""
-  put = lambda old, new: old.at[places].set(new, mode="drop")
+  """The slots with prompts read into some, and the first token of each sample."""
+  each = lambda rows: jnp.repeat(rows, places.shape[1], 0)
+  put = lambda old, new: old.at[places.reshape(-1)].set(new, mode="drop")
   generated = slots.generated
   prompted = prefill(model, params, tokens, lengths, 1)
-  first, sound = pick(prompted.last_hidden)
+  first, sound = pick(each(prompted.last_hidden), keys, 0)
   assert isinstance(slots.cache, list) and isinstance(prompted.cache, list)
-  cache: Caches = [one._replace(prompt_k=put(one.prompt_k, new.prompt_k), prompt_v=put(one.prompt_v, new.prompt_v))
+  cache: Caches = [one._replace(prompt_k=put(one.prompt_k, each(new.prompt_k)),
+                                prompt_v=put(one.prompt_v, each(new.prompt_v)))
                    for one, new in zip(slots.cache, prompted.cache, strict=True)]
-  row = jnp.zeros((len(places), generated.tokens.shape[1]), jnp.int32).at[:, 0].set(first)
+  row = jnp.zeros((len(first), generated.tokens.shape[1]), jnp.int32).at[:, 0].set(first)
   running = ~is_eos(first) & (row.shape[1] > 1)
-  return Slots(cache, put(slots.lengths, lengths), put(slots.running, running),
+  return Slots(cache, put(slots.lengths, each(lengths)), put(slots.running, running),
                Generated(put(generated.tokens, row), put(generated.num_tokens, 1),
                          put(generated.finished, is_eos(first)), put(generated.sound, sound)),
                None if slots.keys is None else put(slots.keys, keys))

@@ -30,8 +30,8 @@ def in_turns(model: Model = MODEL, temperature: float = 0.0, batch_size: int = 6
   """New tokens of every prompt."""
   (rows,) = bucketize(PROMPTS, buckets=(LENGTH,))
   found = {}
-  for done in slots.complete_rows(split_layers(params()), rows, KEYS if temperature else None, temperature, model=model,
-                                  batch_size=batch_size, max_new_tokens=new, eos_ids=eos_ids):
+  for done in slots.complete_rows(split_layers(params()), rows, KEYS[:, None] if temperature else None, temperature,
+                                  model=model, batch_size=batch_size, max_new_tokens=new, eos_ids=eos_ids):
     assert done.sound and done.finished == (done.tokens[-1] in eos_ids) and done.row not in found
     found[done.row] = done.tokens
   return [found[index] for index in range(len(PROMPTS))]

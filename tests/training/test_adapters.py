@@ -89,7 +89,7 @@ def test_runs_that_share_a_base_read_it_in_one_product() -> None:
   products = [line for line in text.splitlines() if "dot_general" in line]
   config = MODEL.config
   base = f"tensor<{config.intermediate_size}x{config.hidden_size}xf32>"
-  assert sum(base in line and "batching_dims" not in line for line in products) >= 4  # two layers that go there and back
+  assert sum(base in line and "batching_dims" not in line for line in products) >= 4  # there and back
   assert not any(f"tensor<{num_runs}x{config.intermediate_size}x{config.hidden_size}xf32>" in line for line in products)
   assert any(f"tensor<{num_runs}x{LORA.rank}x{config.hidden_size}xf32>" in line and "batching_dims" in line
              for line in products)
