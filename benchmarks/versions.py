@@ -2,8 +2,8 @@
 
 usage: python benchmarks/versions.py train|decode --shape=names [options] CHECKOUT CHECKOUT ...
 
-The first checkout is what the others are compared with. Each process uses all cores as one device; both seconds and
-seconds of CPU are told, since on a machine with other work on it the latter say more. Losses and tokens are compared too.
+The first checkout is what the others are compared with. Each process uses all cores as one device. Seconds and seconds
+of CPU are told: on a machine with other work on it the latter say more. Losses and tokens are compared too.
 """
 
 import argparse
