@@ -12,9 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from relearn_jax.audit.stages import MEMORIZE
+from relearn_jax.errors import InputError
 from relearn_jax.models.model import Model, Params
 from relearn_jax.parallel.mesh import lay_out, padded_runs, weight_shardings
-from relearn_jax.parallel.processes import agree, barrier, remove, write_atomically
+from relearn_jax.parallel.processes import agree, barrier, is_first, remove, write_atomically
 from relearn_jax.training import checkpoints
 
 HELD_BYTES = 2**31  # of weights that stay on the device between stages; what does not fit is read back from disk
@@ -131,6 +133,9 @@ class Shelf:
       one_run: a tree whose leaves have the shape and dtype of one run's.
       mesh: where they are to lie.
       axes: see `weight_shardings`.
+
+    Raises:
+      InputError: what is on disk of a run is damaged. It is removed, and its stage is not done any more.
     """
     size = padded_runs(len(places), mesh)
     like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((size, *leaf.shape), leaf.dtype), one_run)
@@ -138,8 +143,21 @@ class Shelf:
     every = [(checkpoints.step_path(*places[i % len(places)][:2]), places[i % len(places)][2]) for i in range(size)]
     if all(path in self.held for path, _ in every):
       return lay_out(self._fork(every), shardings)
-    names = {path: checkpoints.describe(path)["runs"] for path in dict.fromkeys(path for path, _ in every)}
-    return checkpoints.load_runs([(path, names[path].index(run)) for path, run in every], like, shardings)
+    try:
+      names = {path: checkpoints.describe(path)["runs"] for path in dict.fromkeys(path for path, _ in every)}
+      return checkpoints.load_runs([(path, names[path].index(run)) for path, run in every], like, shardings)
+    except checkpoints.Unreadable as error:
+      raise self._undone(pathlib.Path(str(error.file)), error) from error
+
+  def _undone(self, path: pathlib.Path, error: InputError) -> InputError:
+    """Removes a step that cannot be read, so that its stage is done again, and says so."""
+    self.held.pop(path, None)
+    remove(path)
+    # Who memorised looks for the weights, too; and which of its runs ended is still known.
+    if is_first() and not path.parent.name.startswith(MEMORIZE):
+      (path.parent / DONE).unlink(missing_ok=True)
+    return InputError(error.problem, file=path, mend=f"run the same command again: {path.parent.name} is done again"
+                      if is_first() else "remove it, and `done` beside it, and run the same command again")
 
   def _fork(self, every: Sequence[tuple[pathlib.Path, str]]) -> Params:
     """Held weights, in an order."""
@@ -174,6 +192,9 @@ class Shelf:
       remove(path)
     elif kept != names:
       index = np.array([names.index(name) for name in kept])
-      tree = jax.tree.map(lambda leaf: leaf[index], checkpoints.load_tree(path, one_run, len(names)))
+      try:
+        tree = jax.tree.map(lambda leaf: leaf[index], checkpoints.load_tree(path, one_run, len(names)))
+      except checkpoints.Unreadable as error:
+        raise self._undone(path, error) from error
       barrier()  # what is replaced has been read
       checkpoints.save_tree(path, tree, len(kept), checkpoints.description(model, kept, stage, step))
