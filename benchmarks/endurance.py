@@ -42,9 +42,9 @@ GRID = ["--config.case.variants=(7,)", "--config.seeds=(0, 1, 2, 3)", "--config.
         *(f"--config.arms.pretrain.{field}" for field in (
             "steps=20", "warmup_steps=2", "hidden_size=16", "intermediate_size=32", "num_layers=1", "num_heads=2",
             "num_kv_heads=2")),
-        "--config.memorize.steps=10", "--config.memorize.learning_rate=0.003", "--config.unlearn.max_steps=10",
+        "--config.memorize.steps=40", "--config.memorize.learning_rate=0.003", "--config.unlearn.max_steps=10",
         "--config.unlearn.depths=1", "--config.unlearn.methods=('ga', 'gd', 'npo', 'simnpo')",
-        "--config.attack.keep_steps=(1, 3)", "--config.attack.learning_rates=(1e-4, 3e-4, 1e-3)",
+        "--config.attack.keep_steps=(1, 40)", "--config.attack.learning_rates=(1e-4, 3e-4, 1e-3)",
         "--config.unlearn.batch_size=3", "--config.attack.batch_size=3", "--config.verdict.draws=100",
         "--config.checkpoint_seconds=0"]
 FIRST, ALWAYS = ("suspend", "outlive", "truncate", "kept"), ("kill", "stop", "full", "truncate", "kept")
