@@ -60,8 +60,8 @@ def _workdir_flag(values: flags.FlagValues, text: str) -> None:
 
 def _watch_flags(values: flags.FlagValues) -> None:
   """What commands have that train."""
-  _path_flag(values, "tensorboard", "Folder for TensorBoard: losses, norms and tokens per second of each stage (extra "
-             "`tensorboard`).")
+  _path_flag(values, "tensorboard", "Folder for TensorBoard: losses, norms, tokens per second and, of known devices, "
+             "MFU of each stage (extra `tensorboard`).")
   flags.DEFINE_string("profile_steps", None, "FIRST:LAST, such as 5:8: a trace of these steps of each stage, in "
                       "profile/ of the workdir.", flag_values=values)
 

@@ -28,6 +28,7 @@ from relearn_jax.parallel.processes import agree, everyone, is_alone
 from relearn_jax.progress import progress
 from relearn_jax.training import checkpoints
 from relearn_jax.training.ended import Ledger, finite_runs
+from relearn_jax.training.full_speed import full_speed
 from relearn_jax.training.log import TrainLog
 from relearn_jax.training.references import ReferenceCache, references
 from relearn_jax.training.states import States
@@ -144,7 +145,9 @@ def run_stage(stage: Stage, model: Model, start: Callable[[], Params], mesh: Mes
         states.finish()
       raise
 
-  with (interrupts.deferred(), states, log.stage(stage.name, ledger) as writer,
+  most = full_speed(model, state.params, any(one is not None for one in frozen), stage.batch,
+                    mesh.devices.flat[0].device_kind, mesh.size)
+  with (interrupts.deferred(), states, log.stage(stage.name, ledger, most) as writer,
         progress(stage.keep[-1], stage.name) as bar):
     bar.update(first)
     step, ended = first, first in stage.keep and release(first)  # which a signal may have kept from its end
