@@ -1,8 +1,10 @@
 """Folders of stages, and the weights that later stages start from: on the device while there is room, and on disk."""
 
+import contextlib
 import dataclasses
 import itertools
 import json
+import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -83,6 +85,14 @@ def finished(root: pathlib.Path) -> dict[str, tuple[StageFolder, str]]:
   return {key: (StageFolder(root / name, keys), run) for name, keys in agree(look) for run, key in keys.items()}
 
 
+def saved_runs(path: pathlib.Path) -> list[str]:
+  """The runs of a checkpoint; none where it is not there, or damaged."""
+  try:
+    return list(checkpoints.describe(path)["runs"])
+  except checkpoints.Unreadable:
+    return []
+
+
 Place = tuple[pathlib.Path, int, str]  # a stage's folder, a step, a run
 
 
@@ -110,7 +120,7 @@ class Shelf:
       return
     index = np.array([names.index(name) for name in kept])
     tree = params if kept == list(names) else jax.tree.map(lambda leaf: leaf[index], params)
-    if not checkpoints.is_saved(path) or checkpoints.describe(path)["runs"] != kept:
+    if saved_runs(path) != kept:
       checkpoints.save_tree(path, tree, len(kept), checkpoints.description(model, kept, stage, step))
     if self._held_bytes() + sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) <= HELD_BYTES:
       # A copy: what is trained is donated to the next step.
@@ -122,8 +132,7 @@ class Shelf:
   def has(self, place: Place) -> bool:
     """Whether the weights of a run are there."""
     path = checkpoints.step_path(*place[:2])
-    return path in self.held and place[2] in self.held[path][0] or (
-        checkpoints.is_saved(path) and place[2] in checkpoints.describe(path)["runs"])
+    return path in self.held and place[2] in self.held[path][0] or place[2] in saved_runs(path)
 
   def take(self, places: Sequence[Place], one_run: Params, mesh: Mesh, axes: Mapping[str, tuple[str, ...]]) -> Params:
     """Weights as `[runs, ...]`, padded and laid out: forked on the device where all of them are held, else from disk.
@@ -135,7 +144,7 @@ class Shelf:
       axes: see `weight_shardings`.
 
     Raises:
-      InputError: what is on disk of a run is damaged. It is removed, and its stage is not done any more.
+      Unreadable: what is on disk of a run is damaged. It is removed, and its stage is not done any more.
     """
     size = padded_runs(len(places), mesh)
     like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((size, *leaf.shape), leaf.dtype), one_run)
@@ -149,15 +158,20 @@ class Shelf:
     except checkpoints.Unreadable as error:
       raise self._undone(pathlib.Path(str(error.file)), error) from error
 
-  def _undone(self, path: pathlib.Path, error: InputError) -> InputError:
-    """Removes a step that cannot be read, so that its stage is done again, and says so."""
+  def _undone(self, path: pathlib.Path, error: InputError) -> checkpoints.Unreadable:
+    """Removes a step that cannot be read, at once for whoever looks, so that its stage is done again, and says so."""
     self.held.pop(path, None)
-    remove(path)
-    # Who memorised looks for the weights, too; and which of its runs ended is still known.
-    if is_first() and not path.parent.name.startswith(MEMORIZE):
-      (path.parent / DONE).unlink(missing_ok=True)
-    return InputError(error.problem, file=path, mend=f"run the same command again: {path.parent.name} is done again"
-                      if is_first() else "remove it, and `done` beside it, and run the same command again")
+    gone = path.with_name(f"{path.name}.damaged{os.getpid()}")
+    if is_first():
+      with contextlib.suppress(OSError):  # another command was first
+        os.replace(path, gone)
+      # Who memorised looks for the weights, too; and which of its runs ended is still known.
+      if not path.parent.name.startswith(MEMORIZE):
+        (path.parent / DONE).unlink(missing_ok=True)
+    remove(gone)
+    return checkpoints.Unreadable(
+        error.problem, file=path, mend=f"run the same command again: {path.parent.name} is done again"
+        if is_first() else "remove it, and `done` beside it, and run the same command again")
 
   def _fork(self, every: Sequence[tuple[pathlib.Path, str]]) -> Params:
     """Held weights, in an order."""
@@ -184,9 +198,7 @@ class Shelf:
              ) -> None:
     """Removes other runs than some from a checkpoint."""
     path = checkpoints.step_path(folder, step)
-    if not checkpoints.is_saved(path):
-      return
-    names = checkpoints.describe(path)["runs"]
+    names = saved_runs(path)
     kept = [name for name in names if name in set(some)]
     if not kept:
       remove(path)

@@ -40,7 +40,8 @@ def _exchange(found: Stages, device: Device, mesh: Mesh) -> list[str]:
   number = math.prod(mesh.values())
   if math.prod(size for axis, size in mesh.items() if axis != "runs") == 1:
     return ["", "between devices: nothing, each has whole runs"] if number > 1 else []
-  rows: list[tuple[str, ...]] = [("bytes sent", "gathers", "gradients", "data", "tensor", "a step", "alone", "all steps")]
+  head = ("bytes sent", "gathers", "gradients", "data", "tensor", "a step", "alone", "all steps")
+  rows: list[tuple[str, ...]] = [head]
   for work in merged(found.works):
     sent = exchange(work, mesh)
     rows.append((short_name(work), *map(say_bytes, sent), say_bytes(sum(sent)), say_time(sent.seconds(device)),

@@ -196,7 +196,8 @@ def describe(path: pathlib.Path) -> dict[str, Any]:
   if not is_saved(path):
     raise Unreadable("is not a complete checkpoint", file=path,
                      mend="give a step folder such as WORKDIR/checkpoints/unlearn/000040")
-  about = agree(lambda: ocp.metadata(path.absolute()).custom_metadata)
+  with _read_from(path):  # another command may have removed it just now
+    about = agree(lambda: ocp.metadata(path.absolute()).custom_metadata)
   if not about or "model" not in about:
     raise InputError("holds no description of its model", file=path, mend="give a checkpoint that this program wrote")
   return dict(about)
