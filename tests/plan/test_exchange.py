@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 import re
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,10 +13,19 @@ import pytest
 from relearn_jax.audit.audit_config import Audit
 from relearn_jax.audit.stages import plan_stages
 from relearn_jax.errors import InputError
+from relearn_jax.generation.decode import decode, prefill
 from relearn_jax.models.model import Model
 from relearn_jax.objectives.core import TokenRows
 from relearn_jax.objectives.losses import nll
-from relearn_jax.parallel.mesh import make_mesh, parse_mesh, repeat_runs, shard_rows, shard_runs
+from relearn_jax.parallel.mesh import (
+  make_mesh,
+  map_runs,
+  parse_mesh,
+  repeat_runs,
+  rows_sharding,
+  shard_rows,
+  shard_runs,
+)
 from relearn_jax.plan.command import plan
 from relearn_jax.plan.devices import get_device
 from relearn_jax.plan.exchange import exchange
@@ -90,6 +100,28 @@ def test_the_compiler_sends_as_much(axis: str, remat: str) -> None:
     assert found["all-reduce"] == pytest.approx(by_hand.tensor, rel=1e-6)
   else:  # gradients are summed whole, and each device takes its part; norms are too small to be found here
     assert found["all-reduce"] / 2 == by_hand.gradients - 4 * (2 * UNTIED.num_layers + 1) * UNTIED.hidden_size
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(jax.device_count() < 2, reason="needs two devices")
+def test_the_compiler_gathers_all_weights_for_each_new_token() -> None:
+  mesh, model = make_mesh(parse_mesh("fsdp:2"), config=UNTIED), Model(UNTIED)
+  start = repeat_runs(model.init(jax.random.key(0)), 1, mesh, model.axes())
+  tokens, lengths = (jax.device_put(np.ones(shape, np.int32), rows_sharding(mesh)) for shape in ((1, 4, 16), (1, 4)))
+
+  def answer(tree: Any, _: None) -> Any:
+    params, tokens, lengths = tree
+    return decode(model, params, prefill(model, params, tokens, lengths, 7), max_new_tokens=8, eos_ids=(2,))
+  text = jax.jit(lambda tree: map_runs(answer, mesh)(tree, None)).lower((start, tokens, lengths)).compile().as_text()
+  found = 0
+  for line in text.splitlines():
+    if "all-gather(" in line and re.search(r"/while/body/(Decoder|\.\.\.d,vd)", line):
+      shapes = re.findall(r"f32\[([\d,]+)\]", line.split("all-gather(")[0])
+      sizes = [math.prod(map(int, shape.split(","))) for shape in shapes]
+      found += 4 * sum(sizes) * (UNTIED.num_layers if "/Decoder/while/body" in line else 1)
+  ask = Work("ask", "generate", UNTIED, rows=4, length=16, max_new_tokens=8)
+  longer = exchange(dataclasses.replace(ask, max_new_tokens=9), {"fsdp": 2})
+  assert found / 2 == longer.weights - exchange(ask, {"fsdp": 2}).weights
 
 
 def test_commands_claim_what_is_ready() -> None:
