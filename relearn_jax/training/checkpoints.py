@@ -204,10 +204,13 @@ def describe(path: pathlib.Path) -> dict[str, Any]:
 
 
 def keep_only(folder: pathlib.Path, step: int) -> None:
-  """Removes the other steps of a folder of resume states, once `step` is complete."""
-  for path in folder.iterdir() if is_first() else ():
+  """Removes the other steps of a folder of resume states, once `step` is complete.
+
+  It may be gone: another command took the stage over while this one was asleep, and is through with it.
+  """
+  for path in list(folder.iterdir()) if is_first() and folder.is_dir() else ():
     if path.name != step_path(folder, step).name:
-      shutil.rmtree(path)
+      shutil.rmtree(path, ignore_errors=True)
 
 
 def remove_resumes(folder: pathlib.Path) -> None:
