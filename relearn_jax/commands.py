@@ -207,6 +207,10 @@ def _define_model(values: flags.FlagValues) -> None:
   flags.DEFINE_integer("batch_size", 32, "Rows computed together.", flag_values=values)
   flags.DEFINE_string("dtype", "auto", "Precision of products: auto (bfloat16 on accelerators, float32 on CPU), "
                       "float32 or bfloat16.", flag_values=values)
+  _define_chat(values)
+
+
+def _define_chat(values: flags.FlagValues) -> None:
   flags.DEFINE_bool("chat_template", False, "Render prompts by the checkpoint's chat template, as the user's turn.",
                     flag_values=values)
   flags.DEFINE_string("chat_name", "", "Which of the checkpoint's chat templates, where it has several.",
@@ -284,6 +288,25 @@ def _export(values: flags.FlagValues) -> str:
   run, rounded = export_run(pathlib.Path(values.checkpoint), pathlib.Path(values.output), values.run,
                             merge=values.merge, save_dtype=values.save_dtype)
   return f"{rounded}\n{run}: {values.output}".lstrip()
+
+
+def _define_prepare(values: flags.FlagValues) -> None:
+  _path_flag(values, "model", "Folder of a Hugging Face checkpoint, or a hub id, whose tokenizer makes the tokens.")
+  flags.DEFINE_string("source", None, 'Rows {"prompt", "answer"} or {"text"} of a file, or hf: or tfds: and what '
+                      "follows.", flag_values=values)
+  flags.DEFINE_string("columns", "{}", 'JSON object of our fields and the columns of the source, such as '
+                      '{"text": "content"}.', flag_values=values)
+  _path_flag(values, "output", "Folder to write, for prepared:FOLDER as a source of `relearn unlearn`; must not exist.")
+  flags.DEFINE_integer("rows_per_shard", 2**16, "Rows of a file.", flag_values=values)
+  _define_chat(values)
+
+
+def _prepare(values: flags.FlagValues) -> str:
+  _required(values, "model", "source", "output")
+  from relearn_jax.training.prepare import PrepareSettings, parse_columns, prepare
+  settings = PrepareSettings(values.model, values.source, parse_columns(values.columns, "--columns"),
+                             values.rows_per_shard, _chat(values))
+  return prepare(settings, pathlib.Path(values.output))
 
 
 def _define_unlearn(values: flags.FlagValues) -> None:
@@ -392,6 +415,7 @@ COMMANDS = {
     "plan": Command("what a configuration needs of memory and time, before it is launched", _define_plan, _plan,
                     "configs/unlearn.py, configs/checkpoint.py or configs/names.py"),
     "bench": Command("measure speed and memory on this machine, on its own or beside torch", _define_bench, run_bench),
+    "prepare": Command("write a corpus as shards of tokens, which any number of hosts read", _define_prepare, _prepare),
     "unlearn": Command("make a checkpoint unlearn a forget set", _define_unlearn, _unlearn, "configs/unlearn.py",
                        continues=True, spreads=True),
     "sweep": Command("choose hyper-parameters of methods by their unlearned models", _define_sweep, _sweep,

@@ -1,11 +1,13 @@
 """A case from text of one's own, wherever it lies: what a person brings who audits a model of their own."""
 
 import dataclasses
+import itertools
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from relearn_jax.cases.base import About, Arm, Case, Question, RelearnSet, Text
 from relearn_jax.cases.sources import (
+  Source,
   check_columns,
   check_columns_setting,
   is_lines,
@@ -21,23 +23,31 @@ from relearn_jax.metrics.keyword import contains_keyword, keyword_key
 
 FIELDS: dict[str, Kind] = {"id": str, "prompt": str, "answer": str, "keywords": list}
 Columns = Mapping[str, str]
+LOOK_AT = 1000  # rows of a table in which a column must show
 
 
 def read_texts(source: str | pathlib.Path, columns: Columns | None = None) -> list[Row]:
-  """The rows of a source, each of either form.
+  """The rows of a source, each of either form; see `iter_texts`."""
+  return list(iter_texts(read(source).rows, parse_source(source), columns or {}))
+
+
+def iter_texts(rows: Iterable[Row], source: Source, columns: Columns) -> Iterator[Row]:
+  """Rows under our names, each of either form.
 
   Args:
-    source: see `sources`.
+    rows: with the columns of their source.
+    source: for messages.
     columns: our field -> the source's; see `sources.read_source`.
 
   Raises:
     InputError: naming file, line and field: a row of neither form or of both, an empty text, or a `complete` that is
       no boolean or stands beside an answer.
   """
-  parsed, columns = parse_source(source), columns or {}
-  rows, path = rename(read(source).rows, columns), parsed.path
-  if not is_lines(parsed) or columns:
-    check_columns(rows, ("text",) if any("text" in row for row in rows) else ("prompt", "answer"), columns, path)
+  path, rows = source.path, rename(rows, columns)
+  if not is_lines(source) or columns:
+    some = list(itertools.islice(rows, LOOK_AT))
+    check_columns(some, ("text",) if any("text" in row for row in some) else ("prompt", "answer"), columns, path)
+    rows = itertools.chain(some, rows)
   for row in rows:
     fields = ("text",) if "text" in row else ("prompt", "answer")
     if both := sorted({"prompt", "answer"} & row.keys()) if "text" in row else []:
@@ -52,7 +62,7 @@ def read_texts(source: str | pathlib.Path, columns: Columns | None = None) -> li
       check_row(row, "complete", bool, path)
     if not row[fields[-1]]:
       raise InputError("is empty", file=path, line=row.line, field=fields[-1], mend="give the text, or remove the row")
-  return rows
+    yield row
 
 
 def is_complete(row: Row) -> bool:

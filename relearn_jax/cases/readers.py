@@ -1,4 +1,6 @@
-"""Rows of a file by its suffix, of a repository of the Hugging Face hub, and of TensorFlow Datasets.
+"""Rows of a file by its suffix, of a repository of the Hugging Face hub, and of TensorFlow Datasets, one by one.
+
+They are read a part at a time, so that a corpus need not fit into memory; an array in a .json file is read whole.
 
 Only text and numbers are read. No code of a data set is run and no pickle is opened: of what the hub's library can
 read, the kinds in `HUB_KINDS` are taken, and TensorFlow Datasets has no builders but those that are installed.
@@ -14,40 +16,46 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from relearn_jax.data.jsonl import Row, read_bytes, read_jsonl
+from relearn_jax.data.jsonl import BOM, Row, iter_jsonl, open_bytes
 from relearn_jax.errors import InputError
 
 Fail = Callable[[str, str], InputError]  # of what is wrong, and what to do about it
 HUB_KINDS = ("json", "csv", "parquet", "text", "arrow")
+TOGETHER = 1000  # rows of a table that are made into Python's values together
 
 
-def read_file(path: pathlib.Path) -> list[Row]:
+def iter_file(path: pathlib.Path) -> Iterator[Row]:
   """The rows of a file, each with its line, or its number where there are no lines.
 
   Raises:
     InputError: the file is missing, unreadable, empty, of an unknown suffix, or damaged.
   """
-  suffix = path.suffix.lower()
+  suffix, empty = path.suffix.lower(), True
   if suffix not in SUFFIXES:
-    read_bytes(path)  # one that is not there is told as such
+    with open_bytes(path):  # one that is not there is told as such
+      pass
     raise InputError(f"has the suffix {suffix!r}", file=path, mend=f"expected one of {', '.join(SUFFIXES)}")
-  rows = SUFFIXES[suffix](path)
-  if not rows:
+  for row in SUFFIXES[suffix](path):
+    empty = False
+    yield row
+  if empty:
     raise InputError("has no rows", file=path, mend="give a file that has some")
-  return rows
 
 
-def _lines(path: pathlib.Path) -> list[Row]:
-  return read_jsonl(path, {})
+def _lines(path: pathlib.Path) -> Iterator[Row]:
+  return iter_jsonl(path, {})
 
 
-def _json(path: pathlib.Path) -> list[Row]:
+def _json(path: pathlib.Path) -> Iterator[Row]:
   """JSON lines under another name, or an array of objects."""
-  if not read_bytes(path).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
+  with open_bytes(path) as file:
+    while (first := file.read(1)) and first in b"\xef\xbb\xbf \t\r\n":
+      pass
+  if first != b"[":
     return _lines(path)
-  mend = "expected an array of objects, or JSON lines"
+  text, mend = "".join(_texts(path)), "expected an array of objects, or JSON lines"
   try:
-    values = json.loads(_text(path))
+    values = json.loads(text)
   except (ValueError, RecursionError) as error:
     raise InputError(f"is no JSON ({error})", file=path, mend=mend) from None
   for number, value in enumerate(values, 1):
@@ -56,10 +64,11 @@ def _json(path: pathlib.Path) -> list[Row]:
   return _numbered(values)
 
 
-def _csv(path: pathlib.Path) -> list[Row]:
+def _csv(path: pathlib.Path) -> Iterator[Row]:
   """All cells are text, as they are written; the first line names the columns."""
-  reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
-  rows, header, line = [], None, 1
+  # Lines of a CSV file end at "\r" alone, too.
+  lines = (line for text in _texts(path) for line in io.StringIO(text, newline=""))
+  reader, header, line = csv.reader(lines, strict=True), None, 1
   try:
     for cells in reader:
       if header is None:
@@ -70,44 +79,51 @@ def _csv(path: pathlib.Path) -> list[Row]:
         if len(cells) != len(header):
           raise InputError(f"has {len(cells)} cells, and the first line {len(header)}", file=path, line=line,
                            mend="put quotation marks around cells that hold commas or ends of lines")
-        rows.append(Row(dict(zip(header, cells, strict=True)), line))
+        yield Row(dict(zip(header, cells, strict=True)), line)
       line = reader.line_num + 1
   except csv.Error as error:
     raise InputError(f"is no CSV ({error})", file=path, line=line, mend="save it as CSV again") from None
-  return rows
 
 
-def _parquet(path: pathlib.Path) -> list[Row]:
+def _parquet(path: pathlib.Path) -> Iterator[Row]:
   import pyarrow as pa
   import pyarrow.parquet as pq
   try:
-    return _numbered(pq.read_table(pa.BufferReader(read_bytes(path))).to_pylist())
+    with open_bytes(path, "a file of rows") as file:
+      parts = pq.ParquetFile(file).iter_batches(TOGETHER)
+      yield from _numbered(row for part in parts for row in part.to_pylist())
   except (pa.ArrowException, UnicodeDecodeError) as error:
     raise InputError(f"is no Parquet ({_first_line(error)})", file=path, mend="save it again, with text as UTF-8"
                      ) from None
 
 
-def _txt(path: pathlib.Path) -> list[Row]:
+def _txt(path: pathlib.Path) -> Iterator[Row]:
   """Every line that is not blank is a text."""
-  lines = enumerate(_text(path).splitlines(), 1)
-  return [Row({"text": line}, number) for number, line in lines if line.strip()]
+  lines = (line for text in _texts(path) for line in text.splitlines())
+  return (Row({"text": line}, number) for number, line in enumerate(lines, 1) if line.strip())
 
 
-SUFFIXES: dict[str, Callable[[pathlib.Path], list[Row]]] = {
+SUFFIXES: dict[str, Callable[[pathlib.Path], Iterator[Row]]] = {
     ".jsonl": _lines, ".ndjson": _lines, ".json": _json, ".csv": _csv, ".parquet": _parquet, ".txt": _txt}
 
 
-def _text(path: pathlib.Path) -> str:
-  try:
-    return read_bytes(path, "a file").decode("utf-8-sig")
-  except UnicodeDecodeError as error:
-    raise InputError(f"is not UTF-8 (byte {error.start + 1})", file=path, mend="save the file as UTF-8") from None
+def _texts(path: pathlib.Path) -> Iterator[str]:
+  """The text of a file in parts, each up to an end of line."""
+  with open_bytes(path, "a file") as file:
+    done = 0
+    for part in file:
+      try:
+        yield (part.removeprefix(BOM) if not done else part).decode("utf-8")
+      except UnicodeDecodeError as error:
+        raise InputError(f"is not UTF-8 (byte {done + error.start + 1})", file=path, mend="save the file as UTF-8"
+                         ) from None
+      done += len(part)
 
 
-def _numbered(values: Iterable[Mapping[str, Any]]) -> list[Row]:
+def _numbered(values: Iterable[Mapping[str, Any]]) -> Iterator[Row]:
   """Rows that have no lines; a table's empty cells are none."""
-  return [Row({key: value for key, value in row.items() if value is not None}, number)
-          for number, row in enumerate(values, 1)]
+  return (Row({key: value for key, value in row.items() if value is not None}, number)
+          for number, row in enumerate(values, 1))
 
 
 def _first_line(error: BaseException) -> str:
@@ -119,8 +135,9 @@ def is_folder(place: str) -> bool:
   return pathlib.Path(place).expanduser().is_dir()
 
 
-def read_hub(name: str, place: str, config: str, revision: str, split: str) -> tuple[list[Row], str]:
-  """The rows of a split, and the commit that they come from ("" of a local folder).
+@contextlib.contextmanager
+def open_hub(name: str, place: str, config: str, revision: str, split: str) -> Iterator[tuple[Iterator[Row], str]]:
+  """The rows of a split, to be read within the block, and the commit that they come from ("" of a local folder).
 
   Args:
     name: for messages.
@@ -143,14 +160,14 @@ def read_hub(name: str, place: str, config: str, revision: str, split: str) -> t
   # What is prepared of a folder would be taken for what is in it, up to a second after it has changed.
   fresh = tempfile.TemporaryDirectory() if local else contextlib.nullcontext()
   with fresh as cache:
-    rows, commit = _prepare(fail, place, split, {**options, "cache_dir": cache})
-  if not rows:
-    raise fail("has no rows", "give a split that has some")
-  return rows, "" if local else commit
+    table, commit = _prepare(fail, place, split, {**options, "cache_dir": cache})
+    if not len(table):
+      raise fail("has no rows", "give a split that has some")
+    yield _table_rows(fail, place, table), "" if local else commit
 
 
-def _prepare(fail: Fail, place: str, split: str, options: Mapping[str, Any]) -> tuple[list[Row], str]:
-  """The rows of a split, and their commit."""
+def _prepare(fail: Fail, place: str, split: str, options: Mapping[str, Any]) -> tuple[Any, str]:
+  """A split on disk, and its commit."""
   import datasets
   try:
     builder = datasets.load_dataset_builder(**options)
@@ -160,12 +177,23 @@ def _prepare(fail: Fail, place: str, split: str, options: Mapping[str, Any]) -> 
     if kind == "csv":  # pandas would take "None" and "NA" for empty cells
       builder = datasets.load_dataset_builder(**options, keep_default_na=False)
     builder.download_and_prepare()
-    table = builder.as_dataset(split=split).with_format("arrow")[:]  # pictures and sound are left as they are
-    return _numbered(table.to_pylist()), str(builder.hash)
+    table = builder.as_dataset(split=split).with_format("arrow")  # pictures and sound are left as they are
+    return table, str(builder.hash)
   except InputError:
     raise
   except Exception as error:  # its own kinds, Arrow's, the disk's, and those of the HTTP library below it
     raise fail(*_hub_trouble(error, place)) from None
+
+
+def _table_rows(fail: Fail, place: str, table: Any) -> Iterator[Row]:
+  """The rows of a prepared split, some at a time."""
+  def values() -> Iterator[dict[str, Any]]:
+    for start in range(0, len(table), TOGETHER):
+      try:
+        yield from table[start:start + TOGETHER].to_pylist()
+      except Exception as error:  # Arrow's, the disk's
+        raise fail(*_hub_trouble(error, place)) from None
+  return _numbered(values())
 
 
 def _hub_trouble(error: Exception, place: str) -> tuple[str, str]:
@@ -187,7 +215,7 @@ def _hub_trouble(error: Exception, place: str) -> tuple[str, str]:
   return f"cannot be read ({said})", "expected hf:REPOSITORY:CONFIG/SPLIT, of files that are UTF-8 and whole"
 
 
-def read_tfds(name: str, place: str, version: str, split: str) -> list[Row]:
+def iter_tfds(name: str, place: str, version: str, split: str) -> Iterator[Row]:
   """The rows of a split of TensorFlow Datasets, without TensorFlow.
 
   Args:
@@ -207,14 +235,15 @@ def read_tfds(name: str, place: str, version: str, split: str) -> list[Row]:
       source = tfds.builder_from_directory(pathlib.Path(place).expanduser()).as_data_source(split)
     else:
       source = tfds.data_source(place + (f":{version}" if version else ""), split=split)
-    values = [source[index] for index in range(len(source))]
+    yield from _numbered(_decoded((source[index] for index in range(len(source))), name))
+  except InputError:
+    raise
   except ImportError as error:
     raise InputError(f"cannot be prepared without another package ({_first_line(error)})", file=name,
                      mend="install it, or prepare the data set elsewhere (tfds build --file_format=array_record) and "
                      "give its folder") from None
   except Exception as error:  # of its own, of etils, of the reader, of the network
     raise InputError(f"cannot be read ({type(error).__name__}: {_first_line(error)})", file=name, mend=mend) from None
-  return _numbered(_decoded(values, name))
 
 
 def _decoded(values: Iterable[Mapping[str, Any]], name: str) -> Iterator[dict[str, Any]]:

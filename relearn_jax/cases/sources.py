@@ -5,11 +5,13 @@ A source is a string:
     PATH, or file:PATH                            a file: .jsonl, .json, .csv, .parquet or .txt
     hf:REPOSITORY[@REVISION][:CONFIG][/SPLIT]     hf:locuslab/TOFU:forget05, hf:me/books@v2:novels/test[:100]
     tfds:NAME[/CONFIG][:VERSION][:SPLIT]          tfds:ag_news_subset:test[:1000], tfds:FOLDER:train
+    prepared:FOLDER                               what `relearn prepare` has written: tokens; see `data.prepared`
 
 The split is "train" where none is given (after a repository without a configuration it is `hf:REPOSITORY:/SPLIT`). A
 folder may stand for a repository, or for a prepared data set.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -17,9 +19,9 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from relearn_jax.cases.readers import is_folder, read_file, read_hub, read_tfds
+from relearn_jax.cases.readers import is_folder, iter_file, iter_tfds, open_hub
 from relearn_jax.data.jsonl import Kind, Row, check_rows, read_jsonl
 from relearn_jax.errors import InputError
 
@@ -35,7 +37,7 @@ class Source:
 
   Attributes:
     text: as it was given.
-    kind: "file", "hf" or "tfds".
+    kind: "file", "hf", "tfds" or "prepared".
     place: file, folder, repository or name.
     config: of a repository.
     revision: of a repository, or version of a data set.
@@ -93,6 +95,8 @@ def parse_source(text: str | pathlib.Path) -> Source:
   kind = found[1] if (found := SCHEME.match(text)) else "file"
   if kind == "file":
     return Source(text, kind, os.path.expanduser(text.removeprefix("file:")))
+  if kind == "prepared":
+    return Source(text, kind, os.path.expanduser(text.removeprefix("prepared:")))
   if kind not in ("hf", "tfds"):
     if pathlib.Path(text).exists():
       return Source(text, "file", text)
@@ -111,19 +115,53 @@ def read(text: str | pathlib.Path) -> Read:
     InputError: see `readers`.
   """
   source = parse_source(text)
-  if source.kind == "file":
-    rows = read_file(source.path)
-    return Read(rows, "", hashlib.sha256(source.path.read_bytes()).hexdigest())
-  return _read(source) if is_folder(source.place) else _read_once(source)
+  return _read(source) if source.kind == "file" or is_folder(source.place) else _read_once(source)
 
 
 def _read(source: Source) -> Read:
+  with open_source(source) as reading:
+    rows = list(reading)
+  return Read(rows, reading.revision, reading.digest())
+
+
+class Reading:
+  """The rows of a source, one after the other, with its own columns.
+
+  Attributes:
+    revision: see `Read`.
+  """
+
+  def __init__(self, source: Source, rows: Iterator[Row], revision: str = ""):
+    self.revision, self._source, self._rows, self._digest = revision, source, rows, hashlib.sha256()
+
+  def __iter__(self) -> Iterator[Row]:
+    for row in self._rows:
+      if self._source.kind != "file":
+        line = json.dumps(row, sort_keys=True, default=str) + "\n"
+        self._digest.update(line.encode("utf-8", "surrogatepass"))
+      yield row
+
+  def digest(self) -> str:
+    """See `Read`; of what is no file, once all rows have been read."""
+    if self._source.kind != "file":
+      return self._digest.hexdigest()
+    with self._source.path.open("rb") as file:
+      return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def open_source(source: Source) -> Iterator[Reading]:
+  """The rows of a source, to be read within the block; see `read`."""
   if source.kind == "hf":
-    rows, revision = read_hub(source.text, source.place, source.config, source.revision, source.split)
+    with open_hub(source.text, source.place, source.config, source.revision, source.split) as (rows, revision):
+      yield Reading(source, rows, revision)
+  elif source.kind == "tfds":
+    yield Reading(source, iter_tfds(source.text, source.place, source.revision, source.split))
+  elif source.kind == "file":
+    yield Reading(source, iter_file(source.path))
   else:
-    rows, revision = read_tfds(source.text, source.place, source.revision, source.split), ""
-  lines = (json.dumps(row, sort_keys=True, default=str) + "\n" for row in rows)
-  return Read(rows, revision, hashlib.sha256("".join(lines).encode("utf-8", "surrogatepass")).hexdigest())
+    raise InputError("holds tokens, and text is wanted", file=source.text,
+                     mend="give the source that it was prepared from")
 
 
 # What is fetched may change while a command runs, and is asked for by every case of an audit.
@@ -157,7 +195,7 @@ def read_source(text: str | pathlib.Path, columns: Mapping[str, str] | None = No
   path = source.path
   if is_lines(source) and not columns:
     return read_jsonl(path, fields)
-  rows = rename(read(text).rows, columns)
+  rows = list(rename(read(text).rows, columns))
   check_columns(rows, fields or columns, columns, path)
   return check_rows(rows, fields, path)
 
@@ -167,9 +205,8 @@ def is_lines(source: Source) -> bool:
   return source.kind == "file" and source.path.suffix.lower() in (".jsonl", ".ndjson")
 
 
-def rename(rows: Sequence[Row], columns: Mapping[str, str]) -> list[Row]:
+def rename(rows: Iterable[Row], columns: Mapping[str, str]) -> Iterator[Row]:
   """The rows with our names in place of their columns', see `read_source`; a row that lacks one is left as it is."""
-  found = []
   for row in rows:
     of = {field: COLUMN.findall(column) or [column] for field, column in columns.items()}
     of = {field: names for field, names in of.items() if all(name in row for name in names)}
@@ -177,8 +214,7 @@ def rename(rows: Sequence[Row], columns: Mapping[str, str]) -> list[Row]:
     own = {field: COLUMN.sub(fill, columns[field]) if COLUMN.search(columns[field]) else row[names[0]]
            for field, names in of.items()}
     taken = {name for names in of.values() for name in names}
-    found.append(Row({key: value for key, value in row.items() if key not in taken} | own, row.line))
-  return found
+    yield Row({key: value for key, value in row.items() if key not in taken} | own, row.line)
 
 
 def check_columns(rows: Sequence[Row], fields: Iterable[str], columns: Mapping[str, str], path: pathlib.Path) -> None:

@@ -8,12 +8,13 @@ import os
 import pathlib
 import stat
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, BinaryIO
 
 from relearn_jax.errors import InputError
 from relearn_jax.parallel.processes import is_first, temporary_of, write_atomically
 
 Kind = type | tuple[type, ...]
+BOM = codecs.BOM_UTF8
 
 
 class Row(dict[str, Any]):
@@ -41,31 +42,38 @@ def read_jsonl(path: pathlib.Path, fields: Mapping[str, Kind]) -> list[Row]:
       is no UTF-8, no JSON or no object; a field is missing, given twice, of another type, or holds
       half a surrogate pair, which no tokenizer and no UTF-8 file takes.
   """
-  rows = check_rows(_parsed(read_bytes(path), path, fields), fields, path)
-  if not rows:
+  return check_rows(iter_jsonl(path, fields), fields, path)
+
+
+def iter_jsonl(path: pathlib.Path, fields: Mapping[str, Kind]) -> Iterator[Row]:
+  """As `read_jsonl`, line by line; that a row has these fields is not checked."""
+  empty = True
+  with open_bytes(path) as file:
+    # Lines end at "\n" alone: JSON strings may hold U+2028 and other ends of line that str.splitlines knows.
+    for number, line in enumerate(file, 1):
+      line = (line.removeprefix(BOM) if number == 1 else line).removesuffix(b"\n")
+      if line.strip():
+        empty = False
+        yield Row(_parse(line, path, number, fields), number)
+  if empty:
     raise InputError("has no rows", file=path, mend=f"expected lines such as {_example(fields)}")
-  return rows
 
 
-def read_bytes(path: pathlib.Path, what: str = "a file of JSON lines") -> bytes:
-  """The contents of a file; `what` is wanted, for messages.
+@contextlib.contextmanager
+def open_bytes(path: pathlib.Path, what: str = "a file of JSON lines") -> Iterator[BinaryIO]:
+  """A file to be read within the block; `what` is wanted, for messages.
 
   Raises:
     InputError: there is none, or it cannot be read.
   """
   try:
-    return path.read_bytes()
+    with path.open("rb") as file:
+      file.peek(1)  # a folder can be opened, and not be read
+      yield file
   except FileNotFoundError:
     raise InputError("does not exist", file=path, mend=f"give {what}{_near(path)}") from None
   except OSError as error:
     raise InputError(f"cannot be read ({error.strerror})", file=path, mend=f"give {what} that you may read") from None
-
-
-def _parsed(content: bytes, path: pathlib.Path, fields: Mapping[str, Kind]) -> Iterator[Row]:
-  # Lines end at "\n" alone: JSON strings may hold U+2028 and other ends of line that str.splitlines knows.
-  for number, line in enumerate(content.removeprefix(codecs.BOM_UTF8).split(b"\n"), 1):
-    if line.strip():
-      yield Row(_parse(line, path, number, fields), number)
 
 
 def check_rows(rows: Iterable[Row], fields: Mapping[str, Kind], path: pathlib.Path) -> list[Row]:

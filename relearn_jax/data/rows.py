@@ -8,6 +8,8 @@ import numpy as np
 from relearn_jax.data.relabel import UNCOUNTED
 from relearn_jax.objectives.core import TokenRows
 
+PICK_BELOW = 0.75  # share of a row's tokens that count, up to which picking them costs less than looking at all
+
 
 class Encoded(NamedTuple):
   """A row as token ids.
@@ -39,6 +41,26 @@ def pad_tokens(rows: Sequence[Encoded], num_rows: int, length: int) -> TokenRows
     tokens[index, :size], labels[index, :size] = row.ids, np.maximum(given, 0)
     mask[index, row.start:size] = given[row.start:] != UNCOUNTED
   return host_rows(tokens, mask, labels=labels if any(row.labels is not None for row in rows) else None)
+
+
+def pad_picked(rows: Sequence[Encoded], length: int, most: int) -> TokenRows:
+  """Right-pads to `[rows, length]`; where few of the tokens count, their places are picked.
+
+  Then nothing is computed for the others.
+
+  Args:
+    rows: one without tokens is empty.
+    length: of the longest row.
+    most: tokens that count, of the row with the most.
+  """
+  padded = pad_tokens(rows, len(rows), length)
+  if most >= PICK_BELOW * (length - 1):
+    return padded
+  positions = np.zeros((len(rows), most), np.int32)
+  for index, row in enumerate(rows):
+    counted = np.arange(row.start, len(row.ids))
+    positions[index, :len(counted)] = counted
+  return padded._replace(positions=cast(Any, positions))
 
 
 def stack_runs(runs: Sequence[Sequence[Encoded]]) -> TokenRows:

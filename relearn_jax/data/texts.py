@@ -11,12 +11,10 @@ from relearn_jax.cases.files import is_complete
 from relearn_jax.data.chat import Chat
 from relearn_jax.data.jsonl import Row
 from relearn_jax.data.relabel import relabel
-from relearn_jax.data.rows import Encoded, host_rows, pad_tokens
+from relearn_jax.data.rows import Encoded, host_rows, pad_picked
 from relearn_jax.data.tokens import prompt_ids, row_ids, split_ids
 from relearn_jax.errors import InputError
 from relearn_jax.objectives.core import TokenRows
-
-PICK_BELOW = 0.75  # share of a row's tokens that count, up to which picking them costs less than looking at all
 
 
 def encode_row(tokenizer: Any, row: Row, file: pathlib.Path, max_positions: int, *, chat: Chat | None = None,
@@ -95,16 +93,9 @@ def encode_question(tokenizer: Any, question: Question, file: pathlib.Path, max_
 
 
 def stack_rows(rows: Sequence[Encoded], num_runs: int) -> TokenRows:
-  """The same right-padded rows for every run, `[runs, rows, length]`, on the host.
-
-  Where few of the tokens count, their places are picked, so that nothing is computed for the others.
-  """
+  """The same right-padded rows for every run, `[runs, rows, length]`, on the host; see `pad_picked`."""
   length, most = max(len(row.ids) for row in rows), max(len(row.ids) - row.start for row in rows)
-  padded = pad_tokens(rows, len(rows), length)
-  positions = np.zeros((len(rows), most), np.int32)
-  for index, row in enumerate(rows):
-    positions[index, :len(row.ids) - row.start] = np.arange(row.start, len(row.ids))
+  padded = pad_picked(rows, length, most)
   each = lambda array: np.broadcast_to(array, (num_runs, *array.shape))
-  picked = each(positions) if most < PICK_BELOW * (length - 1) else None
-  labels = None if padded.labels is None else each(padded.labels)
-  return host_rows(each(padded.tokens), each(padded.mask), picked, labels)
+  maybe = lambda array: None if array is None else each(array)
+  return host_rows(each(padded.tokens), each(padded.mask), maybe(padded.positions), maybe(padded.labels))

@@ -1,31 +1,27 @@
 """How fast a stage could be trained: what its model FLOPs utilization (MFU) is a share of."""
 
-from collections.abc import Mapping
-
 import jax.numpy as jnp
 
 from relearn_jax.models.adapters import linear_layers
 from relearn_jax.models.model import Model, Params, flatten
-from relearn_jax.objectives.core import TokenRows
 from relearn_jax.plan.bench_file import kind_name
 from relearn_jax.plan.devices import DEVICES
 from relearn_jax.plan.estimate import flops_per_token
 from relearn_jax.plan.work import Work
 
 
-def full_speed(model: Model, trained: Params, is_adapter: bool, rows: Mapping[str, TokenRows], kind: str, devices: int
-               ) -> float | None:
+def full_speed(model: Model, trained: Params, is_adapter: bool, length: int, kind: str, devices: int) -> float | None:
   """Real tokens per second at which devices would reach their peak: their bf16 FLOP/s / model FLOPs of a token.
 
-  The FLOPs are those of `plan.estimate.flops_per_token`, with attention as in the longest of the rows, padded. One
-  forward and backward pass is counted, whatever a defence or a frozen model makes besides, and nothing of what remat
-  computes again. So tokens / seconds / this is `mfu_real` of `relearn bench`, of the maker's peak.
+  The FLOPs are those of `plan.estimate.flops_per_token`, with attention as in the longest rows. One forward and
+  backward pass is counted, whatever a defence or a frozen model makes besides, and nothing of what remat computes
+  again. So tokens / seconds / this is `mfu_real` of `relearn bench`, of the maker's peak.
 
   Args:
     model: what is computed.
     trained: its parameters, or adapters, `[runs, ...]`.
     is_adapter: whether it is adapters that are trained, and the rest is frozen.
-    rows: by data set.
+    length: of the longest rows, padded, in tokens.
     kind: of a device, as JAX calls it.
     devices: their number.
 
@@ -43,5 +39,4 @@ def full_speed(model: Model, trained: Params, is_adapter: bool, rows: Mapping[st
     parts = {path.removesuffix("/a"): leaf for path, leaf in flatten(trained).items() if path.endswith("/a")}
     adapter = {"adapter": "lora", "lora_rank": next(iter(parts.values())).shape[-2],
                "lora_targets": tuple(sorted({layers[path] for path in parts}))}
-  length = max(one.tokens.shape[-1] for one in rows.values())
   return DEVICES[name].flops * devices / flops_per_token(Work("", "train", model.config, length=length, **adapter))

@@ -5,6 +5,7 @@ import pathlib
 import time
 from typing import Any
 
+import jax
 import numpy as np
 
 from relearn_jax.parallel.mesh import to_host
@@ -66,14 +67,14 @@ class StageLog:
       if self.file:
         self.file.close()
 
-  def add(self, step: int, log: StepLog, learning_rate: float, tokens: int, padded_tokens: int) -> None:
+  def add(self, step: int, log: StepLog, learning_rate: float, tokens: int | jax.Array, padded_tokens: int) -> None:
     """Records a step; what is written now is the step before it.
 
     Args:
       step: counted from 1.
       log: what it reported; runs beyond the stage's are padding and left out.
       learning_rate: at this step.
-      tokens: real tokens of its batch, in all runs.
+      tokens: real tokens of its batch, in all runs; fetched when they are written.
       padded_tokens: all tokens of its batch.
 
     Raises:
@@ -100,7 +101,7 @@ class StageLog:
     log, known = self.pending
     self.pending = None
     names = self.ledger.runs
-    log = to_host(log)
+    log, known["tokens"] = to_host(log), int(to_host(known["tokens"]))
     runs = lambda values: values.reshape(-1)[:len(names)]
     losses, norms, step = runs(log.loss), runs(log.grad_norm), known["step"]
     gone: AllEnded | None = None

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from relearn_jax import interrupts
 from relearn_jax.data.order import Order
+from relearn_jax.data.prepared import PreparedRows
 from relearn_jax.models.model import Model, Params
 from relearn_jax.objectives.core import Batch, Objective, TokenRows
 from relearn_jax.parallel.mesh import (
@@ -33,6 +34,7 @@ from relearn_jax.training.log import TrainLog
 from relearn_jax.training.references import ReferenceCache, references
 from relearn_jax.training.states import States
 from relearn_jax.training.step import NOTHING, Build, Frozen, make_begin, make_readout, make_step
+from relearn_jax.training.streams import Stream
 from relearn_jax.training.watching import watcher
 
 # Called at each kept step with (step, the parameters that the method releases); returning True ends the stage there.
@@ -48,11 +50,12 @@ class Stage:
     name: as it stands in the log and in the checkpoints' path.
     runs: names of the stacked runs.
     build: hyper-parameters -> objective.
-    batch: data set name -> token rows `[runs, rows, T]` on the host.
+    batch: data set name -> token rows `[runs, rows, T]` on the host; or rows that are read as they are needed, of which
+      no statistics are wanted.
     hyper: "learning_rate", "weight_decay" and the objective's own; a value for all runs, or one for each.
     keep: ascending steps at which `on_keep` is called; the last one ends the stage.
-    order: data set name -> an order of its rows for each run, all with batches of one size; the others are seen whole
-      at every step.
+    order: data set name -> an order of its rows for each run, all with batches of one size; the others, none of which
+      is read as it is needed, are seen whole at every step.
     num_microbatches: parts in which a step's rows are worked through; more need less memory.
     schedule: step, counted from 0 -> what its learning rate is multiplied with.
   """
@@ -60,7 +63,7 @@ class Stage:
   name: str
   runs: Sequence[str]
   build: Build
-  batch: Mapping[str, TokenRows]
+  batch: Mapping[str, TokenRows | PreparedRows]
   hyper: Mapping[str, float | np.ndarray]
   keep: Sequence[int]
   order: Mapping[str, Sequence[Order]] = dataclasses.field(default_factory=dict)
@@ -145,20 +148,21 @@ def run_stage(stage: Stage, model: Model, start: Callable[[], Params], mesh: Mes
         states.finish()
       raise
 
-  most = full_speed(model, state.params, any(one is not None for one in frozen), stage.batch,
+  most = full_speed(model, state.params, any(one is not None for one in frozen), rows.longest,
                     mesh.devices.flat[0].device_kind, mesh.size)
-  with (interrupts.deferred(), states, log.stage(stage.name, ledger, most) as writer,
+  with (interrupts.deferred(), rows, states, log.stage(stage.name, ledger, most) as writer,
         progress(stage.keep[-1], stage.name) as bar):
     bar.update(first)
     step, ended = first, first in stage.keep and release(first)  # which a signal may have kept from its end
     while not ended and step < stage.keep[-1]:
       step += 1
       rate = stage.hyper["learning_rate"] * stage.schedule(step - 1)
-      index = rows.take()
+      index, streamed = rows.take()
       watcher().begin_step(stage.name, step)
-      state, report = step_fn(state, batch, hyper | {"learning_rate": spread(rate)}, rows.spread(index), frozen)
+      state, report = step_fn(state, {**batch, **streamed}, hyper | {"learning_rate": spread(rate)}, rows.spread(index),
+                              frozen)
       watcher().end_step(step, report.loss)
-      writer.add(step, report, float(np.mean(rate)), *rows.count_tokens(index))
+      writer.add(step, report, float(np.mean(rate)), *rows.count_tokens(index, streamed))
       bar.update(1)
       if step in stage.keep:
         writer.flush()
@@ -208,13 +212,20 @@ class _Rows:
 
   Attributes:
     position: of each data set that is not seen whole: rows that the steps before this one have taken.
+    data: the data sets that are held, laid out.
+    longest: tokens of a row with its padding, of the data set where that is most.
   """
 
   def __init__(self, stage: Stage, names: Sequence[str], mesh: Mesh):
-    self.mesh, self.order = mesh, {name: stage.order[name] for name in names if name in stage.order}
-    self.host = {name: stage.batch[name] for name in names}
-    self.position = dict.fromkeys(self.order, 0)
+    self.mesh = mesh
+    self.position = {name: 0 for name in names if name in stage.order}
     self.unit = row_shards(mesh) * stage.num_microbatches
+    self.streams = {name: Stream(rows, stage.order[name], mesh, self.unit, stage.keep[-1]) for name in names
+                    if isinstance(rows := stage.batch[name], PreparedRows)}
+    self.host = {name: rows for name in names if isinstance(rows := stage.batch[name], TokenRows)}
+    self.longest = max([rows.tokens.shape[-1] for rows in self.host.values()]
+                       + [rows.about.counts.longest for rows in stage.batch.values() if isinstance(rows, PreparedRows)])
+    self.order = {name: stage.order[name] for name in self.host if name in stage.order}
     self.parts = stage.num_microbatches
     self.sizes = {name: (len(stage.runs), rows.tokens.shape[1]) for name, rows in self.host.items()}
     # One empty row more, for a step to be filled up with.
@@ -226,8 +237,15 @@ class _Rows:
     self.data: Batch = {name: shard_rows(rows, mesh, stage.num_microbatches) for name, rows in self.host.items()}
     self.totals = {name: _tokens(rows) for name, rows in self.host.items() if name not in self.order}
 
-  def take(self) -> dict[str, np.ndarray]:
-    """Data set -> places `[runs, B]` of the next step, filled up with an empty row."""
+  def __enter__(self) -> None:
+    pass
+
+  def __exit__(self, *_: object) -> None:
+    for stream in self.streams.values():
+      stream.close()
+
+  def take(self) -> tuple[dict[str, np.ndarray], Batch]:
+    """Of the next step: data set that is held -> places `[runs, B]`, filled up with an empty row; others -> rows."""
     found = {}
     for name, orders in self.order.items():
       distinct = {order: order.places(self.position[name]) for order in orders}  # seeds are shared by arms
@@ -235,7 +253,11 @@ class _Rows:
       self.position[name] += places.shape[1]
       fill = -places.shape[1] % self.unit
       found[name] = np.pad(places, ((0, 0), (0, fill)), constant_values=self.host[name].tokens.shape[1] - 1)
-    return found
+    streamed = {}
+    for name, stream in self.streams.items():
+      streamed[name] = stream.take(self.position[name])
+      self.position[name] += stream.size
+    return found, streamed
 
   def spread(self, index: Mapping[str, np.ndarray]) -> Any:
     """The places on the mesh; None where every step sees everything."""
@@ -244,11 +266,12 @@ class _Rows:
     return {name: lay_out(pad_runs(places.astype(np.int32), padded_runs(len(places), self.mesh)),
                           rows_sharding(self.mesh)) for name, places in index.items()}
 
-  def count_tokens(self, index: Mapping[str, np.ndarray]) -> tuple[int, int]:
-    """Real and padded tokens of all runs in a step."""
-    counts = [*self.totals.values(), *(_tokens(jax.tree.map(
+  def count_tokens(self, index: Mapping[str, np.ndarray], streamed: Batch) -> tuple[Any, int]:
+    """Real and padded tokens of all runs in a step; the real ones on the mesh, where no process has all rows."""
+    counts: list[tuple[Any, int]] = [*self.totals.values(), *(_tokens(jax.tree.map(
         lambda leaf, at=places: np.take_along_axis(leaf, at[..., None], 1), self.host[name]))
-        for name, places in index.items())]
+        for name, places in index.items()),
+        *(self.streams[name].count_tokens(rows) for name, rows in streamed.items())]
     return sum(real for real, _ in counts), sum(padded for _, padded in counts)
 
 

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from relearn_jax.data.order import small_batches
+from relearn_jax.data.order import Order, small_batches
+from relearn_jax.data.prepared import PreparedRows
 from relearn_jax.errors import InputError
 from relearn_jax.models.checkpoint import Checked, load_params, read_leaves, tensors_digest, weights_digest
 from relearn_jax.models.checkpoint_sources import open_checkpoint
@@ -20,7 +21,16 @@ from relearn_jax.models.model import Model, Params, whole
 from relearn_jax.models.precision import DTYPES, compute_dtype
 from relearn_jax.objectives.core import TokenRows
 from relearn_jax.objectives.losses import nll
-from relearn_jax.parallel.mesh import check_mesh, make_mesh, map_runs, repeat_runs, shard_rows, to_first, to_host
+from relearn_jax.parallel.mesh import (
+  check_mesh,
+  make_mesh,
+  map_runs,
+  repeat_runs,
+  row_shards,
+  shard_rows,
+  to_first,
+  to_host,
+)
 from relearn_jax.parallel.processes import agree, is_alone, is_first
 from relearn_jax.training import checkpoints
 from relearn_jax.training.ended import AllEnded, Ended, Ledger, finite_runs
@@ -29,6 +39,7 @@ from relearn_jax.training.log import TrainLog
 from relearn_jax.training.references import ReferenceCache, rows_digest
 from relearn_jax.training.stage import OnKeep, Stage, run_stage
 from relearn_jax.training.step import NOTHING, Frozen, model_outputs
+from relearn_jax.training.streams import Stream
 from relearn_jax.training.train_settings import make_model, rate_share
 from relearn_jax.training.unlearn_rows import input_files, read_rows
 from relearn_jax.workdir import check_inputs_alike, claim_workdir, file_digests, is_claimed, only_process
@@ -90,12 +101,14 @@ def unlearn(job: UnlearnJob, where: str, workdir: pathlib.Path, mesh: str | None
   return True
 
 
-def _cache(job: UnlearnJob, workdir: pathlib.Path, checked: Checked, rows: Mapping[str, TokenRows]) -> ReferenceCache:
+def _cache(job: UnlearnJob, workdir: pathlib.Path, checked: Checked, rows: Mapping[str, TokenRows | PreparedRows]
+           ) -> ReferenceCache:
   """Where statistics of the model before unlearning are kept, and which rows and weights they are made from."""
   needs = job.recipe.objective.needs
   folder = pathlib.Path(job.references) if job.references else workdir / "checkpoints" / "references"
-  return ReferenceCache(folder, needs, {name: rows_digest(rows[name]) for name in {need.rows for need in needs}},
-                        weights_digest(checked) if needs else "", "")
+  wanted = {need.rows for need in needs}
+  digests = {name: rows_digest(held) for name, held in rows.items() if name in wanted and isinstance(held, TokenRows)}
+  return ReferenceCache(folder, needs, digests, weights_digest(checked) if needs else "", "")
 
 
 def _recipe(job: UnlearnJob, where: str) -> str:
@@ -107,8 +120,8 @@ def _recipe(job: UnlearnJob, where: str) -> str:
   return json.dumps(how, sort_keys=True)
 
 
-def _train(job: UnlearnJob, where: str, workdir: pathlib.Path, checked: Checked, rows: dict[str, TokenRows],
-           mesh: Mesh, cache: ReferenceCache) -> None:
+def _train(job: UnlearnJob, where: str, workdir: pathlib.Path, checked: Checked,
+           rows: Mapping[str, TokenRows | PreparedRows], mesh: Mesh, cache: ReferenceCache) -> None:
   lora, dtype, recipe = job.adapter.lora(), compute_dtype(job.dtype, where), job.recipe
   model = make_model(checked, job, dtype)
   frozen = NOTHING if lora is None else Frozen(shared=load_params(checked, model, dtype=dtype, mesh=mesh))
@@ -129,7 +142,10 @@ def _train(job: UnlearnJob, where: str, workdir: pathlib.Path, checked: Checked,
     return False
 
   log, decay = TrainLog(workdir / "train_log.jsonl"), {"weight_decay": job.weight_decay}
-  orders = small_batches(rows, job.batch_size, [job.seed])
+  orders = small_batches({name: held for name, held in rows.items() if isinstance(held, TokenRows)}, job.batch_size,
+                         [job.seed])
+  orders |= {name: [Order(len(stream), min(job.batch_size, len(stream)), job.seed)] for name, stream in rows.items()
+             if isinstance(stream, PreparedRows)}
 
   def run(stage: Stage, on_keep: OnKeep, field: str, **more: Any) -> None:
     folder = workdir / "checkpoints" / stage.name
@@ -164,14 +180,18 @@ def _train(job: UnlearnJob, where: str, workdir: pathlib.Path, checked: Checked,
   run(stage, on_keep, "learning_rate", reinforced=reinforced if recipe.published.reinforces else None, cache=cache)
 
 
-def _check_outputs(job: UnlearnJob, model: Model, params: Params, forget: TokenRows, mesh: Mesh, frozen: Frozen
-                   ) -> None:
+def _check_outputs(job: UnlearnJob, model: Model, params: Params, forget: TokenRows | PreparedRows, mesh: Mesh,
+                   frozen: Frozen) -> None:
   """Raises `AllEnded` unless log-probabilities after the last update, which no loss has seen, are finite."""
   def one(run: tuple[Params, Params | None, TokenRows], shared: Params | None) -> jax.Array:
     params, own, rows = run
     return jnp.where(rows.mask > 0, model_outputs(model, whole(params, own, shared), rows).logprobs, 0.0)
   size = -(-job.batch_size // job.num_microbatches)  # as many rows as there is memory for
-  some = shard_rows(jax.tree.map(lambda leaf: leaf[:, :size], forget), mesh)
+  if isinstance(forget, PreparedRows):
+    stream = Stream(forget, [Order(len(forget), min(size, len(forget)), job.seed)], mesh, row_shards(mesh), 1)
+    some = stream.lay(stream.read(0))
+  else:
+    some = shard_rows(jax.tree.map(lambda leaf: leaf[:, :size], forget), mesh)
   finite = finite_runs(jax.jit(map_runs(one, mesh))((params, frozen.own, some), frozen.shared))
   if not to_host(finite, 1)[0]:
     raise AllEnded([Ended(RUN, STAGE, job.steps, "answers")], "learning_rate", job.learning_rate)

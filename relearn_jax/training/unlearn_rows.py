@@ -11,30 +11,42 @@ from relearn_jax.cases.files import read_texts
 from relearn_jax.cases.sources import check_columns_setting, parse_source, read_source, source_input
 from relearn_jax.data.chat import open_chat
 from relearn_jax.data.jsonl import Row
+from relearn_jax.data.prepared import METADATA, PreparedRows
 from relearn_jax.data.refusals import REFUSALS
 from relearn_jax.data.relabel import UNCOUNTED
 from relearn_jax.data.rows import Encoded
+from relearn_jax.data.stores import Store
 from relearn_jax.data.texts import encode_rows, stack_rows
 from relearn_jax.errors import InputError
 from relearn_jax.models.checkpoint import Checked
 from relearn_jax.objectives.core import TokenRows
+from relearn_jax.parallel.start import cache_dir
 from relearn_jax.training.job import SOURCES, UnlearnJob
+from relearn_jax.training.prepare import check_prepared
+
+MOST_HELD = 2**26  # tokens, with padding, of a prepared data set that is held whole: half a GiB with their mask
 
 
-def read_rows(job: UnlearnJob, checked: Checked, tokenizer: Any) -> dict[str, TokenRows]:
+def read_rows(job: UnlearnJob, checked: Checked, tokenizer: Any) -> dict[str, TokenRows | PreparedRows]:
   """The data sets that the job's method reads, `[1, rows, length]` on the host.
 
-  Row i of "idk", "alternate" and "relabelled" belongs to row i of "forget", whose order of batches they share.
+  Prepared ones stay where they are, unless the method wants statistics of their rows. Row i of "idk", "alternate" and
+  "relabelled" belongs to row i of "forget", whose order of batches they share.
 
   Raises:
     InputError: naming file, line and field.
   """
   chat = open_chat(job.chat, tokenizer, checked.path, "chat_template") if job.chat_template else None
   forget, texts = parse_source(job.forget).path, functools.partial(job_texts, job)
+  prepared = open_prepared(job)
   made = {"idk": lambda: (refusal_rows(job, texts(job.forget), forget), forget),
           "alternate": lambda: (_alternates(job, texts(job.forget)), parse_source(job.alternates).path)}
-  found = {}
+  found: dict[str, TokenRows | PreparedRows] = {}
   for name in sorted(job.recipe.objective.rows):
+    if name in prepared:
+      check_prepared(prepared[name], checked, chat)
+      found[name] = _held_if_wanted(job, name, prepared[name])
+      continue
     anchors = read_anchors(job.anchors) if name == "relabelled" else None
     source = job.forget if anchors is not None or name in made else getattr(job, name)
     rows, file = made[name]() if name in made else (texts(source), parse_source(source).path)
@@ -45,6 +57,33 @@ def read_rows(job: UnlearnJob, checked: Checked, tokenizer: Any) -> dict[str, To
   return found
 
 
+def open_prepared(job: UnlearnJob) -> dict[str, PreparedRows]:
+  """Data set -> its rows, of those whose source is prepared.
+
+  Raises:
+    InputError: there are none, or their text is wanted.
+  """
+  reads, sources = job.recipe.objective.rows, {name: parse_source(getattr(job, name)) for name in ("forget", "retain")}
+  prepared = {name: source for name, source in sources.items() if source.kind == "prepared"}
+  if "forget" in prepared and (wants := sorted(reads & {"idk", "alternate", "relabelled"})):
+    raise InputError(f"holds tokens, and method {job.method!r} makes data set {wants[0]!r} of the text",
+                     file=job.forget, field="forget", mend="give the source that it was prepared from")
+  return {name: PreparedRows(Store(source.place, cache_dir() / "prepared")) for name, source in prepared.items()
+          if name in reads}
+
+
+def _held_if_wanted(job: UnlearnJob, name: str, rows: PreparedRows) -> TokenRows | PreparedRows:
+  """All rows of a prepared data set, where statistics of a frozen model are kept for each of them."""
+  if all(need.rows != name for need in job.recipe.objective.needs):
+    return rows
+  counts = rows.about.counts
+  if (size := counts.rows * counts.longest) > MOST_HELD:
+    raise InputError(f"has {size} tokens with padding, and method {job.method!r} keeps statistics of the model before "
+                     f"unlearning for all of them, which is done up to {MOST_HELD}", file=rows.store.path(METADATA),
+                     field=name, mend="prepare fewer rows, or take a method that keeps none, such as gd")
+  return stack_rows(rows.read(range(counts.rows)), 1)
+
+
 def job_texts(job: UnlearnJob, source: str) -> list[Row]:
   """The rows of one of the job's sources of texts, under our names."""
   return read_texts(source, check_columns_setting(job.columns))
@@ -53,7 +92,7 @@ def job_texts(job: UnlearnJob, source: str) -> list[Row]:
 def input_files(job: UnlearnJob, checked: Checked) -> dict[str, pathlib.Path | str]:
   """Field -> file, of all files that decide what a job makes; those of the model by their names in its folder.
 
-  Of a source that is no file, it is a digest of the rows.
+  Of a source that is no file, it is a digest of the rows; of one that is prepared, that of its metadata.json.
 
   What the method does not read is left out, and so are `references`, which are compared with what they are of.
   """
@@ -61,7 +100,8 @@ def input_files(job: UnlearnJob, checked: Checked) -> dict[str, pathlib.Path | s
   fields = ["forget", *(field for rows, field in SOURCES.items() if rows in reads)]
   if "idk" in reads and job.refusals:
     fields.append("refusals")
-  return {field: source_input(getattr(job, field)) for field in fields} | {
+  prepared = {field: rows.digest for field, rows in open_prepared(job).items()}
+  return {field: prepared.get(field) or source_input(getattr(job, field)) for field in fields} | {
       f"model/{name}": file for name, file in sorted(checked.deciding_files().items())}
 
 

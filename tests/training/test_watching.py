@@ -12,7 +12,6 @@ import pytest
 
 from relearn_jax.errors import InputError
 from relearn_jax.models.lora import LoraConfig, init_lora
-from relearn_jax.objectives.core import TokenRows
 from relearn_jax.objectives.losses import nll
 from relearn_jax.parallel.mesh import repeat_runs, runs_mesh
 from relearn_jax.training import stage as module
@@ -75,10 +74,8 @@ def test_full_speed_by_hand() -> None:
   products, head = 2 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 32 * 48), 162 * 32
   attention = 12 * 2 * 32 * 10  # 12 L N H S: half of 20 tokens is seen
   model = dataclasses.replace(MODEL, dtype=jnp.bfloat16)
-  rows = {name: TokenRows(np.zeros((3, 2, length), np.int32), np.ones((3, 2, length), np.float32))
-          for name, length in (("forget", 12), ("retain", 20))}
   of = lambda trained, adapter=False, one=model, kind="NVIDIA H100 80GB HBM3": full_speed(
-      one, trained, adapter, rows, kind, 2)
+      one, trained, adapter, 20, kind, 2)
   assert of({}) == pytest.approx(2 * 989.5e12 / (6 * (products + head) + attention))
   added = 2 * (2 * (32 + 32) + 2 * (32 + 16))  # rank 2, queries and values
   adapter = jax.eval_shape(lambda: init_lora(MODEL, LoraConfig(2, 4.0, ("q_proj", "v_proj")), jax.random.key(0)))
