@@ -60,8 +60,8 @@ def _workdir_flag(values: flags.FlagValues, text: str) -> None:
 
 def _watch_flags(values: flags.FlagValues) -> None:
   """What commands have that train."""
-  _path_flag(values, "tensorboard", "Folder for TensorBoard: losses, norms and tokens per second of each stage (extra "
-             "`tensorboard`).")
+  _path_flag(values, "tensorboard", "Folder for TensorBoard: losses, norms, tokens per second and, of known devices, "
+             "MFU of each stage (extra `tensorboard`).")
   flags.DEFINE_string("profile_steps", None, "FIRST:LAST, such as 5:8: a trace of these steps of each stage, in "
                       "profile/ of the workdir.", flag_values=values)
 
@@ -392,6 +392,8 @@ def _define_plan(values: flags.FlagValues) -> None:
   flags.DEFINE_integer("num_devices", 1, "Number of devices (of cores, for cpu).", flag_values=values)
   flags.DEFINE_string("mesh", "fsdp:-1", "Sizes of the axes runs, data, fsdp and tensor over them.",
                       flag_values=values)
+  flags.DEFINE_integer("num_commands", 1, "Commands that share the grid by --claim, each on --num_devices of its own.",
+                       flag_values=values)
   flags.DEFINE_float("memory_gib", None, "Memory of a device, where it is not the table's; needed for cpu.",
                      flag_values=values)
   flags.DEFINE_integer("rows", 400, "Rows of a data set whose file is not given.", flag_values=values)
@@ -407,7 +409,7 @@ def _plan(values: flags.FlagValues) -> str:
   config, path = _config(values, object)
   return plan(config, path, device=values.device, num_devices=values.num_devices, mesh=values.mesh,
               memory_gib=values.memory_gib, default=Size(values.rows, values.length, values.counted),
-              bench=values.bench)
+              bench=values.bench, commands=values.num_commands)
 
 
 COMMANDS = {

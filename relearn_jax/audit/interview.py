@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import io
 import pathlib
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -82,12 +83,18 @@ def load_answers(path: pathlib.Path) -> Answers:
   """Reads what `save_answers` wrote.
 
   Raises:
-    InputError: an earlier version wrote it, which did not store all of that.
+    InputError: it is damaged, or an earlier version wrote it, which did not store all of that.
   """
-  with np.load(io.BytesIO(agree(path.read_bytes)), allow_pickle=False) as arrays:
-    if "matched" not in arrays:
-      raise InputError("was written by an earlier version", file=path, mend="give another --workdir")
-    return Answers(**arrays)
+  data = agree(path.read_bytes)
+  try:
+    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+      found = dict(arrays)
+  except (ValueError, EOFError, zipfile.BadZipFile):  # of a file that was cut
+    raise InputError("cannot be read", file=path, mend=f"remove {path.parent.parent}, the folder of its stage, and run "
+                     "the same command again") from None
+  if "matched" not in found:
+    raise InputError("was written by an earlier version", file=path, mend="give another --workdir")
+  return Answers(**found)
 
 
 @functools.lru_cache(maxsize=PROGRAMS)

@@ -4,13 +4,12 @@ import concurrent.futures
 import dataclasses
 import functools
 import hashlib
-import os
 import pathlib
 from collections.abc import Iterable
 from typing import Any
 
 from relearn_jax.errors import InputError
-from relearn_jax.parallel.processes import temporary_of
+from relearn_jax.parallel.processes import replace_file
 from relearn_jax.workdir import one_at_a_time
 
 AT_ONCE = 16  # questions to a store that are under way together
@@ -101,17 +100,15 @@ class Store:
         self._copy(file, target)
 
   def _copy(self, file: File, target: pathlib.Path) -> None:
-    temporary, digest = temporary_of(target), hashlib.sha256()
-    try:
+    def write(temporary: pathlib.Path) -> None:
+      digest = hashlib.sha256()
       with temporary.open("wb") as out:
         for chunk in self._chunks(file):
           digest.update(chunk)
           out.write(chunk)
       if digest.hexdigest() != file.sha256:
         raise InputError("is not what was written: its SHA-256 is another", file=self.path(file.name), mend=AGAIN)
-      os.replace(temporary, target)
-    finally:
-      temporary.unlink(missing_ok=True)
+    replace_file(target, write)
 
   def _chunks(self, file: File) -> Iterable[bytes]:
     try:

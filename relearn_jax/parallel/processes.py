@@ -242,13 +242,17 @@ def write_atomically(path: pathlib.Path, content: str | bytes | Callable[[pathli
   """
   if not is_first():
     return
+  def write(temporary: pathlib.Path) -> None:
+    temporary.write_bytes(content.encode() if isinstance(content, str) else content)  # type: ignore[arg-type]
+  replace_file(path, content if callable(content) else write)
+
+
+def replace_file(path: pathlib.Path, write: Callable[[pathlib.Path], Any]) -> None:
+  """A file that appears complete or not at all, as `write` makes it at the path it is given; on this very process."""
   path.parent.mkdir(parents=True, exist_ok=True)
   temporary = temporary_of(path)
   try:
-    if callable(content):
-      content(temporary)
-    else:
-      temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+    write(temporary)
     os.replace(temporary, path)
   finally:
     with contextlib.suppress(OSError):
