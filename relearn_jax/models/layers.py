@@ -43,23 +43,16 @@ class Context(NamedTuple):
   segments: Int[Array, "B T"] | None = None  # where rows share a sequence, the row that each token is of
 
 
-def shard_activations(x: Float[Array, "B T D"], axis: str | None = None) -> Float[Array, "B T D"]:
-  """Rows over the mesh's data axes, the last dimension as `axis` says; nothing without such a mesh."""
-  return constrain(x, "batch", None, axis)
-
-
-def project(x: Float[Array, "*batch D"], weight: Float[Array, "F D"], dtype: Any = None) -> Float[Array, "*batch F"]:
-  """`x @ weight.T`, accumulated in `dtype`, by default that of x.
-
-  As a product of two matrices: with rows and positions apart, XLA transposes what flows back into a copy of its own for
-  the gradient of the weights, element by element on CPU.
-  """
-  flat = jnp.einsum("td,fd->tf", x.reshape(-1, x.shape[-1]), weight.astype(x.dtype), preferred_element_type=dtype)
-  return flat.reshape(*x.shape[:-1], weight.shape[0])
+def shard_activations(x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+  """Rows over the mesh's data axes; nothing without such a mesh."""
+  return constrain(x, "batch", None, None)
 
 
 class Linear(nn.Module):
   """`x @ weight.T + bias`, plus a low-rank adapter where the `lora` collection has one for it.
+
+  Rows and positions of x are one axis: with them apart, XLA transposes what flows back into a copy of its own for the
+  gradient of the weights, element by element on CPU.
 
   `weight` is `[features, in]`; the adapter is `a [rank, in]` and `b [features, rank]` (Hu et al., 2021),
   with the scale in `b` already (see `Model.apply`).
@@ -70,16 +63,17 @@ class Linear(nn.Module):
   use_bias: bool = False
 
   @nn.compact
-  def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch F"]:
+  def __call__(self, x: Float[Array, "BT D"]) -> Float[Array, "BT F"]:
     init: Any = nn.with_logical_partitioning(nn.initializers.normal(0.02), self.axes)
     weight = self.param("weight", init, (self.features, x.shape[-1]), jnp.float32)
-    y = project(x, weight)
+    product = lambda x, weight: jnp.einsum("td,fd->tf", x, weight.astype(x.dtype))
+    y = product(x, weight)
     if self.use_bias:
       zeros: Any = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[:1])
       y = y + self.param("bias", zeros, (self.features,), jnp.float32).astype(x.dtype)
     if self.has_variable("lora", "a"):
       adapter: Any = {name: self.get_variable("lora", name) for name in "ab"}
-      y = y + project(project(x, adapter["a"]), adapter["b"])
+      y = y + product(product(x, adapter["a"]), adapter["b"])
     return y
 
 
@@ -155,7 +149,10 @@ def write_cache(cache: Float[Array, "B K G H"], new: Float[Array, "B T K H"], st
 
 
 class Attention(nn.Module):
-  """Multi-head or grouped-query attention with rotary positions; softmax in fp32."""
+  """Multi-head or grouped-query attention with rotary positions; softmax in fp32.
+
+  Takes and returns rows and positions as one axis, as `Linear` does; `context` says how many there are of each.
+  """
 
   config: ModelConfig
   qkv_bias: bool = False
@@ -163,13 +160,13 @@ class Attention(nn.Module):
   attention: str = "auto"  # see attention.ATTENTION
 
   @nn.compact
-  def __call__(self, x: Float[Array, "B T D"], cache: LayerCache | None, context: Context
-               ) -> tuple[Float[Array, "B T D"], tuple[Array, Array]]:
+  def __call__(self, x: Float[Array, "BT D"], cache: LayerCache | None, context: Context
+               ) -> tuple[Float[Array, "BT D"], tuple[Array, Array]]:
     c = self.config
 
     def heads(name: str, n: int, axis: str) -> Float[Array, "B T heads H"]:
       flat = Linear(n * c.head_dim, (axis, "embed"), use_bias=self.qkv_bias, name=name)(x)
-      return constrain(flat.reshape(*x.shape[:2], n, c.head_dim), "batch", None, axis, None)
+      return constrain(flat.reshape(*context.sin.shape[:2], n, c.head_dim), "batch", None, axis, None)
     q = apply_rope(heads("q", c.num_heads, "heads"), context)
     k = apply_rope(heads("k", c.num_kv_heads, "kv_heads"), context)
     v = heads("v", c.num_kv_heads, "kv_heads")
@@ -181,18 +178,17 @@ class Attention(nn.Module):
       k, v = write_cache(cache.new_k, k, context.step), write_cache(cache.new_v, v, context.step)
       assert context.mask is not None
       out = attend_parts(q, (cache.prompt_k, k), (cache.prompt_v, v), context.mask)
-    out = checkpoint_name(out, "attn_out").reshape(*x.shape[:2], -1)
-    out = Linear(c.hidden_size, ("embed", "heads"), use_bias=self.out_bias, name="o")(out)
-    return shard_activations(out), (k, v)
+    out = checkpoint_name(out.reshape(len(x), -1), "attn_out")
+    return Linear(c.hidden_size, ("embed", "heads"), use_bias=self.out_bias, name="o")(out), (k, v)
 
 
 class GatedMLP(nn.Module):
-  """SiLU-gated feed-forward layer (Shazeer, 2020)."""
+  """SiLU-gated feed-forward layer (Shazeer, 2020), of rows and positions as one axis."""
 
   config: ModelConfig
 
   @nn.compact
-  def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+  def __call__(self, x: Float[Array, "BT D"]) -> Float[Array, "BT D"]:
     wide = lambda name: Linear(self.config.intermediate_size, ("mlp", "embed"), name=name)(x)
-    hidden = shard_activations(nn.silu(wide("gate")) * wide("up"), "mlp")
-    return shard_activations(Linear(self.config.hidden_size, ("embed", "mlp"), name="down")(hidden))
+    hidden = constrain(nn.silu(wide("gate")) * wide("up"), "batch", "mlp")
+    return Linear(self.config.hidden_size, ("embed", "mlp"), name="down")(hidden)

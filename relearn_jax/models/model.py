@@ -16,7 +16,7 @@ from relearn_jax.models.architectures import ARCHITECTURES
 from relearn_jax.models.attention import packed_positions
 from relearn_jax.models.config import ModelConfig
 from relearn_jax.models.decoder import LAYER, Caches, Decoder
-from relearn_jax.models.layers import Context, LayerCache, project, rope_tables
+from relearn_jax.models.layers import Context, LayerCache, rope_tables
 
 UNROLLED = 8  # layers, at most
 
@@ -165,7 +165,9 @@ def unroll(config: ModelConfig) -> int:
 
 def head_logits(hidden: Float[Array, "*batch D"], head: Head) -> Float[Array, "*batch V"]:
   """Logits in fp32, accumulated in fp32 at any compute precision."""
-  logits = project(hidden, head.weight, jnp.float32)
+  flat = hidden.reshape(-1, hidden.shape[-1])  # see `layers.Linear`
+  logits = jnp.einsum("td,vd->tv", flat, head.weight.astype(hidden.dtype), preferred_element_type=jnp.float32)
+  logits = logits.reshape(*hidden.shape[:-1], -1)
   return logits if head.bias is None else logits + head.bias.astype(jnp.float32)
 
 
