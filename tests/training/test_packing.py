@@ -19,6 +19,7 @@ from relearn_jax.objectives.core import Outputs, TokenRows
 from relearn_jax.objectives.losses import kl_to_reference, nll
 from relearn_jax.objectives.methods import METHODS
 from relearn_jax.objectives.recipe import default_recipe
+from relearn_jax.training import unlearn_rows
 from relearn_jax.training.job import UnlearnJob, check_job
 from relearn_jax.training.step import model_outputs, split_rows
 from relearn_jax.training.unlearn import unlearn
@@ -122,6 +123,14 @@ def test_a_method_that_compares_rows_does_not_pack() -> None:
   check_job(dataclasses.replace(job, method="npo_gd", defence="sam"), "here")
   with pytest.raises(InputError, match="`attention` is 'flash'; expected auto or einsum"):
     check_job(dataclasses.replace(job, pack=False, attention="flash"), "here")
+
+
+def test_prepared_rows_are_not_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+  job: Any = UnlearnJob(model="m", forget="prepared:rows", retain="r.jsonl", method="gd", pack=True)
+  held: Any = None
+  monkeypatch.setattr(unlearn_rows, "open_prepared", lambda job: {"forget": held})
+  with pytest.raises(InputError, match="prepared:rows: `forget` is prepared, and rows that are prepared stay apart"):
+    unlearn_rows.read_rows(job, held, None)
 
 
 @pytest.mark.slow
