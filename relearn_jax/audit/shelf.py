@@ -1,10 +1,8 @@
 """Folders of stages, and the weights that later stages start from: on the device while there is room, and on disk."""
 
-import contextlib
 import dataclasses
 import itertools
 import json
-import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -18,7 +16,7 @@ from relearn_jax.audit.stages import MEMORIZE
 from relearn_jax.errors import InputError
 from relearn_jax.models.model import Model, Params
 from relearn_jax.parallel.mesh import lay_out, padded_runs, weight_shardings
-from relearn_jax.parallel.processes import agree, barrier, is_first, remove, write_atomically
+from relearn_jax.parallel.processes import agree, barrier, is_first, remove, remove_at_once, write_atomically
 from relearn_jax.training import checkpoints
 
 HELD_BYTES = 2**31  # of weights that stay on the device between stages; what does not fit is read back from disk
@@ -161,14 +159,11 @@ class Shelf:
   def _undone(self, path: pathlib.Path, error: InputError) -> checkpoints.Unreadable:
     """Removes a step that cannot be read, at once for whoever looks, so that its stage is done again, and says so."""
     self.held.pop(path, None)
-    gone = path.with_name(f"{path.name}.damaged{os.getpid()}")
+    remove_at_once(path)
     if is_first():
-      with contextlib.suppress(OSError):  # another command was first
-        os.replace(path, gone)
       # Who memorised looks for the weights, too; and which of its runs ended is still known.
       if not path.parent.name.startswith(MEMORIZE):
         (path.parent / DONE).unlink(missing_ok=True)
-    remove(gone)
     return checkpoints.Unreadable(
         error.problem, file=path, mend=f"run the same command again: {path.parent.name} is done again"
         if is_first() else "remove it, and `done` beside it, and run the same command again")

@@ -289,6 +289,15 @@ def remove(path: pathlib.Path) -> None:
     shutil.rmtree(path, ignore_errors=True)
 
 
+def remove_at_once(path: pathlib.Path) -> None:
+  """As `remove`, for other commands too, which never see a part of it; nothing where one of them was first."""
+  if is_first():
+    gone = path.with_name(f"{path.name}.gone{os.getpid()}")
+    with contextlib.suppress(OSError):
+      os.replace(path, gone)
+    remove(gone)
+
+
 def check_takes_part(devices: Iterable[Any], field: str) -> None:
   """`InputError` unless every process has one of these devices: those without would have nothing to do."""
   left = sorted(set(range(_peers.count if _peers else 1)) - {device.process_index for device in devices})
