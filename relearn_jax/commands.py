@@ -304,6 +304,9 @@ def _define_prepare(values: flags.FlagValues) -> None:
 
 def _prepare(values: flags.FlagValues) -> str:
   _required(values, "model", "source", "output")
+  if "://" in values.output:
+    raise InputError("is an address, and rows are written to a disk", file=values.output, field="--output",
+                     mend="give a folder, and copy it there once it is written")
   from relearn_jax.training.prepare import PrepareSettings, parse_columns, prepare
   settings = PrepareSettings(values.model, values.source, parse_columns(values.columns, "--columns"),
                              values.rows_per_shard, _chat(values))

@@ -91,7 +91,12 @@ def _parquet(path: pathlib.Path) -> Iterator[Row]:
   try:
     with open_bytes(path, "a file of rows") as file:
       parts = pq.ParquetFile(file).iter_batches(TOGETHER)
-      yield from _numbered(row for part in parts for row in part.to_pylist())
+      try:
+        yield from _numbered(row for part in parts for row in part.to_pylist())
+      except OSError as error:
+        if error.errno:
+          raise
+        raise pa.ArrowInvalid(error) from None  # Arrow's own of a part that is damaged, and not the disk's
   except (pa.ArrowException, UnicodeDecodeError) as error:
     raise InputError(f"is no Parquet ({_first_line(error)})", file=path, mend="save it again, with text as UTF-8"
                      ) from None

@@ -23,6 +23,7 @@ from relearn_jax.data.stores import AGAIN, AT_ONCE, File, Store
 from relearn_jax.errors import InputError
 
 METADATA, SCHEMA = "metadata.json", 1
+MOST_OPEN = 256  # shards of a folder that are open together; systems give a process 1,024 files
 NUMBERS = np.dtype("<i4")
 NAME, DIGEST = re.compile(r"[\w-]+\.array_record"), re.compile("[0-9a-f]{64}")
 
@@ -120,8 +121,13 @@ def _write(do: Callable[..., object], *arguments: Any) -> None:
   try:
     do(*arguments)
   except RuntimeError as error:
-    number = next((number for number in errno.errorcode if f": {os.strerror(number)};" in str(error)), errno.EIO)
+    number = _number(error) or errno.EIO
     raise OSError(number, os.strerror(number)) from error
+
+
+def _number(error: RuntimeError) -> int | None:
+  """Of the system's error that array_record tells of, where it is one."""
+  return next((number for number in errno.errorcode if f": {os.strerror(number)};" in str(error)), None)
 
 
 def write_metadata(folder: pathlib.Path, about: About) -> None:
@@ -149,6 +155,7 @@ class PreparedRows:
     self.about = _parse(content, store.path(METADATA))
     self._ends = np.cumsum([shard.rows for shard in self.about.counts.shards])
     self._source: Any = None
+    self._open = set[int]()
 
   def __len__(self) -> int:
     return self.about.counts.rows
@@ -160,6 +167,14 @@ class PreparedRows:
       InputError: naming one that is missing, or was cut.
     """
     self.store.check(self.about.counts.shards)
+
+  def check_contents(self) -> None:
+    """Reads all shards of a disk, whose sizes tell little: they are multiples of 64 KiB.
+
+    Raises:
+      InputError: naming one that is not what was written.
+    """
+    self.store.check_contents(self.about.counts.shards)
 
   def read(self, places: Sequence[int] | np.ndarray) -> list[Encoded]:
     """The rows at some places. Of a store, the shards that hold them are fetched first, unless they are there already.
@@ -176,24 +191,37 @@ class PreparedRows:
     with concurrent.futures.ThreadPoolExecutor(min(AT_ONCE, len(wanted))) as pool:
       list(pool.map(lambda index: self.store.fetch(shards[index]), wanted))
     try:
-      records = self._records(places)
+      records = self._records(places, of)
     except RuntimeError:  # array_record's, which does not tell the file
       for index in wanted:
         try:
-          self._records(places[of == index])
+          self._records(places[of == index], of[of == index])
         except RuntimeError as error:
-          raise InputError(f"is damaged ({str(error).split(';')[0][:200]})", file=self.store.path(shards[index].name),
-                           mend=AGAIN) from None
+          file = self.store.local(shards[index])
+          if number := _number(error):
+            raise InputError(f"cannot be read ({os.strerror(number)})", file=file,
+                             mend="give a place that this host may read") from None
+          raise InputError(f"is damaged ({str(error).split(';')[0][:200]})", file=file,
+                           mend="remove it: it is fetched again" if self.store.is_remote else AGAIN) from None
       raise
     numbers = [np.frombuffer(record, NUMBERS).tolist() for record in records]
     return [Encoded(ids, start) for start, *ids in numbers]
 
-  def _records(self, places: np.ndarray) -> Sequence[bytes]:
+  def _records(self, places: np.ndarray, of: np.ndarray) -> Sequence[bytes]:
+    """The records at places that lie in shards `of`."""
     import grain
     if self._source is None:  # opens none of the files, since it is told of their rows
       self._source = grain.sources.ArrayRecordDataSource(
           [_Whole(str(self.store.local(shard)), shard.rows) for shard in self.about.counts.shards])
-    found: Sequence[bytes] = self._source.__getitems__(places.tolist())
+    found, wanted = [b""] * len(places), np.unique(of)
+    for some in np.split(wanted, range(MOST_OPEN, len(wanted), MOST_OPEN)):
+      if len(self._open | set(some.tolist())) > MOST_OPEN:
+        with self._source:  # whose end closes all files; they are opened again as they are wanted
+          self._open.clear()
+      self._open |= set(some.tolist())
+      at = np.flatnonzero(np.isin(of, some))
+      for index, record in zip(at.tolist(), self._source.__getitems__(places[at].tolist()), strict=True):
+        found[index] = record
     return found
 
 

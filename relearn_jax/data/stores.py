@@ -80,6 +80,27 @@ class Store:
     with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
       list(pool.map(look, files))
 
+  def check_contents(self, files: Iterable[File]) -> None:
+    """Reads files of a disk, and compares them with what was written; those of an address are as they are fetched.
+
+    Raises:
+      InputError: naming one that cannot be read, or is another.
+    """
+    def look(file: File) -> None:
+      try:
+        with self.local(file).open("rb") as content:
+          digest = hashlib.file_digest(content, "sha256").hexdigest()
+      except OSError as error:
+        raise self._trouble(file.name, error, AGAIN) from None
+      self._check_digest(file, digest)
+    if not self.is_remote:
+      with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
+        list(pool.map(look, files))
+
+  def _check_digest(self, file: File, digest: str) -> None:
+    if digest != file.sha256:
+      raise InputError("is not what was written: its SHA-256 is another", file=self.path(file.name), mend=AGAIN)
+
   def local(self, file: File) -> pathlib.Path:
     """Where a file lies on this host, or will once it is fetched."""
     if not self.is_remote:
@@ -93,10 +114,10 @@ class Store:
       InputError: it cannot be fetched, or is not what was written.
     """
     target = self.local(file)
-    if not self.is_remote or target.exists():
+    if not self.is_remote or _is_whole(target, file):
       return
     with one_at_a_time(target.with_name(f"{target.name}.lock"), "RELEARN_CACHE"):
-      if not target.exists():
+      if not _is_whole(target, file):
         self._copy(file, target)
 
   def _copy(self, file: File, target: pathlib.Path) -> None:
@@ -106,8 +127,7 @@ class Store:
         for chunk in self._chunks(file):
           digest.update(chunk)
           out.write(chunk)
-      if digest.hexdigest() != file.sha256:
-        raise InputError("is not what was written: its SHA-256 is another", file=self.path(file.name), mend=AGAIN)
+      self._check_digest(file, digest.hexdigest())
     replace_file(target, write)
 
   def _chunks(self, file: File) -> Iterable[bytes]:
@@ -127,6 +147,14 @@ class Store:
     said = (getattr(error, "strerror", None) or f"{type(error).__name__}: {error}").split("\n")[0][:200]
     return InputError(f"cannot be read ({said})", file=self.path(name),
                       mend="give a place that this host may read (credentials are found as fsspec finds them)")
+
+
+def _is_whole(target: pathlib.Path, file: File) -> bool:
+  """Whether a file was fetched; a host that lost its power may have cut it since."""
+  try:
+    return target.stat().st_size == file.bytes
+  except FileNotFoundError:
+    return False
 
 
 @functools.lru_cache(maxsize=8)

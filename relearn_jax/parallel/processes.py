@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import os
 import pathlib
+import secrets
 import shutil
 import sys
 import time
@@ -260,8 +261,11 @@ def replace_file(path: pathlib.Path, write: Callable[[pathlib.Path], Any]) -> No
 
 
 def temporary_of(path: pathlib.Path) -> pathlib.Path:
-  """Where a file is written before it takes its name, in the same folder: a rename works within one disk only."""
-  return path.with_name(f".{path.name[:200]}.tmp{os.getpid()}")
+  """Where a file is written before it takes its name, in the same folder: a rename works within one disk only.
+
+  Another each time: processes on two hosts that share the disk may have one number.
+  """
+  return path.with_name(f".{path.name[:200]}.tmp{os.getpid()}-{secrets.token_hex(4)}")
 
 
 @contextlib.contextmanager

@@ -109,7 +109,7 @@ def check_prepared(rows: PreparedRows, checked: Checked, chat: Chat | None) -> N
 
   Raises:
     InputError: another tokenizer or chat template made them, a row is longer than the model's positions, or a token
-      is beyond its embedding; or a shard is missing or was cut.
+      is beyond its embedding; or a shard is missing, was cut, or (on a disk) is another.
   """
   about, file = rows.about, rows.store.path(METADATA)
   here = tokenizer_digests(checked)
@@ -134,3 +134,4 @@ def check_prepared(rows: PreparedRows, checked: Checked, chat: Chat | None) -> N
     by_first(rows.check_shards)  # one look for all processes
   else:
     rows.check_shards()
+    by_first(rows.check_contents)  # the disk is one for all hosts

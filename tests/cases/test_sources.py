@@ -154,6 +154,16 @@ def test_what_a_table_holds_besides_text_is_told(tmp_path: pathlib.Path) -> None
       read_texts(tmp_path / f"{name}.parquet")
 
 
+def test_a_table_that_is_damaged_within_is_named(tmp_path: pathlib.Path) -> None:
+  file = tmp_path / "a.parquet"
+  pq.write_table(pa.table({"text": [f"{i} {i * i}" for i in range(2000)]}), file, row_group_size=1000)
+  content = bytearray(file.read_bytes())
+  content[2000:2400] = bytes(range(200)) * 2
+  file.write_bytes(content)
+  with pytest.raises(InputError, match="a.parquet: is no Parquet .*; save it again"):
+    read_texts(file)
+
+
 def test_columns_take_our_names(tmp_path: pathlib.Path) -> None:
   file = tmp_path / "a.jsonl"
   file.write_text(lines([*ROWS, {"prompt": "own", "answer": "kept", "more": 1}]))

@@ -1,11 +1,14 @@
 """Rows that are prepared and streamed are those of the source: as tokens, in training, after a kill; or are refused."""
 
+import concurrent.futures
+import contextlib
 import dataclasses
 import hashlib
 import json
 import pathlib
 import resource
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 
 import fsspec
@@ -19,7 +22,7 @@ from relearn_jax.data.chat import ChatSettings
 from relearn_jax.data.order import Order
 from relearn_jax.data.prepared import METADATA, PreparedRows
 from relearn_jax.data.rows import Encoded
-from relearn_jax.data.stores import Store
+from relearn_jax.data.stores import File, Store
 from relearn_jax.data.texts import encode_rows
 from relearn_jax.errors import InputError
 from relearn_jax.models.checkpoint_sources import open_checkpoint
@@ -190,9 +193,62 @@ def test_of_a_store_the_shards_that_are_wanted_are_fetched_once(bucket: str, fol
   assert there() == [SHARDS[2]] and not list(tmp_path.rglob(".*.tmp*"))
 
 
+def test_what_was_cut_in_the_cache_is_fetched_again(bucket: str, folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
+  """By a host that lost its power; one that was damaged otherwise is named as the file that it is."""
+  opened(bucket, tmp_path).read([0])
+  file = next(tmp_path.rglob("*.array_record"))
+  whole = file.read_bytes()
+  file.write_bytes(b"")
+  assert opened(bucket, tmp_path).read([0]) == encoded(folder)[:1] and file.read_bytes() == whole
+  file.write_bytes(bytes(len(whole)))
+  with pytest.raises(InputError, match=f"{file}: is damaged .*; remove it: it is fetched again"):
+    opened(bucket, tmp_path).read([0])
+
+
+def test_hosts_that_share_a_cache_do_not_write_into_one_file(bucket: str, folder: pathlib.Path, tmp_path: pathlib.Path,
+                                                             monkeypatch: pytest.MonkeyPatch) -> None:
+  """Two with the same process number, on a disk that keeps no locks between hosts; both are in the middle at once."""
+  monkeypatch.setattr("relearn_jax.data.stores.one_at_a_time", lambda *_: contextlib.nullcontext())
+  both, chunks, hosts = threading.Barrier(2, timeout=10), Store._chunks, [opened(bucket, tmp_path) for _ in range(2)]
+
+  def halves(store: Store, file: File) -> Iterator[bytes]:
+    content = b"".join(chunks(store, file))
+    yield content[:9]
+    both.wait()
+    yield content[9:]
+  monkeypatch.setattr(Store, "_chunks", halves)
+  hosts[0].store.local(hosts[0].about.counts.shards[0]).parent.mkdir(parents=True)
+  with concurrent.futures.ThreadPoolExecutor(2) as pool:
+    assert list(pool.map(lambda rows: rows.read([0]), hosts)) == [encoded(folder)[:1]] * 2
+  assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 1
+
+
+def test_few_shards_are_open_together(folder: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+                                      ) -> None:
+  """Of however many; and one that cannot be opened is not called damaged."""
+  monkeypatch.setattr("relearn_jax.data.prepared.MOST_OPEN", 1)
+  shutil.copytree(folder / "rows", tmp_path / "rows")
+  rows, files = opened(tmp_path / "rows", tmp_path), pathlib.Path("/proc/self/fd")
+  is_open = lambda file: file.is_symlink() and str(tmp_path) in str(file.readlink())
+  for places in ([0], [9], [7, 0, 9, 1], range(10)):
+    assert rows.read(places) == [encoded(folder)[place] for place in places]
+    assert sum(map(is_open, files.iterdir())) == 1
+  (tmp_path / "rows" / SHARDS[0]).unlink()
+  with pytest.raises(InputError, match=rf"rows/{SHARDS[0]}: cannot be read \(No such file or directory\)"):
+    rows.read([0])
+
+
 def cut(folder: pathlib.Path) -> None:
   file = folder / "rows" / SHARDS[1]
   file.write_bytes(file.read_bytes()[:-1])
+
+
+def exchange(folder: pathlib.Path) -> None:
+  one, other = (folder / "rows" / name for name in SHARDS[:2])
+  assert one.stat().st_size == other.stat().st_size
+  content = one.read_bytes()
+  one.write_bytes(other.read_bytes())
+  other.write_bytes(content)
 
 
 def rewrite(name: str, before: str, after: str) -> Callable[[pathlib.Path], None]:
@@ -206,6 +262,7 @@ def rewrite(name: str, before: str, after: str) -> Callable[[pathlib.Path], None
 @pytest.mark.parametrize("damage,says", [
     (lambda folder: (folder / "rows" / SHARDS[2]).unlink(), f"rows/{SHARDS[2]}: does not exist; copy the folder again"),
     (cut, f"rows/{SHARDS[1]}: has "),
+    (exchange, f"rows/{SHARDS[0]}: is not what was written: its SHA-256 is another"),
     (lambda folder: (folder / "rows" / METADATA).unlink(), f"{METADATA}: does not exist; give a folder that `relearn"),
     (rewrite(f"rows/{METADATA}", '"schema_version": 1', '"schema_version": 2'), "`schema_version` is 2, and 1 is read"),
     (rewrite(f"rows/{METADATA}", "{", ""), f"rows/{METADATA}: is no JSON"),
@@ -254,6 +311,8 @@ def test_what_cannot_be_prepared_leaves_nothing(folder: pathlib.Path, tmp_path: 
       (long, ("--chat_template",), "`--chat_template` asks for the checkpoint's chat template, which it does not")):
     done = relearn(cache, *command(folder, tmp_path / "rows", source, *more), status=2)
     assert says in done.stderr
+  done = relearn(cache, *command(folder, "gs://bucket/rows"), status=2)  # type: ignore[arg-type]
+  assert "gs://bucket/rows: `--output` is an address, and rows are written to a disk" in done.stderr
   assert "`--output` exists" in relearn(cache, *command(folder, folder / "rows"), status=2).stderr
   assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.jsonl", "long.jsonl"]
 
