@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The plans in benchmarks/plan.md: every full-size configuration on one H200 and on a v5p-16 (8 chips).
+# The plans in benchmarks/plan.md: every full-size configuration on one H200 and on a v5p-16 (8 chips), and grids on pods.
 set -euo pipefail
 configs="$(cd "$(dirname "$0")/../configs" && pwd)"
 cd "$configs/.."
@@ -24,6 +24,18 @@ for devices in "--device=h200 --config.unlearn.methods=('ga','npo')" \
   echo "\$ relearn plan --config=configs/wmdp.py:zephyr_7b_beta $devices $given"
   # shellcheck disable=SC2086
   relearn plan --config=configs/wmdp.py:zephyr_7b_beta $devices $given | sed '/^assumed:/,$d'
+done
+# Grids of 192 cells: three models, eight seeds, eight learning rates; by commands that share a workdir, on a v5p-16
+# (8 chips), a v5p-256 (128 chips) and 8 hosts of 8 H200, with runs spread in two ways over the chips of a command.
+grid="--config.seeds=(0,1,2,3,4,5,6,7) --config.attack.learning_rates=(1e-6,2e-6,5e-6,1e-5,2e-5,5e-5,1e-4,2e-4)"
+for model in llama_2_7b zephyr_7b_beta; do
+  for devices in "--device=v5p --num_devices=8 --mesh=fsdp:-1" "--device=v5p --num_devices=2 --mesh=tensor:-1 --num_commands=4" \
+      "--device=v5p --num_devices=8 --mesh=fsdp:-1 --num_commands=16" \
+      "--device=v5p --num_devices=2 --mesh=tensor:-1 --num_commands=64" "--device=h200 --num_commands=64"; do
+    echo "\$ relearn plan --config=configs/$model.py:audit $devices $grid"
+    # shellcheck disable=SC2086
+    relearn plan --config="configs/$model.py:audit" $devices $grid | sed '/^assumed:/,$d'
+  done
 done
 echo "What every one of them assumes:"
 relearn plan --config=configs/llama_2_7b.py:audit --device=h200 | sed -n '/^assumed:/,$p'

@@ -60,8 +60,8 @@ def _workdir_flag(values: flags.FlagValues, text: str) -> None:
 
 def _watch_flags(values: flags.FlagValues) -> None:
   """What commands have that train."""
-  _path_flag(values, "tensorboard", "Folder for TensorBoard: losses, norms and tokens per second of each stage (extra "
-             "`tensorboard`).")
+  _path_flag(values, "tensorboard", "Folder for TensorBoard: losses, norms, tokens per second and, of known devices, "
+             "MFU of each stage (extra `tensorboard`).")
   flags.DEFINE_string("profile_steps", None, "FIRST:LAST, such as 5:8: a trace of these steps of each stage, in "
                       "profile/ of the workdir.", flag_values=values)
 
@@ -237,6 +237,7 @@ def _define_generate(values: flags.FlagValues) -> None:
                       "order of the prompts.")
   flags.DEFINE_integer("max_new_tokens", None, "New tokens at most, whatever the prompt's length.", flag_values=values)
   flags.DEFINE_float("temperature", 0.0, "0 is greedy.", flag_values=values)
+  flags.DEFINE_integer("samples", 1, "Completions of each prompt, at a temperature above 0.", flag_values=values)
   flags.DEFINE_integer("seed", 0, "Decides what is sampled.", flag_values=values)
   flags.DEFINE_multi_string("stop", [], "A completion ends before this text; may be given several times.",
                             flag_values=values)
@@ -249,8 +250,8 @@ def _generate(values: flags.FlagValues) -> str:
   start()
   number = generate_file(
       values.model, values.prompts, pathlib.Path(values.output), max_new_tokens=values.max_new_tokens,
-      batch_size=values.batch_size, temperature=values.temperature, seed=values.seed, stop=values.stop,
-      mesh=values.mesh, chat=_chat(values), dtype=values.dtype)
+      batch_size=values.batch_size, temperature=values.temperature, seed=values.seed,
+      samples=values.samples, stop=values.stop, mesh=values.mesh, chat=_chat(values), dtype=values.dtype)
   return f"{number} completions: {values.output}"
 
 
@@ -394,6 +395,8 @@ def _define_plan(values: flags.FlagValues) -> None:
   flags.DEFINE_integer("num_devices", 1, "Number of devices (of cores, for cpu).", flag_values=values)
   flags.DEFINE_string("mesh", "fsdp:-1", "Sizes of the axes runs, data, fsdp and tensor over them.",
                       flag_values=values)
+  flags.DEFINE_integer("num_commands", 1, "Commands that share the grid by --claim, each on --num_devices of its own.",
+                       flag_values=values)
   flags.DEFINE_float("memory_gib", None, "Memory of a device, where it is not the table's; needed for cpu.",
                      flag_values=values)
   flags.DEFINE_integer("rows", 400, "Rows of a data set whose file is not given.", flag_values=values)
@@ -409,7 +412,7 @@ def _plan(values: flags.FlagValues) -> str:
   config, path = _config(values, object)
   return plan(config, path, device=values.device, num_devices=values.num_devices, mesh=values.mesh,
               memory_gib=values.memory_gib, default=Size(values.rows, values.length, values.counted),
-              bench=values.bench)
+              bench=values.bench, commands=values.num_commands)
 
 
 COMMANDS = {

@@ -68,6 +68,8 @@ class ArmsSettings:
     pretrain: that one.
     method: how `unlearned` was unlearned, as it stands in the results; free text.
     dtype: precision of products: auto (bfloat16 on accelerators), float32 or bfloat16.
+    attention: auto (a fused kernel where the device has one for precision and shape, see `models.attention`), or
+      einsum everywhere, whose results do not depend on a kernel.
   """
 
   unlearned: str = ""
@@ -77,6 +79,12 @@ class ArmsSettings:
   pretrain: PretrainSettings = dataclasses.field(default_factory=PretrainSettings)
   method: str = "unknown"
   dtype: str = "auto"
+  attention: str = "auto"
+
+  @property
+  def arithmetic(self) -> str:
+    """Precision, and the form of attention where one is asked for: part of what results are found by."""
+    return self.dtype if self.attention == "auto" else f"{self.dtype}, attention by {self.attention}"
 
   @property
   def loaded(self) -> dict[str, str]:
@@ -353,6 +361,8 @@ def recorded(config: Audit) -> dict[str, Any]:
                          (values["memorize"], "runs_at_once"), (values["unlearn"], "runs_at_once"),
                          (values["ask"], "runs_at_once"), (values["ask"], "metrics")):
     del section[field]
+  if config.arms.attention == "auto":
+    del values["arms"]["attention"]
   if config.arms.unlearned:
     del values["memorize"], values["unlearn"], values["arms"]["start"], values["arms"]["pretrain"]
   else:
@@ -361,7 +371,8 @@ def recorded(config: Audit) -> dict[str, Any]:
       used = {"original": config.arms.original, "control": config.arms.control}
     else:
       used = {"start": config.arms.start} if config.arms.start else {"pretrain": values["arms"]["pretrain"]}
-    values["arms"] = {"dtype": config.arms.dtype, **used}
+    same = {key: values["arms"][key] for key in ("dtype", "attention") if key in values["arms"]}
+    values["arms"] = {**same, **used}
     methods = [unlearn_method(config.unlearn, name) for name in config.unlearn.methods]
     del values["unlearn"]["settings"], values["unlearn"]["defences"], values["unlearn"]["chosen"]
     values["unlearn"]["settings"] = {

@@ -12,6 +12,7 @@ from relearn_jax.cases.control_sets import KINDS
 from relearn_jax.data.chat import ChatSettings, check_chat
 from relearn_jax.errors import InputError, checker
 from relearn_jax.metrics.scores import get_metric
+from relearn_jax.models.attention import check_attention
 from relearn_jax.models.precision import check_dtype
 from relearn_jax.training.train_settings import check_decay, check_schedule, check_steps
 
@@ -34,6 +35,7 @@ def check_audit(config: Audit, where: str) -> None:
   need(bool(seeds) and len(set(seeds)) == len(seeds) and all(type(s) is int and 0 <= s < 2**31 for s in seeds), "seeds",
        seeds, "expected distinct integers from 0 to 2147483647")
   check_dtype(config.arms.dtype, where, "arms.dtype")
+  check_attention(config.arms.attention, where, "arms.attention")
   if not config.arms.loaded:
     _check_trained(config, where, need)
   need(bool(config.arms.unlearned) or not config.arms.loaded, "arms.unlearned", config.arms.unlearned,

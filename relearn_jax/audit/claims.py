@@ -10,6 +10,7 @@ import json
 import os
 import pathlib
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -22,7 +23,8 @@ from relearn_jax.audit.stages import MEMORIZE, PRETRAIN, AtOnce, Planned
 from relearn_jax.audit.status import COMMAND, DONE, FAILED, FOLDER, PLAN
 from relearn_jax.errors import InputError
 from relearn_jax.parallel.leases import POLL, LeaseLost, Leases, held
-from relearn_jax.parallel.processes import agree, by_first, is_first, write_atomically
+from relearn_jax.parallel.processes import agree, by_first, is_alone, is_first, write_atomically
+from relearn_jax.training.checkpoints import Unreadable
 from relearn_jax.training.log import TrainLog
 
 AT_ONCE, LOG = "at_once.json", ".jsonl"
@@ -142,11 +144,17 @@ class Claims:
   def _do(self, exp: Experiment, stage: Planned, stages: Sequence[Planned], cells: Cells,
           do: Callable[[Planned], None], key: str) -> None:
     try:
-      if stage in self._left(exp, stages, cells):  # nobody was through with it just before
+      left = self._left(exp, stages, cells)
+      # Nobody was through with it just before, or has found that weights are damaged which it starts from.
+      if stage in left and is_ready(stage, left):
         exp.log = self.log(stage.name)
         do(stage)
     except LeaseLost:
       interrupts.ask(None)  # another command goes on with it, from the last state that was saved
+    except Unreadable as error:
+      if not is_alone():  # the other processes may not have read what is damaged
+        raise
+      print(f"{error.file}: {error.problem}; it is made again", file=sys.stderr)
     finally:
       self.release(key)
 

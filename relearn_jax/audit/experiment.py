@@ -291,7 +291,8 @@ class Experiment:
       self.tokenizer = load_tokenizer(folder, self.checked["start"].config)
     checked = next(iter(self.checked.values()))
     self.dtype = compute_dtype(config.arms.dtype, self.where, "arms.dtype")
-    self.model = Model(checked.config, dtype=self.dtype, unroll=unroll(checked.config))
+    self.model = Model(checked.config, dtype=self.dtype, unroll=unroll(checked.config),
+                       attention=config.arms.attention)
     if "start" in self.checked:
       self.base_params = load_params(checked, self.model, mesh=mesh if spreads_runs(mesh) else None)
     if config.arms.memorized:
@@ -364,11 +365,11 @@ class Experiment:
     of = lambda chain: {key: value for key, value in dataclasses.asdict(dataclasses.replace(
         self.cases[chain], files={}, relearn_sets=own(self.cases[chain]))).items() if key != "choices"}
     if arms.memorized:
-      return {chain: content_key("given", chain, of(chain), self.model_digests[MEMORIZED[chain.arm]], arms.dtype)
+      return {chain: content_key("given", chain, of(chain), self.model_digests[MEMORIZED[chain.arm]], arms.arithmetic)
               for chain in self.chains}
     start: Any = self.model_digests["start"] if arms.start else dataclasses.asdict(arms.pretrain)
     memorize = dataclasses.asdict(dataclasses.replace(self.config.memorize, runs_at_once=0))
-    return {chain: content_key("memorize", chain, of(chain), start, arms.dtype, memorize) for chain in self.chains}
+    return {chain: content_key("memorize", chain, of(chain), start, arms.arithmetic, memorize) for chain in self.chains}
 
   def unlearned_key(self, chain: Chain, method: UnlearnMethod, kind: str = "unlearn") -> str:
     """Content key of a chain's unlearning by a method, or of its reinforcement before that."""
@@ -400,7 +401,7 @@ class Experiment:
     case = self.case(point.chain)
     asked: list[Any] = [*case.relearn_set(cell.attack.relearn_set).rows, *case.questions]  # JSON by `content_key`
     ask = dataclasses.asdict(dataclasses.replace(config.ask, runs_at_once=0, metrics=()))
-    return content_key("attack", model, point, cell.attack, lora, attack, asked, ask, config.arms.dtype)
+    return content_key("attack", model, point, cell.attack, lora, attack, asked, ask, config.arms.arithmetic)
 
   @functools.cached_property
   def model_digests(self) -> dict[str, list[tuple[str, str]]]:

@@ -4,7 +4,8 @@ import dataclasses
 import functools
 import io
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -21,7 +22,7 @@ from relearn_jax.models.model import Model, Params, whole
 from relearn_jax.objectives.core import TokenRows, reduce_tokens
 from relearn_jax.parallel.mesh import lay_out, map_runs, padded_runs, replicated, shard_rows, to_host, weight_shardings
 from relearn_jax.parallel.processes import agree, write_atomically
-from relearn_jax.training.step import NOTHING, Frozen, model_outputs
+from relearn_jax.training.step import NOTHING, PROGRAMS, Frozen, model_outputs
 
 SHORT = (64,)  # tokens; longer rows that are scored are padded to multiples of it
 ROWS = ("retain", "forget", "relearn", "generic", LETTER, OPTION)  # of which log-probabilities may be scored
@@ -82,12 +83,42 @@ def load_answers(path: pathlib.Path) -> Answers:
   """Reads what `save_answers` wrote.
 
   Raises:
-    InputError: an earlier version wrote it, which did not store all of that.
+    InputError: it is damaged, or an earlier version wrote it, which did not store all of that.
   """
-  with np.load(io.BytesIO(agree(path.read_bytes)), allow_pickle=False) as arrays:
-    if "matched" not in arrays:
-      raise InputError("was written by an earlier version", file=path, mend="give another --workdir")
-    return Answers(**arrays)
+  data = agree(path.read_bytes)
+  try:
+    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+      found = dict(arrays)
+  except (ValueError, EOFError, zipfile.BadZipFile):  # of a file that was cut
+    raise InputError("cannot be read", file=path, mend=f"remove {path.parent.parent}, the folder of its stage, and run "
+                     "the same command again") from None
+  if "matched" not in found:
+    raise InputError("was written by an earlier version", file=path, mend="give another --workdir")
+  return Answers(**found)
+
+
+@functools.lru_cache(maxsize=PROGRAMS)
+def _programs(model: Model, mesh: Mesh, slots: int, max_new_tokens: int, eos_ids: tuple[int, ...]
+              ) -> tuple[Callable[..., tuple[jax.Array, ...]], Callable[..., jax.Array]]:
+  """What asks questions of stacked models, and what scores rows; of equal arguments the same, with what is compiled."""
+  def ask(run: tuple[Params, Params | None], common: tuple, stacked: bool) -> tuple[jax.Array, ...]:
+    (params, own), ((tokens, lengths, answers, answer_lengths), shared) = run, common
+    over_runs = jax.vmap if stacked else lambda function: function
+    params = whole(params, own)
+    prompted = over_runs(lambda p: prefill(model, whole(p, None, shared), tokens, lengths, slots))(params)
+    generated = decode(model, params, prompted, max_new_tokens=max_new_tokens, eos_ids=eos_ids, stacked=stacked,
+                       shared=shared)
+    logprobs, matches = over_runs(lambda p, q: score_answers(
+        model, whole(p, None, shared), q, answers, answer_lengths))(params, prompted)
+    return generated.tokens, jnp.sum(logprobs, -1), matches, generated.sound
+
+  def utility(run: tuple[Params, Params | None, TokenRows], shared: Params | None) -> jax.Array:
+    params, own, rows = run
+    logprobs = model_outputs(model, whole(params, own, shared), rows).logprobs
+    count = jnp.sum(rows.mask, -1)
+    return jnp.where(count > 0, reduce_tokens(logprobs, rows, "sequence_sum") / jnp.maximum(count, 1), jnp.nan)
+  asking = map_runs(functools.partial(ask, stacked=False), mesh, functools.partial(ask, stacked=True))
+  return jax.jit(asking), jax.jit(map_runs(utility, mesh))
 
 
 class Interviewer:
@@ -121,26 +152,7 @@ class Interviewer:
     self.said: dict[tuple[int, bytes], str] = {}
 
     slots = max(max_new_tokens - 1, self.answers.shape[1] - 1, 1)
-
-    def ask(run: tuple[Params, Params | None], common: tuple, stacked: bool) -> tuple[jax.Array, ...]:
-      (params, own), ((tokens, lengths, answers, answer_lengths), shared) = run, common
-      over_runs = jax.vmap if stacked else lambda function: function
-      params = whole(params, own)
-      prompted = over_runs(lambda p: prefill(model, whole(p, None, shared), tokens, lengths, slots))(params)
-      generated = decode(model, params, prompted, max_new_tokens=max_new_tokens, eos_ids=self.eos_ids,
-                         stacked=stacked, shared=shared)
-      logprobs, matches = over_runs(lambda p, q: score_answers(
-          model, whole(p, None, shared), q, answers, answer_lengths))(params, prompted)
-      return generated.tokens, jnp.sum(logprobs, -1), matches, generated.sound
-
-    def utility(run: tuple[Params, Params | None, TokenRows], shared: Params | None) -> jax.Array:
-      params, own, rows = run
-      logprobs = model_outputs(model, whole(params, own, shared), rows).logprobs
-      count = jnp.sum(rows.mask, -1)
-      return jnp.where(count > 0, reduce_tokens(logprobs, rows, "sequence_sum") / jnp.maximum(count, 1), jnp.nan)
-
-    self.ask = jax.jit(map_runs(functools.partial(ask, stacked=False), mesh, functools.partial(ask, stacked=True)))
-    self.utility = jax.jit(map_runs(utility, mesh))
+    self.ask, self.utility = _programs(model, mesh, slots, max_new_tokens, self.eos_ids)
     spread = lambda x: lay_out(x, replicated(mesh))
     self.inputs = [tuple(map(spread, (b.tokens, b.lengths, *self._answers(b)))) for b in self.batches]
 

@@ -12,9 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from relearn_jax.audit.stages import MEMORIZE
+from relearn_jax.errors import InputError
 from relearn_jax.models.model import Model, Params
 from relearn_jax.parallel.mesh import lay_out, padded_runs, weight_shardings
-from relearn_jax.parallel.processes import agree, barrier, remove, write_atomically
+from relearn_jax.parallel.processes import agree, barrier, is_first, remove, remove_at_once, write_atomically
 from relearn_jax.training import checkpoints
 
 HELD_BYTES = 2**31  # of weights that stay on the device between stages; what does not fit is read back from disk
@@ -81,6 +83,14 @@ def finished(root: pathlib.Path) -> dict[str, tuple[StageFolder, str]]:
   return {key: (StageFolder(root / name, keys), run) for name, keys in agree(look) for run, key in keys.items()}
 
 
+def saved_runs(path: pathlib.Path) -> list[str]:
+  """The runs of a checkpoint; none where it is not there, or damaged."""
+  try:
+    return list(checkpoints.describe(path)["runs"])
+  except checkpoints.Unreadable:
+    return []
+
+
 Place = tuple[pathlib.Path, int, str]  # a stage's folder, a step, a run
 
 
@@ -108,7 +118,7 @@ class Shelf:
       return
     index = np.array([names.index(name) for name in kept])
     tree = params if kept == list(names) else jax.tree.map(lambda leaf: leaf[index], params)
-    if not checkpoints.is_saved(path) or checkpoints.describe(path)["runs"] != kept:
+    if saved_runs(path) != kept:
       checkpoints.save_tree(path, tree, len(kept), checkpoints.description(model, kept, stage, step))
     if self._held_bytes() + sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) <= HELD_BYTES:
       # A copy: what is trained is donated to the next step.
@@ -120,8 +130,7 @@ class Shelf:
   def has(self, place: Place) -> bool:
     """Whether the weights of a run are there."""
     path = checkpoints.step_path(*place[:2])
-    return path in self.held and place[2] in self.held[path][0] or (
-        checkpoints.is_saved(path) and place[2] in checkpoints.describe(path)["runs"])
+    return path in self.held and place[2] in self.held[path][0] or place[2] in saved_runs(path)
 
   def take(self, places: Sequence[Place], one_run: Params, mesh: Mesh, axes: Mapping[str, tuple[str, ...]]) -> Params:
     """Weights as `[runs, ...]`, padded and laid out: forked on the device where all of them are held, else from disk.
@@ -131,6 +140,9 @@ class Shelf:
       one_run: a tree whose leaves have the shape and dtype of one run's.
       mesh: where they are to lie.
       axes: see `weight_shardings`.
+
+    Raises:
+      Unreadable: what is on disk of a run is damaged. It is removed, and its stage is not done any more.
     """
     size = padded_runs(len(places), mesh)
     like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((size, *leaf.shape), leaf.dtype), one_run)
@@ -138,8 +150,23 @@ class Shelf:
     every = [(checkpoints.step_path(*places[i % len(places)][:2]), places[i % len(places)][2]) for i in range(size)]
     if all(path in self.held for path, _ in every):
       return lay_out(self._fork(every), shardings)
-    names = {path: checkpoints.describe(path)["runs"] for path in dict.fromkeys(path for path, _ in every)}
-    return checkpoints.load_runs([(path, names[path].index(run)) for path, run in every], like, shardings)
+    try:
+      names = {path: checkpoints.describe(path)["runs"] for path in dict.fromkeys(path for path, _ in every)}
+      return checkpoints.load_runs([(path, names[path].index(run)) for path, run in every], like, shardings)
+    except checkpoints.Unreadable as error:
+      raise self._undone(pathlib.Path(str(error.file)), error) from error
+
+  def _undone(self, path: pathlib.Path, error: InputError) -> checkpoints.Unreadable:
+    """Removes a step that cannot be read, at once for whoever looks, so that its stage is done again, and says so."""
+    self.held.pop(path, None)
+    remove_at_once(path)
+    if is_first():
+      # Who memorised looks for the weights, too; and which of its runs ended is still known.
+      if not path.parent.name.startswith(MEMORIZE):
+        (path.parent / DONE).unlink(missing_ok=True)
+    return checkpoints.Unreadable(
+        error.problem, file=path, mend=f"run the same command again: {path.parent.name} is done again"
+        if is_first() else "remove it, and `done` beside it, and run the same command again")
 
   def _fork(self, every: Sequence[tuple[pathlib.Path, str]]) -> Params:
     """Held weights, in an order."""
@@ -166,14 +193,15 @@ class Shelf:
              ) -> None:
     """Removes other runs than some from a checkpoint."""
     path = checkpoints.step_path(folder, step)
-    if not checkpoints.is_saved(path):
-      return
-    names = checkpoints.describe(path)["runs"]
+    names = saved_runs(path)
     kept = [name for name in names if name in set(some)]
     if not kept:
       remove(path)
     elif kept != names:
       index = np.array([names.index(name) for name in kept])
-      tree = jax.tree.map(lambda leaf: leaf[index], checkpoints.load_tree(path, one_run, len(names)))
+      try:
+        tree = jax.tree.map(lambda leaf: leaf[index], checkpoints.load_tree(path, one_run, len(names)))
+      except checkpoints.Unreadable as error:
+        raise self._undone(path, error) from error
       barrier()  # what is replaced has been read
       checkpoints.save_tree(path, tree, len(kept), checkpoints.description(model, kept, stage, step))

@@ -77,11 +77,13 @@ def _load(rows: Sequence[Row]) -> str:
 
 def _attention(rows: Sequence[Row]) -> str:
   return table(
-      ["attention", "tokens a row", "rows", "forward, ms", "with backward, ms", "of matmul rate", "with backward"],
-      [[row["name"], str(row["length"]), str(row["rows"]),
-        *((row["failed"], "–", "–", "–") if "failed" in row else (
+      ["attention", "tokens a row", "rows", "forward, ms", "with backward, ms", "of matmul rate", "with backward",
+       "with backward, ours = 1"],
+      [[row["name"] + (f" ({row['form']})" if "form" in row else ""), str(row["length"]), str(row["rows"]),
+        *((row["failed"], "–", "–", "–", "–") if "failed" in row else (
             spread(row["forward_seconds"], 1e-3), spread(row["with_backward_seconds"], 1e-3),
-            percent(row["forward_share"]), percent(row["with_backward_share"])))] for row in rows])
+            percent(row["forward_share"]), percent(row["with_backward_share"]),
+            spread(row["with_backward_of_ours"]) if "with_backward_of_ours" in row else "–"))] for row in rows])
 
 
 def _grid(rows: Sequence[Row]) -> str:

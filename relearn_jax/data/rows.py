@@ -26,9 +26,10 @@ class Encoded(NamedTuple):
 
 
 def host_rows(tokens: np.ndarray, mask: np.ndarray, positions: np.ndarray | None = None,
-              labels: np.ndarray | None = None) -> TokenRows:
+              labels: np.ndarray | None = None, segments: np.ndarray | None = None) -> TokenRows:
   """Rows that are still on the host."""
-  return TokenRows(cast(Any, tokens), cast(Any, mask), positions=cast(Any, positions), labels=cast(Any, labels))
+  return TokenRows(cast(Any, tokens), cast(Any, mask), positions=cast(Any, positions), labels=cast(Any, labels),
+                   segments=cast(Any, segments))
 
 
 def pad_tokens(rows: Sequence[Encoded], num_rows: int, length: int) -> TokenRows:

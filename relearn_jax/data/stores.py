@@ -4,14 +4,12 @@ import concurrent.futures
 import dataclasses
 import functools
 import hashlib
-import os
 import pathlib
-import socket
 from collections.abc import Iterable
 from typing import Any
 
 from relearn_jax.errors import InputError
-from relearn_jax.parallel.processes import temporary_of
+from relearn_jax.parallel.processes import replace_file
 from relearn_jax.workdir import one_at_a_time
 
 AT_ONCE = 16  # questions to a store that are under way together
@@ -123,17 +121,14 @@ class Store:
         self._copy(file, target)
 
   def _copy(self, file: File, target: pathlib.Path) -> None:
-    # Hosts may share the cache, processes on two of them a number, and not every disk keeps locks between hosts.
-    temporary, digest = temporary_of(target.with_name(f"{target.name}.{socket.gethostname()}")), hashlib.sha256()
-    try:
+    def write(temporary: pathlib.Path) -> None:
+      digest = hashlib.sha256()
       with temporary.open("wb") as out:
         for chunk in self._chunks(file):
           digest.update(chunk)
           out.write(chunk)
       self._check_digest(file, digest.hexdigest())
-      os.replace(temporary, target)
-    finally:
-      temporary.unlink(missing_ok=True)
+    replace_file(target, write)
 
   def _chunks(self, file: File) -> Iterable[bytes]:
     try:

@@ -5,15 +5,18 @@ its key alone: prompts are padded on the right and masked, positions count real 
 row's randomness is folded from its own key.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from relearn_jax.metrics.likelihood import token_scores
+from relearn_jax.models.decoder import Caches
 from relearn_jax.models.layers import LayerCache
-from relearn_jax.models.model import Model, Params, whole
+from relearn_jax.models.model import Model, Params, split_layers, whole
+
+SPLIT_BYTES = 2**30  # of weights that are copied on CPU so that each layer's lie by themselves, at most
 
 
 class Prompted(NamedTuple):
@@ -22,7 +25,7 @@ class Prompted(NamedTuple):
   `last_hidden` is the state that predicts the first new token.
   """
 
-  cache: LayerCache
+  cache: Caches
   lengths: Int[Array, " B"]
   last_hidden: Float[Array, "B D"]
 
@@ -47,36 +50,60 @@ def prefill(model: Model, params: Params, tokens: Int[Array, "B P"], lengths: In
     lengths: real tokens of each.
     new_slots: room for new tokens in the cache.
   """
-  hidden, (k, v) = model.prefill(params, tokens)
+  hidden, cache = model.prefill(params, tokens, new_slots)
   last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
-  empty = jnp.zeros((*k.shape[:2], new_slots, *k.shape[3:]), k.dtype)
-  return Prompted(LayerCache(k, v, empty, empty), lengths, last)
+  return Prompted(cache, lengths, last)
 
 
-def extend(model: Model, params: Params, prompted: Prompted, tokens: Int[Array, "B T"], step: Int[Array, ""] | int
-           ) -> tuple[Float[Array, "B T D"], LayerCache]:
-  """Reads new tokens after the prompts, the first of them at slot `step` of the free slots."""
-  num_prompt, num_new = prompted.cache.prompt_k.shape[2], prompted.cache.new_k.shape[2]
-  offsets = step + jnp.arange(tokens.shape[1])
+def extend(model: Model, params: Params, prompted: Prompted, tokens: Int[Array, "B T"],
+           step: Int[Array, "*#B"] | int) -> tuple[Float[Array, "B T D"], Caches]:
+  """Reads new tokens after the prompts, the first of them at slot `step` of the free slots, of all rows or of each."""
+  some = prompted.cache[0] if isinstance(prompted.cache, list) else prompted.cache
+  num_prompt, num_new = some.prompt_k.shape[-2], some.new_k.shape[-2]
+  offsets = jnp.reshape(step, (-1, 1)) + jnp.arange(tokens.shape[1])
   seen_prompt = jnp.arange(num_prompt)[None, None] < prompted.lengths[:, None, None]
-  seen_new = jnp.arange(num_new)[None, None] <= offsets[None, :, None]
+  seen_new = jnp.arange(num_new)[None, None] <= offsets[..., None]
   if (window := model.config.sliding_window) is not None and window < num_prompt + num_new:
     behind = prompted.lengths[:, None] + offsets - window  # the last position that is out of sight
     seen_prompt &= jnp.arange(num_prompt) > behind[..., None]
-    seen_new &= jnp.arange(num_new) > (offsets - window)[None, :, None]
+    seen_new &= jnp.arange(num_new) > (offsets - window)[..., None]
   shape = (*tokens.shape, num_prompt), (*tokens.shape, num_new)
   mask = jnp.concatenate([jnp.broadcast_to(seen_prompt, shape[0]), jnp.broadcast_to(seen_new, shape[1])], -1)
   return model.extend(params, tokens, prompted.lengths[:, None] + offsets, prompted.cache, mask, step)
 
 
+def _is_cache(tree: Any) -> bool:
+  return isinstance(tree, LayerCache)
+
+
+def new_part(cache: Caches) -> Any:
+  """The part of a cache that is written."""
+  return jax.tree.map(lambda one: (one.new_k, one.new_v), cache, is_leaf=_is_cache)
+
+
+def with_new(cache: Caches, new: Any) -> Caches:
+  """The cache with what `_new` gave of it, or of a later one."""
+  return jax.tree.map(lambda one, kv: one._replace(new_k=kv[0], new_v=kv[1]), cache, new, is_leaf=_is_cache)
+
+
+def _split(cache: LayerCache) -> list[LayerCache]:
+  """A stacked cache as one for each layer."""
+  return [jax.tree.map(lambda leaf, i=i: leaf[i], cache) for i in range(cache.prompt_k.shape[0])]
+
+
+def _num_bytes(tree: Any) -> int:
+  return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
 def choose(logits: Float[Array, "B V"], temperature: Float[Array, ""] | float, keys: Key[Array, " B"] | None,
-           step: Int[Array, ""] | int) -> Int[Array, " B"]:
+           step: Int[Array, "*#B"] | int) -> Int[Array, " B"]:
   """Argmax, or with keys and a temperature above 0 a sample from softmax(logits / temperature)."""
   greedy = jnp.argmax(logits, -1).astype(jnp.int32)
   if keys is None:
     return greedy
-  draw = lambda key, row: jax.random.categorical(jax.random.fold_in(key, step), row)
-  sampled = jax.vmap(draw)(keys, logits / jnp.maximum(temperature, 1e-6)).astype(jnp.int32)
+  draw = lambda key, row, step: jax.random.categorical(jax.random.fold_in(key, step), row)
+  steps = jnp.broadcast_to(step, greedy.shape)
+  sampled = jax.vmap(draw)(keys, logits / jnp.maximum(temperature, 1e-6), steps).astype(jnp.int32)
   return jnp.where(temperature > 0, sampled, greedy)
 
 
@@ -98,6 +125,9 @@ def decode(model: Model, params: Params, prompted: Prompted, *, max_new_tokens: 
     shared: a base that all runs share; `params` are then adapters on it.
   """
   over_runs = jax.vmap if stacked else lambda function: function
+  if jax.default_backend() == "cpu" and "layers" in params and _num_bytes((params, shared)) <= SPLIT_BYTES:
+    params, prompted = over_runs(split_layers)(params), prompted._replace(cache=over_runs(_split)(prompted.cache))
+    shared = None if shared is None else split_layers(shared)
   ids = jnp.array(eos_ids, jnp.int32)
   is_eos = lambda token: jnp.isin(token, ids) if eos_ids else jnp.zeros(token.shape, bool)
 
@@ -113,23 +143,21 @@ def decode(model: Model, params: Params, prompted: Prompted, *, max_new_tokens: 
     return (carry[0] < max_new_tokens) & ~jnp.all(carry[4])
 
   def body(carry: tuple) -> tuple:
-    step, last, tokens, count, done, sound, new_k, new_v = carry
+    step, last, tokens, count, done, sound, new = carry
 
-    def read(params: Params, prompted: Prompted, new_k: Array, new_v: Array, last: Array) -> tuple[Array, LayerCache]:
-      cache = prompted.cache._replace(new_k=new_k, new_v=new_v)
+    def read(params: Params, prompted: Prompted, new: Any, last: Array) -> tuple[Array, Caches]:
       weights = whole(params, None, shared)
-      return extend(model, weights, prompted._replace(cache=cache), last[:, None], step - 1)
+      return extend(model, weights, prompted._replace(cache=with_new(prompted.cache, new)), last[:, None], step - 1)
 
-    hidden, cache = over_runs(read)(params, prompted, new_k, new_v, last)
+    hidden, cache = over_runs(read)(params, prompted, new, last)
     picked, finite = pick(hidden[..., 0, :], step)
     chosen = jnp.where(done, 0, picked)
     tokens = jax.lax.dynamic_update_slice_in_dim(tokens, chosen[..., None], step, tokens.ndim - 1)
-    return (step + 1, chosen, tokens, count + ~done, done | is_eos(chosen), sound & (done | finite), cache.new_k,
-            cache.new_v)
+    return (step + 1, chosen, tokens, count + ~done, done | is_eos(chosen), sound & (done | finite), new_part(cache))
 
   start = (jnp.int32(1), first, tokens, jnp.ones(first.shape, jnp.int32), is_eos(first), sound,
-           prompted.cache.new_k, prompted.cache.new_v)
-  _, _, tokens, count, done, sound, _, _ = jax.lax.while_loop(going, body, start)
+           new_part(prompted.cache))
+  _, _, tokens, count, done, sound, _ = jax.lax.while_loop(going, body, start)
   return Generated(tokens, count, done, sound)
 
 

@@ -13,6 +13,8 @@ from relearn_jax.models.config import ModelConfig
 from relearn_jax.models.layers import Context, LayerCache, shard_activations
 from relearn_jax.parallel.rules import constrain
 
+LAYER = "layer_{}"  # name of one whose parameters are its own
+Caches = LayerCache | list[LayerCache]  # stacked `[layers, ...]`, or one a layer
 _SAVED = ("qkv", "attn_out")  # names that layers.Attention gives
 # What is kept of a layer for its backward pass; everything else is computed again.
 REMAT: dict[str, Any] = {
@@ -42,19 +44,22 @@ class Decoder(nn.Module):
   """The decoder up to its final norm; `Model.logits` applies the head.
 
   `context` holds the rotary tables of the tokens' positions and, with a cache, the mask. Returns
-  hidden states `[B, T, hidden]` and the keys and values, stacked `[layers, B, S, K, H]`. With `stop`, only that many
-  layers are run, of which parameters must hold just these, and no norm follows.
+  hidden states `[B, T, hidden]` and the keys and values, stacked `[layers, B, K, S, H]`. With `stop`, only that many
+  layers are run, of which parameters must hold just these, and no norm follows. With `split`, every layer has
+  parameters and a cache of its own, and keys and values are a list.
   """
 
   config: ModelConfig
   dtype: DTypeLike = jnp.float32
   unroll: int = 1
   remat: str = "none"
+  attention: str = "auto"
   stop: int | None = None
+  split: bool = False
 
   @nn.compact
-  def __call__(self, tokens: Int[Array, "B T"], cache: LayerCache | None, context: Context
-               ) -> tuple[Float[Array, "B T D"], tuple[Array, Array]]:
+  def __call__(self, tokens: Int[Array, "B T"], cache: Caches | None, context: Context
+               ) -> tuple[Float[Array, "B T D"], Any]:
     architecture = ARCHITECTURES[self.config.architecture]
     table = Embedding(self.config, name="embed")()
     if not self.config.tie_embeddings:  # creates the leaves; read by Model.head
@@ -64,11 +69,18 @@ class Decoder(nn.Module):
     block: Any = architecture.block
     if REMAT[self.remat] is not None:
       block = nn.remat(block, policy=REMAT[self.remat], prevent_cse=False)
-    layers = nn.scan(
-        block, variable_axes={"params": 0, "lora": 0}, split_rngs={"params": True},
-        length=self.stop or self.config.num_layers, in_axes=(0, nn.broadcast), out_axes=0, unroll=self.unroll,
-        metadata_params={nn.PARTITION_NAME: "layers"})
-    x, kv = layers(self.config, name="layers")(x, cache, context)
+    if self.split:
+      kv = []
+      for number, each in enumerate(cache or [None] * self.config.num_layers):
+        layer = block(self.config, attention=self.attention, name=LAYER.format(number))
+        x, one = layer(x, each, context)
+        kv.append(one)
+    else:
+      layers = nn.scan(
+          block, variable_axes={"params": 0, "lora": 0}, split_rngs={"params": True},
+          length=self.stop or self.config.num_layers, in_axes=(0, nn.broadcast), out_axes=0, unroll=self.unroll,
+          metadata_params={nn.PARTITION_NAME: "layers"})
+      x, kv = layers(self.config, attention=self.attention, name="layers")(x, cache, context)
     if self.stop is not None:
       return x, kv
     return architecture.norm(self.config.norm_eps, name="final_norm")(x), kv  # type: ignore[call-arg]

@@ -15,21 +15,22 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
+from relearn_jax.models.attention import attend_parts, self_attention
 from relearn_jax.models.config import ModelConfig
 from relearn_jax.parallel.rules import constrain
 
 
 class LayerCache(NamedTuple):
-  """Keys and values that new tokens attend to, of one layer or stacked `[layers, ...]`.
+  """Keys and values that new tokens attend to, of one layer or stacked `[layers, ...]`, heads before positions.
 
   The prompt's part is only read; the part of the generated tokens is written at slot `step`.
   Keeping them apart keeps the prompt's out of the decode loop's carry.
   """
 
-  prompt_k: Float[Array, "*layers B P K H"]
-  prompt_v: Float[Array, "*layers B P K H"]
-  new_k: Float[Array, "*layers B G K H"]
-  new_v: Float[Array, "*layers B G K H"]
+  prompt_k: Float[Array, "*layers B K P H"]
+  prompt_v: Float[Array, "*layers B K P H"]
+  new_k: Float[Array, "*layers B K G H"]
+  new_v: Float[Array, "*layers B K G H"]
 
 
 class Context(NamedTuple):
@@ -38,16 +39,20 @@ class Context(NamedTuple):
   sin: Float[Array, "B T 1 half"]
   cos: Float[Array, "B T 1 half"]
   mask: Bool[Array, "#B T S"] | None  # None: causal over the tokens given
-  step: Int[Array, ""] | int  # slot of the first new token in the cache
+  step: Int[Array, "*#B"] | int  # slot of the first new token in the cache, of all rows or of each
+  segments: Int[Array, "B T"] | None = None  # where rows share a sequence, the row that each token is of
 
 
-def shard_activations(x: Float[Array, "B T D"], axis: str | None = None) -> Float[Array, "B T D"]:
-  """Rows over the mesh's data axes, the last dimension as `axis` says; nothing without such a mesh."""
-  return constrain(x, "batch", None, axis)
+def shard_activations(x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+  """Rows over the mesh's data axes; nothing without such a mesh."""
+  return constrain(x, "batch", None, None)
 
 
 class Linear(nn.Module):
   """`x @ weight.T + bias`, plus a low-rank adapter where the `lora` collection has one for it.
+
+  Rows and positions of x are one axis: with them apart, XLA transposes what flows back into a copy of its own for the
+  gradient of the weights, element by element on CPU.
 
   `weight` is `[features, in]`; the adapter is `a [rank, in]` and `b [features, rank]` (Hu et al., 2021),
   with the scale in `b` already (see `Model.apply`).
@@ -58,16 +63,17 @@ class Linear(nn.Module):
   use_bias: bool = False
 
   @nn.compact
-  def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch F"]:
+  def __call__(self, x: Float[Array, "BT D"]) -> Float[Array, "BT F"]:
     init: Any = nn.with_logical_partitioning(nn.initializers.normal(0.02), self.axes)
     weight = self.param("weight", init, (self.features, x.shape[-1]), jnp.float32)
-    y = jnp.einsum("...d,fd->...f", x, weight.astype(x.dtype))
+    product = lambda x, weight: jnp.einsum("td,fd->tf", x, weight.astype(x.dtype))
+    y = product(x, weight)
     if self.use_bias:
       zeros: Any = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[:1])
       y = y + self.param("bias", zeros, (self.features,), jnp.float32).astype(x.dtype)
     if self.has_variable("lora", "a"):
-      adapter: Any = {name: self.get_variable("lora", name).astype(x.dtype) for name in "ab"}
-      y = y + jnp.einsum("...r,fr->...f", jnp.einsum("...d,rd->...r", x, adapter["a"]), adapter["b"])
+      adapter: Any = {name: self.get_variable("lora", name) for name in "ab"}
+      y = y + product(product(x, adapter["a"]), adapter["b"])
     return y
 
 
@@ -133,73 +139,56 @@ def apply_rope(x: Float[Array, "B T heads H"], context: Context) -> Float[Array,
   return jnp.concatenate((*turned, *((rest,) if rest.shape[-1] else ())), axis=-1).astype(x.dtype)
 
 
-def causal_mask(length: int, window: int | None) -> Bool[Array, "1 T T"]:
-  """True where position i sees j: j <= i, and within the last `window` tokens, itself included."""
-  mask = jnp.tri(length, dtype=bool)
-  if window is not None and window < length:
-    mask &= ~jnp.tri(length, k=-window, dtype=bool)
-  return mask[None]
-
-
-def attend(q: Float[Array, "B T N H"], k: Float[Array, "B S K H"], v: Float[Array, "B S K H"],
-           mask: Bool[Array, "#B T S"]) -> Float[Array, "B T N H"]:
-  """Softmax attention, in fp32 between the two products; N / K query heads share a key-value head.
-
-  Args:
-    q: queries.
-    k: keys.
-    v: values.
-    mask: true where a query may look; a query that may look nowhere sees the mean of all values.
-  """
-  grouped = q.reshape(*q.shape[:2], k.shape[2], -1, q.shape[-1])
-  scores = jnp.einsum("btkgh,bskh->bkgts", grouped, k, preferred_element_type=jnp.float32)
-  scores = jnp.where(mask[:, None, None], scores * (1.0 / math.sqrt(q.shape[-1])), jnp.finfo(jnp.float32).min)
-  weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
-  # Times the reciprocal, not divided: XLA makes that change in some programs and not in others,
-  # which would let a result's last bit depend on the number of devices.
-  weights = weights * (1.0 / jnp.sum(weights, axis=-1, keepdims=True))
-  out = jnp.einsum("bkgts,bskh->btkgh", weights.astype(v.dtype), v)
-  return out.reshape(q.shape)
+def write_cache(cache: Float[Array, "B K G H"], new: Float[Array, "B T K H"], step: Int[Array, "*#B"] | int
+                ) -> Float[Array, "B K G H"]:
+  """The cache with the keys or values of new tokens from slot `step` on, of all rows or of each."""
+  new = jnp.swapaxes(new, 1, 2).astype(cache.dtype)
+  if jnp.ndim(step):
+    return jax.vmap(lambda row, part, at: jax.lax.dynamic_update_slice_in_dim(row, part, at, 1))(cache, new, step)
+  return jax.lax.dynamic_update_slice_in_dim(cache, new, step, 2)
 
 
 class Attention(nn.Module):
-  """Multi-head or grouped-query attention with rotary positions; softmax in fp32."""
+  """Multi-head or grouped-query attention with rotary positions; softmax in fp32.
+
+  Takes and returns rows and positions as one axis, as `Linear` does; `context` says how many there are of each.
+  """
 
   config: ModelConfig
   qkv_bias: bool = False
   out_bias: bool = False
+  attention: str = "auto"  # see attention.ATTENTION
 
   @nn.compact
-  def __call__(self, x: Float[Array, "B T D"], cache: LayerCache | None, context: Context
-               ) -> tuple[Float[Array, "B T D"], tuple[Array, Array]]:
+  def __call__(self, x: Float[Array, "BT D"], cache: LayerCache | None, context: Context
+               ) -> tuple[Float[Array, "BT D"], tuple[Array, Array]]:
     c = self.config
 
     def heads(name: str, n: int, axis: str) -> Float[Array, "B T heads H"]:
       flat = Linear(n * c.head_dim, (axis, "embed"), use_bias=self.qkv_bias, name=name)(x)
-      return constrain(flat.reshape(*x.shape[:2], n, c.head_dim), "batch", None, axis, None)
+      return constrain(flat.reshape(*context.sin.shape[:2], n, c.head_dim), "batch", None, axis, None)
     q = apply_rope(heads("q", c.num_heads, "heads"), context)
     k = apply_rope(heads("k", c.num_kv_heads, "kv_heads"), context)
     v = heads("v", c.num_kv_heads, "kv_heads")
     if cache is None:
       q, k, v = (checkpoint_name(part, "qkv") for part in (q, k, v))
-      out = attend(q, k, v, causal_mask(q.shape[1], c.sliding_window))
+      out = self_attention(q, k, v, c.sliding_window, context.segments, self.attention)
+      k, v = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
     else:
-      write = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), context.step, 1)
-      k, v = write(cache.new_k, k), write(cache.new_v, v)
+      k, v = write_cache(cache.new_k, k, context.step), write_cache(cache.new_v, v, context.step)
       assert context.mask is not None
-      out = attend(q, jnp.concatenate([cache.prompt_k, k], 1), jnp.concatenate([cache.prompt_v, v], 1), context.mask)
-    out = checkpoint_name(out, "attn_out").reshape(*x.shape[:2], -1)
-    out = Linear(c.hidden_size, ("embed", "heads"), use_bias=self.out_bias, name="o")(out)
-    return shard_activations(out), (k, v)
+      out = attend_parts(q, (cache.prompt_k, k), (cache.prompt_v, v), context.mask)
+    out = checkpoint_name(out.reshape(len(x), -1), "attn_out")
+    return Linear(c.hidden_size, ("embed", "heads"), use_bias=self.out_bias, name="o")(out), (k, v)
 
 
 class GatedMLP(nn.Module):
-  """SiLU-gated feed-forward layer (Shazeer, 2020)."""
+  """SiLU-gated feed-forward layer (Shazeer, 2020), of rows and positions as one axis."""
 
   config: ModelConfig
 
   @nn.compact
-  def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+  def __call__(self, x: Float[Array, "BT D"]) -> Float[Array, "BT D"]:
     wide = lambda name: Linear(self.config.intermediate_size, ("mlp", "embed"), name=name)(x)
-    hidden = shard_activations(nn.silu(wide("gate")) * wide("up"), "mlp")
-    return shard_activations(Linear(self.config.hidden_size, ("embed", "mlp"), name="down")(hidden))
+    hidden = constrain(nn.silu(wide("gate")) * wide("up"), "batch", "mlp")
+    return Linear(self.config.hidden_size, ("embed", "mlp"), name="down")(hidden)

@@ -6,7 +6,7 @@ import flax.linen as nn
 from jaxtyping import Array, Float
 
 from relearn_jax.models.config import ModelConfig, Reader, read_decoder, write_decoder
-from relearn_jax.models.layers import Attention, Context, GatedMLP, LayerCache, RMSNorm
+from relearn_jax.models.layers import Attention, Context, GatedMLP, LayerCache, RMSNorm, shard_activations
 
 Norm = RMSNorm
 
@@ -31,14 +31,17 @@ class Block(nn.Module):
 
   config: ModelConfig
   qkv_bias: bool = False
+  attention: str = "auto"
 
   @nn.compact
   def __call__(self, x: Float[Array, "B T D"], cache: LayerCache | None, context: Context
                ) -> tuple[Float[Array, "B T D"], tuple[Array, Array]]:
-    norm = lambda name: RMSNorm(self.config.norm_eps, name=name)
-    mixed, kv = Attention(self.config, qkv_bias=self.qkv_bias, name="attn")(norm("input_norm")(x), cache, context)
-    x = x + mixed
-    return x + GatedMLP(self.config, name="mlp")(norm("mlp_norm")(x)), kv
+    norm = lambda name, x: RMSNorm(self.config.norm_eps, name=name)(x).reshape(-1, x.shape[-1])
+    attention = Attention(self.config, qkv_bias=self.qkv_bias, attention=self.attention, name="attn")
+    mixed, kv = attention(norm("input_norm", x), cache, context)
+    x = x + shard_activations(mixed.reshape(x.shape))
+    wide = GatedMLP(self.config, name="mlp")(norm("mlp_norm", x))
+    return x + shard_activations(wide.reshape(x.shape)), kv
 
 
 def read(reader: Reader) -> ModelConfig:

@@ -13,8 +13,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Bool, Float, Int
 
 from relearn_jax.models.architectures import ARCHITECTURES
+from relearn_jax.models.attention import packed_positions
 from relearn_jax.models.config import ModelConfig
-from relearn_jax.models.decoder import Decoder
+from relearn_jax.models.decoder import LAYER, Caches, Decoder
 from relearn_jax.models.layers import Context, LayerCache, rope_tables
 
 UNROLLED = 8  # layers, at most
@@ -39,6 +40,7 @@ class Model:
     unroll: layers per iteration of the scan over layers (more: faster on CPU, longer to compile).
     remat: what a layer keeps for its backward pass; a key of `decoder.REMAT`.
     lora_scale: alpha / rank of the adapter, where parameters have one.
+    attention: the form of attention over whole rows; one of `attention.ATTENTION`.
   """
 
   config: ModelConfig
@@ -46,11 +48,12 @@ class Model:
   unroll: int = 1
   remat: str = "none"
   lora_scale: float = 1.0
+  attention: str = "auto"
 
   @property
   def module(self) -> nn.Module:
     """The Linen module."""
-    return Decoder(self.config, self.dtype, self.unroll, self.remat)
+    return Decoder(self.config, self.dtype, self.unroll, self.remat, self.attention)
 
   @property
   def names(self) -> dict[str, str]:
@@ -78,15 +81,18 @@ class Model:
     boxed = flatten_dict(_abstract(self), sep="/")
     return {path: tuple(leaf.names) for path, leaf in boxed.items()}
 
-  def apply(self, params: Params, tokens: Int[Array, "B T"], cache: LayerCache | None, context: Context,
-            stop: int | None = None) -> tuple[Float[Array, "B T D"], tuple[Array, Array]]:
-    """The decoder up to its final norm, or its first `stop` layers, with the adapter where `params` has one."""
+  def apply(self, params: Params, tokens: Int[Array, "B T"], cache: Caches | None, context: Context,
+            stop: int | None = None) -> tuple[Float[Array, "B T D"], Any]:
+    """The decoder up to its final norm, or its first `stop` layers, with the adapter where `params` has one.
+
+    Parameters may have been through `split_layers`, adapters with them; keys, values and caches are lists then.
+    """
     variables: dict[str, Any] = {"params": {name: tree for name, tree in params.items() if name != "lora"}}
     if "lora" in params:
       # The scale goes into `b`: [features, rank] numbers, fewer than a layer's output has.
       scaled = lambda path, leaf: leaf * self.lora_scale if path[-1].key == "b" else leaf
       variables["lora"] = dict(jax.tree_util.tree_map_with_path(scaled, params["lora"]))
-    module = self.module
+    module = self.module.clone(split="layers" not in params)
     if stop is not None:
       for tree in variables.values():
         tree["layers"] = jax.tree.map(lambda leaf: leaf[:stop], tree["layers"])
@@ -94,38 +100,52 @@ class Model:
     out: Any = module.apply(variables, tokens, cache, context)
     return out
 
-  def layer(self, params: Params, tokens: Int[Array, "B T"], depth: float) -> Float[Array, "B T D"]:
+  def layer(self, params: Params, tokens: Int[Array, "B T"], depth: float, segments: Int[Array, "B T"] | None = None
+            ) -> Float[Array, "B T D"]:
     """What the last of the first layers puts out, before any final norm; `depth` is their share, at least one layer."""
     stop = min(max(1, round(depth * self.config.num_layers)), self.config.num_layers)
-    return self.apply(params, tokens, None, self._context(tokens), stop)[0]
+    return self.apply(params, tokens, None, self._context(tokens, segments), stop)[0]
 
-  def _context(self, tokens: Int[Array, "B T"]) -> Context:
-    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    return Context(*rope_tables(self.config, positions), None, 0)
+  def _context(self, tokens: Int[Array, "B T"], segments: Int[Array, "B T"] | None = None) -> Context:
+    in_order = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    positions = in_order if segments is None else packed_positions(segments)
+    return Context(*rope_tables(self.config, positions), None, 0, segments)
 
-  def hidden(self, params: Params, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-    """Final hidden states of right-padded rows; padding never reaches a real position."""
-    return self.prefill(params, tokens)[0]
+  def hidden(self, params: Params, tokens: Int[Array, "B T"], segments: Int[Array, "B T"] | None = None
+             ) -> Float[Array, "B T D"]:
+    """Final hidden states of right-padded rows; padding never reaches a real position.
 
-  def prefill(self, params: Params, tokens: Int[Array, "B T"]) -> tuple[Float[Array, "B T D"], tuple[Array, Array]]:
-    """As `hidden`, with the keys and values `[layers, B, T, K, H]` to start a cache."""
-    return self.apply(params, tokens, None, self._context(tokens))
+    With `segments` rows share sequences: each token's row, 0 at padding; positions restart with each row, and no row
+    sees another.
+    """
+    return self.apply(params, tokens, None, self._context(tokens, segments))[0]
 
-  def extend(self, params: Params, tokens: Int[Array, "B T"], positions: Int[Array, "B T"], cache: LayerCache,
-             mask: Bool[Array, "B T S"], step: Int[Array, ""] | int) -> tuple[Float[Array, "B T D"], LayerCache]:
+  def prefill(self, params: Params, tokens: Int[Array, "B T"], new_slots: int) -> tuple[Float[Array, "B T D"], Caches]:
+    """As `hidden`, with a cache of its keys and values, and `new_slots` free ones."""
+    hidden, kv = self.apply(params, tokens, None, self._context(tokens))
+
+    def start(k: Array, v: Array) -> LayerCache:
+      empty = jnp.zeros((*k.shape[:-2], new_slots, k.shape[-1]), k.dtype)
+      return LayerCache(k, v, empty, empty)
+    return hidden, [start(*one) for one in kv] if isinstance(kv, list) else start(*kv)
+
+  def extend(self, params: Params, tokens: Int[Array, "B T"], positions: Int[Array, "B T"], cache: Caches,
+             mask: Bool[Array, "B T S"], step: Int[Array, "*#B"] | int) -> tuple[Float[Array, "B T D"], Caches]:
     """Hidden states of tokens that follow a cached prompt, and the cache with them written.
 
     Args:
       params: parameters.
       tokens: new tokens.
       positions: their positions in the whole sequence.
-      cache: prompt and new keys and values, stacked over layers.
+      cache: prompt and new keys and values.
       mask: what each new token may see of [prompt slots | new slots].
-      step: slot of the first of the new tokens.
+      step: slot of the first of the new tokens, of all rows or of each.
     """
     context = Context(*rope_tables(self.config, positions), mask, step)
-    hidden, (k, v) = self.apply(params, tokens, cache, context)
-    return hidden, cache._replace(new_k=k, new_v=v)
+    hidden, kv = self.apply(params, tokens, cache, context)
+    if isinstance(cache, list):
+      return hidden, [one._replace(new_k=k, new_v=v) for one, (k, v) in zip(cache, kv, strict=True)]
+    return hidden, cache._replace(new_k=kv[0], new_v=kv[1])
 
   def head(self, params: Params) -> Head:
     """The output head: its own matrix or the tied embedding."""
@@ -145,7 +165,9 @@ def unroll(config: ModelConfig) -> int:
 
 def head_logits(hidden: Float[Array, "*batch D"], head: Head) -> Float[Array, "*batch V"]:
   """Logits in fp32, accumulated in fp32 at any compute precision."""
-  logits = jnp.einsum("...d,vd->...v", hidden, head.weight.astype(hidden.dtype), preferred_element_type=jnp.float32)
+  flat = hidden.reshape(-1, hidden.shape[-1])  # see `layers.Linear`
+  logits = jnp.einsum("td,vd->tv", flat, head.weight.astype(hidden.dtype), preferred_element_type=jnp.float32)
+  logits = logits.reshape(*hidden.shape[:-1], -1)
   return logits if head.bias is None else logits + head.bias.astype(jnp.float32)
 
 
@@ -153,6 +175,34 @@ def whole(params: Params, own: Params | None = None, shared: Params | None = Non
   """A run's parameters: what is trained, on top of what is frozen (its own, or what all runs share)."""
   base = shared if own is None else own
   return params if base is None else {**base, "lora": params}
+
+
+def split_layers(params: Params) -> Params:
+  """Parameters, or adapters, with those of each layer by themselves in place of `[layers, ...]`.
+
+  A loop whose body takes its layer from the stack copies it, or all of them, every time.
+  """
+  found = {name: tree for name, tree in params.items() if name not in ("layers", "lora")}
+  if "layers" in params:
+    take = lambda number: jax.tree.map(lambda leaf: leaf[number], params["layers"])
+    found |= {LAYER.format(i): take(i) for i in range(jax.tree.leaves(params["layers"])[0].shape[0])}
+  return found | ({"lora": split_layers(params["lora"])} if "lora" in params else {})
+
+
+def unstack(params: Params) -> Params:
+  """`split_layers` leaf by leaf, where they lie; the parameters that are passed in are let go, and need no room."""
+  leaves, found = flatten(params), dict[str, Any]()
+  params.clear()
+  for path in sorted(leaves):
+    leaf, (where, _, rest) = leaves.pop(path), path.partition("/")
+    parts = _unstack(leaf) if where == "layers" else ()
+    found |= {f"{LAYER.format(i)}/{rest}": part for i, part in enumerate(parts)} or {path: leaf}
+  return unflatten(found)
+
+
+@jax.jit
+def _unstack(leaf: Array) -> tuple[Array, ...]:
+  return tuple(leaf)
 
 
 def flatten(params: Params) -> dict[str, Any]:

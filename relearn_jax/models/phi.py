@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 
 from relearn_jax.models.config import ModelConfig, Reader, read_decoder, write_decoder
 from relearn_jax.models.layers import Attention, Context, LayerCache, LayerNorm, Linear, shard_activations
+from relearn_jax.parallel.rules import constrain
 
 Norm = LayerNorm
 
@@ -31,14 +32,14 @@ NAMES = {
 
 
 class MLP(nn.Module):
-  """Two linear layers with GELU in its tanh form between them."""
+  """Two linear layers with GELU in its tanh form between them, of rows and positions as one axis."""
 
   config: ModelConfig
 
   @nn.compact
-  def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+  def __call__(self, x: Float[Array, "BT D"]) -> Float[Array, "BT D"]:
     wide = Linear(self.config.intermediate_size, ("mlp", "embed"), use_bias=True, name="fc1")(x)
-    wide = shard_activations(jax.nn.gelu(wide, approximate=True), "mlp")
+    wide = constrain(jax.nn.gelu(wide, approximate=True), "batch", "mlp")
     return Linear(self.config.hidden_size, ("embed", "mlp"), use_bias=True, name="fc2")(wide)
 
 
@@ -46,13 +47,16 @@ class Block(nn.Module):
   """One parallel layer, in the form `nn.scan` wants."""
 
   config: ModelConfig
+  attention: str = "auto"
 
   @nn.compact
   def __call__(self, x: Float[Array, "B T D"], cache: LayerCache | None, context: Context
                ) -> tuple[Float[Array, "B T D"], tuple[Array, Array]]:
-    normed = LayerNorm(self.config.norm_eps, name="input_norm")(x)
-    mixed, kv = Attention(self.config, qkv_bias=True, out_bias=True, name="attn")(normed, cache, context)
-    return mixed + MLP(self.config, name="mlp")(normed) + x, kv
+    normed = LayerNorm(self.config.norm_eps, name="input_norm")(x).reshape(-1, x.shape[-1])
+    attention = Attention(self.config, qkv_bias=True, out_bias=True, attention=self.attention, name="attn")
+    mixed, kv = attention(normed, cache, context)
+    added = mixed + MLP(self.config, name="mlp")(normed)
+    return shard_activations(added.reshape(x.shape)) + x, kv
 
 
 def read(reader: Reader) -> ModelConfig:

@@ -40,6 +40,12 @@ def _merge(first: Terms, second: Terms) -> Terms:
   return {**first, **second}
 
 
+def _packs(*objectives: Objective) -> frozenset[str]:
+  """The data sets of which each objective that reads them takes means over tokens alone."""
+  every = frozenset[str]().union(*(o.rows for o in objectives))
+  return every - frozenset[str]().union(*(o.rows - o.packs for o in objectives))
+
+
 def add(*objectives: Objective) -> Objective:
   """The sum of objectives, each with its own state. Terms must have different names.
 
@@ -66,7 +72,8 @@ def add(*objectives: Objective) -> Objective:
   return Objective(
       lambda params: tuple(objective.init(params) for objective in objectives), value,
       frozenset().union(*(o.needs for o in objectives)), frozenset().union(*(o.rows for o in objectives)),
-      update, readout if any(o.readout for o in objectives) else None, all(o.divisible for o in objectives))
+      update, readout if any(o.readout for o in objectives) else None, all(o.divisible for o in objectives),
+      _packs(*objectives))
 
 
 def alternate(first: Objective, second: Objective, period: Scalar, phases: Scalar) -> Objective:
@@ -96,7 +103,8 @@ def alternate(first: Objective, second: Objective, period: Scalar, phases: Scala
     raise ValueError("a phase cannot release weights of its own; put the alternation inside")
   return Objective(
       lambda params: (jnp.zeros((), jnp.int32), first.init(params), second.init(params)), value,
-      first.needs | second.needs, first.rows | second.rows, update, divisible=first.divisible and second.divisible)
+      first.needs | second.needs, first.rows | second.rows, update, divisible=first.divisible and second.divisible,
+      packs=_packs(first, second))
 
 
 def sharpness_aware(objective: Objective, rho: Scalar) -> Objective:

@@ -38,6 +38,8 @@ class TokenRows(NamedTuple):
     num_tokens: counted tokens of the whole step, where these rows are only a part of it.
     num_rows: likewise, rows with a counted token.
     labels: what is to be predicted at each place; None: the tokens themselves.
+    segments: where rows share a sequence, which then takes a row's place here: the row, from 1, that each token is of,
+      0 at padding; see `data.packing`.
   """
 
   tokens: Int[Array, "B T"]
@@ -47,6 +49,7 @@ class TokenRows(NamedTuple):
   num_tokens: Float[Array, ""] | None = None
   num_rows: Float[Array, ""] | None = None
   labels: Int[Array, "B T"] | None = None
+  segments: Int[Array, "B T"] | None = None
 
 
 class Need(NamedTuple):
@@ -109,6 +112,7 @@ class Objective:
     update: (state, terms of the whole step, parameters after it) -> the next state.
     readout: (parameters, state) -> the parameters that the method releases; None: those that are trained.
     divisible: whether the losses of a step's parts add up to the step's.
+    packs: the data sets of which it takes means over tokens alone, so that rows may share a sequence.
   """
 
   init: Callable[[Params], State]
@@ -118,13 +122,15 @@ class Objective:
   update: Callable[[State, Terms, Params], State] = _same_state
   readout: Callable[[Params, State], Params] | None = None
   divisible: bool = True
+  packs: frozenset[str] = frozenset()
 
 
-def stateless(loss: Callable[[Forward, Params, Batch], Value], *rows: str, needs: tuple[Need, ...] = ()) -> Objective:
-  """An objective without state, on one data set or more."""
+def stateless(loss: Callable[[Forward, Params, Batch], Value], *rows: str, needs: tuple[Need, ...] = (),
+              token_means: bool = False) -> Objective:
+  """An objective without state, on one data set or more; `token_means`: see `Objective.packs`."""
   def value(forward: Forward, params: Params, batch: Batch, state: State) -> Value:
     return loss(forward, params, batch)
-  return Objective(_no_state, value, frozenset(needs), frozenset(rows))
+  return Objective(_no_state, value, frozenset(needs), frozenset(rows), packs=frozenset(rows if token_means else ()))
 
 
 def remember(forward: Forward) -> Forward:

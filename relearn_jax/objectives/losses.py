@@ -65,7 +65,7 @@ def nll(rows: str, reduction: Reduction = "token_mean") -> Objective:
     value = reduce_tokens(-forward(params, data).logprobs, data, reduction)
     value = mean_rows(value, data) if reduction == "sequence_sum" else value
     return value, {f"nll_{rows}": value}
-  return stateless(loss, rows)
+  return stateless(loss, rows, token_means=reduction == "token_mean")
 
 
 def nll_union(*names: str) -> Objective:
@@ -75,7 +75,7 @@ def nll_union(*names: str) -> Objective:
     counts = {name: jnp.maximum(num_tokens(batch[name]), 1.0) for name in names}
     total: Array = sum(sums.values(), jnp.zeros(())) / sum(counts.values(), jnp.zeros(()))
     return total, {f"nll_{name}": sums[name] / counts[name] for name in names}
-  return stateless(loss, *names)
+  return stateless(loss, *names, token_means=True)
 
 
 def kl_divergence(logits: Logits, reference: Logits, temperature: Scalar = 1.0) -> Float[Array, "*batch"]:
@@ -103,7 +103,7 @@ def kl_to_reference(rows: str, temperature: Scalar = 1.0) -> Objective:
                                  reference=True)
     value = reduce_tokens(divergence, data, "token_mean")
     return value, {f"kl_{rows}": value}
-  return stateless(loss, rows, needs=(Need(rows, "hidden"),))
+  return stateless(loss, rows, needs=(Need(rows, "hidden"),), token_means=True)
 
 
 def _gain(forward: Forward, params: Params, data: TokenRows) -> Float[Array, " B"]:
@@ -165,7 +165,7 @@ def weighted_nll(rows: str, weight: Callable[[Float[Array, "B T"]], Float[Array,
     fixed = jax.lax.stop_gradient(weight(jnp.exp(logprobs)))
     value = reduce_tokens(-fixed * logprobs, data, "token_mean")
     return value, {f"weighted_nll_{rows}": value, f"nll_{rows}": reduce_tokens(-logprobs, data, "token_mean")}
-  return stateless(loss, rows)
+  return stateless(loss, rows, token_means=True)
 
 
 def undial(rows: str, beta: Scalar) -> Objective:
@@ -181,7 +181,7 @@ def undial(rows: str, beta: Scalar) -> Objective:
     data = batch[rows]
     value = reduce_tokens(over_vocabulary(entropy, forward(params, data), data, reference=True), data, "token_mean")
     return value, {f"undial_{rows}": value}
-  return stateless(loss, rows, needs=(Need(rows, "hidden"),))
+  return stateless(loss, rows, needs=(Need(rows, "hidden"),), token_means=True)
 
 
 def ce_u(rows: str, skip_first: Scalar = 1.0) -> Objective:
@@ -214,7 +214,7 @@ def logit_margin(rows: str) -> Objective:
     margin = lambda z, _: jnp.square(jnp.max(z, -1) - jnp.mean(z, -1))
     value = reduce_tokens(over_vocabulary(margin, forward(params, data), data), data, "token_mean")
     return value, {f"logit_margin_{rows}": value}
-  return stateless(loss, rows)
+  return stateless(loss, rows, token_means=True)
 
 
 def retain_constraint(rows: str, epsilon: Scalar, initial: Scalar, rate: Scalar, warmup: Scalar) -> Objective:
@@ -235,7 +235,7 @@ def retain_constraint(rows: str, epsilon: Scalar, initial: Scalar, rate: Scalar,
     return step + 1, jnp.where(step >= warmup, after, dual)
   return Objective(
       lambda params: (jnp.zeros((), jnp.int32), jnp.asarray(initial, jnp.float32)), value, frozenset(),
-      frozenset({rows}), update)
+      frozenset({rows}), update, packs=frozenset({rows}))
 
 
 def steering_vector(size: int, seed: Scalar = 0) -> Float[Array, " D"]:
@@ -256,7 +256,7 @@ def misdirect(rows: str, depth: float, steering: Scalar, seed: Scalar = 0) -> Ob
     distance = jnp.mean(jnp.square(h - steering * steering_vector(h.shape[-1], seed)), -1)
     value = reduce_tokens(distance, data, "token_mean")
     return value, {f"misdirect_{rows}": value}
-  return stateless(loss, rows)
+  return stateless(loss, rows, token_means=True)
 
 
 def preserve(rows: str, depth: float) -> Objective:
@@ -266,7 +266,7 @@ def preserve(rows: str, depth: float) -> Objective:
     moved = _layer(forward(params, data), depth) - jax.lax.stop_gradient(data.reference["layer"]).astype(jnp.float32)
     value = reduce_tokens(jnp.mean(jnp.square(moved), -1), data, "token_mean")
     return value, {f"preserve_{rows}": value}
-  return stateless(loss, rows, needs=(Need(rows, "layer", depth),))
+  return stateless(loss, rows, needs=(Need(rows, "layer", depth),), token_means=True)
 
 
 def _layer(outputs: Outputs, depth: float) -> Float[Array, "B T D"]:
@@ -291,4 +291,4 @@ def generic_nll(rows: str, alpha: float) -> Objective:
     value = reduce_tokens(-forward(params, generic).logprobs, data, "token_mean")
     same = reduce_tokens(jnp.equal(data.reference["generic"], data.tokens).astype(jnp.float32), data, "token_mean")
     return value, {f"nll_generic_{rows}": value, "unchanged": same}
-  return stateless(loss, rows, needs=(Need(rows, "generic", alpha),))
+  return stateless(loss, rows, needs=(Need(rows, "generic", alpha),), token_means=True)

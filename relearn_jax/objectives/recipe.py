@@ -1,6 +1,7 @@
 """A method with its hyper-parameters and a defence around it; the configurations that hold them; what help says."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ from relearn_jax.objectives.methods import (
   DEFENCES,
   METHODS,
   NO_DEFENCE,
+  Build,
   Defence,
   Hyper,
   Method,
@@ -52,17 +54,13 @@ class Recipe:
     defence = get_defence(self.defence)
     return {**self.published.settings, **(defence.settings if defence else {})}
 
-  def build(self, traced: Hyper) -> Objective:
-    """The objective, with these values in place of the recipe's where they are given, but for what is static."""
-    h = {**self.hyper, **{name: traced[name] for name in self.traced if name in traced}}
-    method, defence = self.published, get_defence(self.defence)
-    objective = method.forget(h)
-    if defence and defence.around == "forget":
-      objective = defence.wrap(h, objective)
-    if method.retain:
-      objective = add(objective, method.retain(h))
-    objective = method.release(h, objective)
-    return defence.wrap(h, objective) if defence and defence.around == "all" else objective
+  @property
+  def build(self) -> Build:
+    """Hyper-parameters -> the objective, with these values in place of the recipe's, but for what is static.
+
+    Of equal recipes one function: programs that have been compiled are found by it.
+    """
+    return _builder(self.method, tuple(sorted(self.hyper.items())), self.defence)
 
   @property
   def objective(self) -> Objective:
@@ -73,6 +71,23 @@ class Recipe:
   def traced(self) -> dict[str, float]:
     """The values that a compiled step takes as arguments."""
     return {name: self.hyper[name] for name, setting in self.settings.items() if not setting.static}
+
+
+@functools.lru_cache(maxsize=256)
+def _builder(name: str, hyper: tuple[tuple[str, float], ...], defence_name: str) -> Build:
+  recipe = Recipe(name, dict(hyper), defence_name)
+  method, defence, given = recipe.published, get_defence(defence_name), recipe.traced
+
+  def build(traced: Hyper) -> Objective:
+    h = {**recipe.hyper, **{name: traced[name] for name in given if name in traced}}
+    objective = method.forget(h)
+    if defence and defence.around == "forget":
+      objective = defence.wrap(h, objective)
+    if method.retain:
+      objective = add(objective, method.retain(h))
+    objective = method.release(h, objective)
+    return defence.wrap(h, objective) if defence and defence.around == "all" else objective
+  return build
 
 
 def make_recipe(method: str, values: Any, defence: str = NO_DEFENCE, defence_values: Any = None, *,

@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import os
 import pathlib
+import secrets
 import shutil
 import sys
 import time
@@ -242,13 +243,17 @@ def write_atomically(path: pathlib.Path, content: str | bytes | Callable[[pathli
   """
   if not is_first():
     return
+  def write(temporary: pathlib.Path) -> None:
+    temporary.write_bytes(content.encode() if isinstance(content, str) else content)  # type: ignore[arg-type]
+  replace_file(path, content if callable(content) else write)
+
+
+def replace_file(path: pathlib.Path, write: Callable[[pathlib.Path], Any]) -> None:
+  """A file that appears complete or not at all, as `write` makes it at the path it is given; on this very process."""
   path.parent.mkdir(parents=True, exist_ok=True)
   temporary = temporary_of(path)
   try:
-    if callable(content):
-      content(temporary)
-    else:
-      temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+    write(temporary)
     os.replace(temporary, path)
   finally:
     with contextlib.suppress(OSError):
@@ -256,8 +261,11 @@ def write_atomically(path: pathlib.Path, content: str | bytes | Callable[[pathli
 
 
 def temporary_of(path: pathlib.Path) -> pathlib.Path:
-  """Where a file is written before it takes its name, in the same folder: a rename works within one disk only."""
-  return path.with_name(f".{path.name[:200]}.tmp{os.getpid()}")
+  """Where a file is written before it takes its name, in the same folder: a rename works within one disk only.
+
+  Another each time: processes on two hosts that share the disk may have one number.
+  """
+  return path.with_name(f".{path.name[:200]}.tmp{os.getpid()}-{secrets.token_hex(4)}")
 
 
 @contextlib.contextmanager
@@ -283,6 +291,15 @@ def remove(path: pathlib.Path) -> None:
   """Removes a folder and everything in it, if it is there; on other processes than the first, nothing."""
   if is_first():
     shutil.rmtree(path, ignore_errors=True)
+
+
+def remove_at_once(path: pathlib.Path) -> None:
+  """As `remove`, for other commands too, which never see a part of it; nothing where one of them was first."""
+  if is_first():
+    gone = path.with_name(f"{path.name}.gone{os.getpid()}")
+    with contextlib.suppress(OSError):
+      os.replace(path, gone)
+    remove(gone)
 
 
 def check_takes_part(devices: Iterable[Any], field: str) -> None:

@@ -115,13 +115,23 @@ def interviews(config: Audit, stage: Planned) -> list[int]:
   return []
 
 
+def block_size(config: Audit, stages: Sequence[Planned]) -> tuple[int, int]:
+  """Models that are asked together, and the most that are to be asked at a time."""
+  most = max(len(stage.runs) for stage in stages)
+  return min(config.ask.runs_at_once or most, most), most
+
+
+def interview_calls(config: Audit, stages: Sequence[Planned]) -> list[int]:
+  """Of each stage, how often its interviews ask a block of models."""
+  block, _ = block_size(config, stages)
+  return [sum(-(-runs // block) for runs in interviews(config, stage)) for stage in stages]
+
+
 def ask_works(config: Audit, stages: Sequence[Planned], sizes: Sizes, on_cpu: bool) -> list[Work]:
   """All interviews: answers, and the likelihood of scored rows."""
   ask = config.ask
-  asked = [runs for stage in stages for runs in interviews(config, stage)]
-  most = max(len(stage.runs) for stage in stages)
-  block = min(ask.runs_at_once or most, most)
-  calls = sum(-(-runs // block) for runs in asked)
+  block, most = block_size(config, stages)
+  calls = sum(interview_calls(config, stages))
   # Those that wait are in memory with those at work, which are copies of some of them.
   common: dict[str, Any] = {"runs": block, "groups": True, "moments": True, "waiting": most if block < most else 0,
                             **_common(config, sizes, on_cpu)}

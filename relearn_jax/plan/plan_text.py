@@ -20,48 +20,58 @@ def _number(value: int) -> str:
   return str(value)
 
 
-def _time(seconds: float) -> str:
+def say_time(seconds: float) -> str:
+  """Seconds in the unit that suits them."""
   for size, unit in ((86400.0, "d"), (3600.0, "h"), (60.0, "min")):
     if seconds >= 2 * size:
       return f"{seconds / size:.1f} {unit}"
   return f"{seconds:.1f} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"
 
 
+def short_name(work: Work) -> str:
+  """A stage's name in at most 20 characters."""
+  return work.name if len(work.name) <= 20 else f"{work.name[:17]}..."
+
+
+def table(rows: Sequence[Sequence[str]]) -> list[str]:
+  """The lines of a table, whose first row is its head: the first column to the left, the others to the right."""
+  widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+  line = lambda row: "  ".join(
+      cell.ljust(width) if i == 0 else cell.rjust(width)
+      for i, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip()
+  return [line(rows[0]), "  ".join("-" * width for width in widths), *map(line, rows[1:])]
+
+
 def _row(work: Work, needed: Estimate, device: Device) -> tuple[str, ...]:
   gib = lambda size: f"{size / GIB:.2f}"
   seconds = needed.seconds(device)
-  name = work.name if len(work.name) <= 20 else f"{work.name[:17]}..."
-  return (name, _number(needed.num_params), _number(needed.num_trained),
+  return (short_name(work), _number(needed.num_params), _number(needed.num_trained),
           gib(needed.weights + needed.compute), gib(needed.gradients + needed.optimizer + needed.update),
           gib(needed.activations + max(needed.layer, needed.logits)), gib(needed.cache + needed.reference),
           gib(needed.total), "yes" if needed.total <= device.usable_bytes else "no",
           f"{needed.flops / 1e9:.4g}" if needed.flops < 1e13 else f"{needed.flops / 1e9:.0f}",
-          _time(seconds), _time(work.steps * seconds))
+          say_time(seconds), say_time(work.steps * seconds))
 
 
-def render(stages: Sequence[tuple[Work, Estimate]], device: Device, mesh: Mesh, *, measured: Sequence[str] = (),
-           assumed: Sequence[str] = ()) -> str:
+def render(stages: Sequence[tuple[Work, Estimate]], device: Device, mesh: Mesh, *, scale: Sequence[str] = (),
+           measured: Sequence[str] = (), assumed: Sequence[str] = ()) -> str:
   """A table with a row a stage, advice for those that do not fit, and what was assumed.
 
   Args:
     stages: what is planned, with its estimates.
     device: one of those that share the work.
     mesh: sizes of its axes.
+    scale: lines that follow the stages: `scale_text.scale_lines`.
     measured: what was read from files, a line each.
     assumed: what could not be, likewise.
   """
   rows = [_COLUMNS, *(_row(work, needed, device) for work, needed in stages)]
-  widths = [max(len(row[i]) for row in rows) for i in range(len(_COLUMNS))]
-  line = lambda row: "  ".join(
-      cell.ljust(width) if i == 0 else cell.rjust(width)
-      for i, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip()
   number = math.prod(mesh.values())
   over = ", ".join(f"{axis}={size}" for axis, size in mesh.items() if size > 1)
   lines = [f"{number} x {device.name}{f' ({over})' if over else ''}, {device.usable_bytes / GIB:.1f} GiB usable each; "
-           "memory in GiB per device, at its peak", "", line(rows[0]), "  ".join("-" * width for width in widths),
-           *map(line, rows[1:])]
+           "memory in GiB per device, at its peak", "", *table(rows)]
   total = sum(work.steps * needed.seconds(device) for work, needed in stages)
-  lines += ["", f"all stages: {_time(total)}"]
+  lines += ["", f"all stages: {say_time(total)}", *scale]
   advice = [text for work, needed in stages for text in advise(work, mesh, device, needed)]
   if advice:
     lines += ["", *advice]
@@ -89,6 +99,6 @@ def _assumptions(stages: Sequence[tuple[Work, Estimate]], device: Device) -> lis
       "counts, and so does what remat computes again; of a defence's passes all are counted",
       *(["- on CPU the runs of a device are computed one after the other: less memory than is said here"]
         if device.name == "cpu" else []),
-      "- not counted: traffic of activations, communication between devices, compilation, loading and checkpoints; "
-      "every completion is as long as it may be",
+      "- not counted: traffic of activations, what devices wait for each other's bytes unless it is said, compilation, "
+      "loading and writing to disk; every completion is as long as it may be",
   ]

@@ -29,9 +29,10 @@ from relearn_jax.models.folders import chain, has_vocabulary, tokenizer_folder
 from relearn_jax.models.lora import check_lora
 from relearn_jax.models.model import Model
 from relearn_jax.models.safetensor_files import read_json
-from relearn_jax.plan.audit_plan import Size, Sizes, measured, plan_audit
+from relearn_jax.plan.audit_plan import Size, Sizes, interview_calls, measured, plan_audit
 from relearn_jax.plan.presets import PRESETS, preset
 from relearn_jax.plan.recipes import reference_fields, step_fields
+from relearn_jax.plan.schedule import Disk, Grid, audit_disk, job_disk
 from relearn_jax.plan.work import Work
 from relearn_jax.training.job import SOURCES, UnlearnJob, check_job
 from relearn_jax.training.train_settings import TrainSettings
@@ -49,11 +50,21 @@ class Stages:
     works: in the order in which they run.
     assumed: what was not at hand, a line each.
     measured: what was read, a line each.
+    grid: of an audit.
+    disk: what is kept; None of a sweep.
   """
 
   works: list[Work] = dataclasses.field(default_factory=list)
   assumed: list[str] = dataclasses.field(default_factory=list)
   measured: list[str] = dataclasses.field(default_factory=list)
+  grid: Grid | None = None
+  disk: Disk | None = None
+
+  def add_audit(self, config: Audit, planned: Sequence[Planned], sizes: Sizes, on_cpu: bool) -> None:
+    """The works of an audit, and what commands that share it do."""
+    self.works = plan_audit(config, planned, sizes, on_cpu)
+    self.grid = Grid(planned, interview_calls(config, planned))
+    self.disk = audit_disk(config, planned, self.works)
 
 
 def stages(config: Any, where: str, *, on_cpu: bool, default: Size = DEFAULT) -> Stages:
@@ -205,6 +216,7 @@ def _unlearn(job: UnlearnJob, where: str, on_cpu: bool, default: Size, found: St
         **reference_fields(needs, held), **common))
   work = Work("unlearn", "train", rows=sum(seen.values()), steps=job.steps, **shape(sizes), **common)
   found.works.append(dataclasses.replace(work, **step_fields(recipe, seen, held, work)))
+  found.disk = job_disk(found.works, job.keep_every)
 
 
 def _sizes(job: UnlearnJob, files: _Files) -> dict[str, Size]:
@@ -252,8 +264,7 @@ def _audit(audit: Audit, where: str, on_cpu: bool, default: Size, found: Stages)
   names = [*names, *controls]
   if audit.ask.generic:
     sizes = dataclasses.replace(sizes, data={**sizes.data, GENERIC: files.rows(GENERIC, audit.ask.generic)})
-  stages = plan_stages(audit, names)
-  found.works += plan_audit(audit, stages, sizes, on_cpu)
+  found.add_audit(audit, plan_stages(audit, names), sizes, on_cpu)
 
 
 def _audit_sizes(audit: Audit, given: Any, config: ModelConfig, files: _Files) -> Sizes:
@@ -291,7 +302,7 @@ def _case_sizes(audit: Audit, config: ModelConfig, files: _Files) -> tuple[list[
 def _pretrained(audit: Audit, where: str, on_cpu: bool, found: Stages) -> Sizes:
   """An audit on a model that is pretrained here: everything is at hand."""
   exp, sizes = _measured(audit, where, found)
-  found.works += plan_audit(audit, plan_stages(audit, exp.relearn_sets), sizes, on_cpu)
+  found.add_audit(audit, plan_stages(audit, exp.relearn_sets), sizes, on_cpu)
   return sizes
 
 

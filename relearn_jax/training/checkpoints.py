@@ -9,6 +9,7 @@ import json
 import logging
 import pathlib
 import shutil
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -24,9 +25,26 @@ from relearn_jax.models.model import Model
 from relearn_jax.parallel.mesh import pad_runs, to_host
 from relearn_jax.parallel.parts import place_parts
 from relearn_jax.parallel.processes import agree, is_alone, is_first
+from relearn_jax.process import disk_trouble
 
 TOKENIZER = "../../base"  # folder of the tokenizer, from a step's folder
 POSITIONS = "row_positions"  # of a resume state: data set -> rows taken so far
+
+
+class Unreadable(InputError):
+  """A checkpoint that is not complete, or of which a file was damaged: what made it has to be done again."""
+
+
+@contextmanager
+def _read_from(path: pathlib.Path) -> Iterator[None]:
+  """Raises `Unreadable` in place of what a library says of a damaged file; trouble of the disk is left as it is."""
+  try:
+    yield
+  except Exception as error:
+    if isinstance(error, Unreadable) or disk_trouble(error, {}):
+      raise
+    first = textwrap.shorten(str(error) or type(error).__name__, 100)
+    raise Unreadable(f"cannot be read ({first})", file=path, mend="remove it: what made it does so again") from error
 
 
 def _context() -> ocp.Context:
@@ -82,9 +100,14 @@ def begin_save(path: pathlib.Path, tree: Any, num_runs: int, about: dict[str, An
 
 
 def is_saved(path: pathlib.Path) -> bool:
-  """Whether a complete checkpoint is at `path`."""
-  # The metadata is looked for by name: Orbax takes an empty folder for a checkpoint.
-  return agree(lambda: (path / "_CHECKPOINT_METADATA").is_file() and ocp.is_orbax_checkpoint(path.absolute()))
+  """Whether a complete checkpoint is at `path`; of its files, what describes it alone is read."""
+  # The metadata is looked for by name: Orbax takes an empty folder for a checkpoint, and one whose metadata is damaged.
+  def look() -> bool:
+    try:
+      return bool(json.loads((path / "_CHECKPOINT_METADATA").read_text())) and ocp.is_orbax_checkpoint(path.absolute())
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+      return False
+  return agree(look)
 
 
 def saved_steps(stage: pathlib.Path) -> list[int]:
@@ -101,8 +124,11 @@ def load_tree(path: pathlib.Path, one_run: Any, num_runs: int) -> Any:
     path: a step's folder.
     one_run: a tree whose leaves have the shape and dtype of one run's.
     num_runs: runs that were saved.
+
+  Raises:
+    Unreadable: a file of it is damaged.
   """
-  with _raised_alone():
+  with _read_from(path), _raised_alone():
     return ocp.load(path.absolute(), jax.tree.map(lambda leaf: np.empty((num_runs, *leaf.shape), leaf.dtype), one_run))
 
 
@@ -115,6 +141,9 @@ def load_runs(runs: Sequence[tuple[pathlib.Path, int]], like: Any, shardings: An
     runs: a step's folder and the place in it of each run.
     like: nested dicts of shapes and dtypes, `[runs, ...]`.
     shardings: of the leaves.
+
+  Raises:
+    Unreadable: a file of one of them is damaged; on each process that reads it.
   """
   context = tensorstore.Context()
 
@@ -126,10 +155,16 @@ def load_runs(runs: Sequence[tuple[pathlib.Path, int]], like: Any, shardings: An
       for path, place in runs[index[0]]:
         if path not in opened:
           base = {"driver": "file", "path": f"{path.absolute()}/state/"}
-          stored = {"driver": "zarr3", "kvstore": {"driver": "ocdbt", "base": base, "path": f"{name}/"}}
-          opened[path] = tensorstore.open(stored, open=True, context=context).result()
-        read.append(opened[path][(place, *index[1:])].read())
-      return np.stack([one.result() for one in read])
+          stored = {"driver": "zarr3", "kvstore": {"driver": "ocdbt", "base": base, "path": f"{name}/"},
+                    "fill_missing_data_reads": False}  # what is missing is an error, not zeros
+          with _read_from(path):
+            opened[path] = tensorstore.open(stored, open=True, context=context).result()
+        read.append((path, opened[path][(place, *index[1:])].read()))
+      parts = []
+      for path, one in read:
+        with _read_from(path):
+          parts.append(one.result())
+      return np.stack(parts)
     return place_parts(shape.shape, sharding, part, shape.dtype)
   return jax.tree_util.tree_map_with_path(leaf, like, shardings)
 
@@ -156,22 +191,26 @@ def describe(path: pathlib.Path) -> dict[str, Any]:
   """What `save_tree` was told about a checkpoint.
 
   Raises:
-    InputError: there is no complete checkpoint of this package at `path`.
+    InputError: there is no complete checkpoint of this package at `path`; `Unreadable` where none is complete.
   """
   if not is_saved(path):
-    raise InputError("is not a complete checkpoint", file=path,
+    raise Unreadable("is not a complete checkpoint", file=path,
                      mend="give a step folder such as WORKDIR/checkpoints/unlearn/000040")
-  about = agree(lambda: ocp.metadata(path.absolute()).custom_metadata)
+  with _read_from(path):  # another command may have removed it just now
+    about = agree(lambda: ocp.metadata(path.absolute()).custom_metadata)
   if not about or "model" not in about:
     raise InputError("holds no description of its model", file=path, mend="give a checkpoint that this program wrote")
   return dict(about)
 
 
 def keep_only(folder: pathlib.Path, step: int) -> None:
-  """Removes the other steps of a folder of resume states, once `step` is complete."""
-  for path in folder.iterdir() if is_first() else ():
+  """Removes the other steps of a folder of resume states, once `step` is complete.
+
+  It may be gone: another command took the stage over while this one was asleep, and is through with it.
+  """
+  for path in list(folder.iterdir()) if is_first() and folder.is_dir() else ():
     if path.name != step_path(folder, step).name:
-      shutil.rmtree(path)
+      shutil.rmtree(path, ignore_errors=True)
 
 
 def remove_resumes(folder: pathlib.Path) -> None:

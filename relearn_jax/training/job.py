@@ -7,6 +7,7 @@ from typing import Any
 from relearn_jax.cases.sources import check_columns_setting
 from relearn_jax.data.chat import ChatSettings, check_chat
 from relearn_jax.errors import InputError, checker
+from relearn_jax.models.attention import check_attention
 from relearn_jax.models.precision import DTYPES, check_dtype
 from relearn_jax.objectives.methods import get_method
 from relearn_jax.objectives.recipe import DefenceSettings, MethodSettings, Recipe, make_recipe
@@ -34,12 +35,17 @@ class UnlearnJob(TrainSettings, ScheduleSettings):
     steps: optimizer steps.
     learning_rate: of AdamW, at its peak.
     methods, defences: hyper-parameters of each; those of the method and the defence in use are read.
+    pack: short rows share a sequence as long as the longest, in data sets of which the method takes means over tokens
+      alone; none of them may be prepared. A step has as many sequences as hold about `batch_size` rows, and so other
+      rows than without; with a batch as large as the data set it is the same step. `relearn plan` plans it unpacked.
     keep_every: steps between checkpoints of the trajectory, which has one at the end too; 0: none.
     seed: decides the order of rows, and the adapter's first weights.
     chat_template: prompts are rendered by the checkpoint's chat template, as the user's turn.
     chat: which template, and what it is told.
     dtype: precision of products: auto (bfloat16 on accelerators), float32 or bfloat16. What is trained
       is float32 whatever this says.
+    attention: auto (a fused kernel where the device has one for precision and shape, see `models.attention`), or
+      einsum everywhere, whose results do not depend on a kernel.
     save_dtype: of the weights that are written at the end; bfloat16 may round away what was unlearned.
     checkpoint_seconds: seconds of work that a killed job loses at most, about.
   """
@@ -58,11 +64,13 @@ class UnlearnJob(TrainSettings, ScheduleSettings):
   learning_rate: float = 1e-5
   methods: Any = dataclasses.field(default_factory=MethodSettings)
   defences: Any = dataclasses.field(default_factory=DefenceSettings)
+  pack: bool = False
   keep_every: int = 0
   seed: int = 0
   chat_template: bool = False
   chat: ChatSettings = dataclasses.field(default_factory=ChatSettings)
   dtype: str = "auto"
+  attention: str = "auto"
   save_dtype: str = "float32"
   checkpoint_seconds: float = 300.0
 
@@ -100,6 +108,8 @@ def check_job(job: UnlearnJob, where: str) -> None:
     if rows in objective.rows:
       need(bool(getattr(job, field)), field, getattr(job, field),
            f"method {job.method!r} needs it: a file of JSON lines, or another source")
+  need(not job.pack or bool(objective.packs), "pack", job.pack,
+       f"expected False: method {job.method!r} looks at rows one by one")
   need(objective.divisible or job.num_microbatches == 1, "num_microbatches", job.num_microbatches,
        f"expected 1: defence {job.defence!r} takes a step's gradient as a whole")
   need(0 < job.learning_rate < math.inf, "learning_rate", job.learning_rate, "expected a positive number")
@@ -108,5 +118,6 @@ def check_job(job: UnlearnJob, where: str) -> None:
   need(job.keep_every >= 0, "keep_every", job.keep_every, "expected 0 (none) or a number of steps")
   need(0 <= job.seed < 2**32, "seed", job.seed, "expected 0 to 4294967295")
   check_dtype(job.dtype, where)
+  check_attention(job.attention, where)
   need(job.save_dtype in DTYPES, "save_dtype", job.save_dtype, f"expected {' or '.join(DTYPES)}")
   need(job.checkpoint_seconds >= 0, "checkpoint_seconds", job.checkpoint_seconds, "expected seconds, at least 0")

@@ -20,8 +20,9 @@ class TrainLog:
 
   Each row holds: stage, step (from 1), loss (mean over runs, before the update), losses (of each run, null where it
   is not finite), terms (means), grad_norm (mean), left_out (names of the runs that no mean counts: those that have
-  ended, or only keep their place), learning_rate, tokens (real, all runs), padded_tokens, seconds; save_seconds, of
-  seconds, where the step waited for a state to be saved.
+  ended, or only keep their place), learning_rate, tokens (real, all runs), padded_tokens, seconds (of the first step
+  with its compilation); save_seconds, of seconds, where the step waited for a state to be saved; mfu, of real tokens,
+  where the peak of the devices is known (`full_speed`).
   """
 
   def __init__(self, path: pathlib.Path):
@@ -41,16 +42,16 @@ class TrainLog:
         kept.append(line + "\n")
     write_atomically(self.path, "".join(kept))
 
-  def stage(self, name: str, ledger: Ledger) -> "StageLog":
-    """A writer for one stage, whose runs end in `ledger`."""
-    return StageLog(self.path, name, ledger)
+  def stage(self, name: str, ledger: Ledger, full_speed: float | None = None) -> "StageLog":
+    """A writer for one stage, whose runs end in `ledger`; `full_speed` in real tokens per second, where it is known."""
+    return StageLog(self.path, name, ledger, full_speed)
 
 
 class StageLog:
   """Writes the rows of one stage; use as a context manager, so that the last row is flushed."""
 
-  def __init__(self, path: pathlib.Path, stage: str, ledger: Ledger):
-    self.path, self.stage, self.ledger = path, stage, ledger
+  def __init__(self, path: pathlib.Path, stage: str, ledger: Ledger, full_speed: float | None = None):
+    self.path, self.stage, self.ledger, self.full_speed = path, stage, ledger, full_speed
     self.pending: tuple[StepLog, dict[str, Any]] | None = None
     self.saving: float | None = None  # seconds that the step to come has waited for a state
 
@@ -119,6 +120,8 @@ class StageLog:
         "terms": {name: mean(x) for name, x in sorted(log.terms.items())}, "grad_norm": mean(norms),
         "left_out": [name for i, name in enumerate(names) if i not in counted], **known,
         "seconds": round(now - self.last, 4)}
+    if self.full_speed:
+      row["mfu"] = round(row["tokens"] / (now - self.last) / self.full_speed, 4)
     self.last = now
     watcher().row(row)
     if self.file:

@@ -39,8 +39,8 @@ def _generic(model: Model, weights: Params, reinforced: Params, rows: TokenRows,
   def pick(_: Array, hidden: Array, strong_hidden: Array) -> Array:
     logits = generic_logits(head_logits(hidden, base), head_logits(strong_hidden, strong), alpha)
     return jnp.where(jnp.isfinite(logits).all(-1), jnp.argmax(logits, -1), model.config.vocab_size).astype(jnp.int32)
-  return per_token(pick, rows.tokens, rows.positions, model.config.vocab_size, model.hidden(weights, rows.tokens),
-                   model.hidden(reinforced, rows.tokens))
+  hidden = lambda params: model.hidden(params, rows.tokens, rows.segments)
+  return per_token(pick, rows.tokens, rows.positions, model.config.vocab_size, hidden(weights), hidden(reinforced))
 
 
 def add_references(model: Model, params: Params, batch: Batch, needs: frozenset[Need], mesh: Mesh,
@@ -66,7 +66,7 @@ def add_references(model: Model, params: Params, batch: Batch, needs: frozenset[
       found: dict[str, Array] = {}
       for need in some:
         if need.kind == "layer":
-          found[need.kind] = model.layer(weights, rows.tokens, need.setting)
+          found[need.kind] = model.layer(weights, rows.tokens, need.setting, rows.segments)
         elif need.kind == "generic":
           found[need.kind] = _generic(model, weights, whole(strong, own, shared), rows, need.setting)
         else:
@@ -91,9 +91,9 @@ def add_references(model: Model, params: Params, batch: Batch, needs: frozenset[
 
 
 def rows_digest(rows: TokenRows) -> str:
-  """SHA-256 of token rows on the host: tokens, which of them count, and labels where there are any."""
+  """SHA-256 of token rows on the host: tokens, which of them count, labels and segments where there are any."""
   digest = hashlib.sha256()
-  for array in (rows.tokens, rows.mask, *(() if rows.labels is None else (rows.labels,))):
+  for array in (rows.tokens, rows.mask, *(some for some in (rows.labels, rows.segments) if some is not None)):
     digest.update(repr(array.shape).encode() + np.ascontiguousarray(array).tobytes())
   return digest.hexdigest()
 

@@ -29,6 +29,7 @@ from relearn_jax.parallel.processes import agree, everyone, is_alone
 from relearn_jax.progress import progress
 from relearn_jax.training import checkpoints
 from relearn_jax.training.ended import Ledger, finite_runs
+from relearn_jax.training.full_speed import full_speed
 from relearn_jax.training.log import TrainLog
 from relearn_jax.training.references import ReferenceCache, references
 from relearn_jax.training.states import States
@@ -147,7 +148,9 @@ def run_stage(stage: Stage, model: Model, start: Callable[[], Params], mesh: Mes
         states.finish()
       raise
 
-  with (interrupts.deferred(), rows, states, log.stage(stage.name, ledger) as writer,
+  most = full_speed(model, state.params, any(one is not None for one in frozen), rows.longest,
+                    mesh.devices.flat[0].device_kind, mesh.size)
+  with (interrupts.deferred(), rows, states, log.stage(stage.name, ledger, most) as writer,
         progress(stage.keep[-1], stage.name) as bar):
     bar.update(first)
     step, ended = first, first in stage.keep and release(first)  # which a signal may have kept from its end
@@ -210,6 +213,7 @@ class _Rows:
   Attributes:
     position: of each data set that is not seen whole: rows that the steps before this one have taken.
     data: the data sets that are held, laid out.
+    longest: tokens of a row with its padding, of the data set where that is most.
   """
 
   def __init__(self, stage: Stage, names: Sequence[str], mesh: Mesh):
@@ -219,6 +223,8 @@ class _Rows:
     self.streams = {name: Stream(rows, stage.order[name], mesh, self.unit, stage.keep[-1]) for name in names
                     if isinstance(rows := stage.batch[name], PreparedRows)}
     self.host = {name: rows for name in names if isinstance(rows := stage.batch[name], TokenRows)}
+    self.longest = max([rows.tokens.shape[-1] for rows in self.host.values()]
+                       + [rows.about.counts.longest for rows in stage.batch.values() if isinstance(rows, PreparedRows)])
     self.order = {name: stage.order[name] for name in self.host if name in stage.order}
     self.parts = stage.num_microbatches
     self.sizes = {name: (len(stage.runs), rows.tokens.shape[1]) for name, rows in self.host.items()}

@@ -71,11 +71,11 @@ def init_state(params: Params, objective: Objective) -> TrainState:
 
 def model_outputs(model: Model, params: Params, rows: TokenRows) -> Outputs:
   """Log-probability of every label given the tokens before it (0 at the first), hidden states, and layers on demand."""
-  hidden, head = model.hidden(params, rows.tokens), model.head(params)
+  hidden, head = model.hidden(params, rows.tokens, rows.segments), model.head(params)
   logprobs = per_token(lambda targets, hidden: token_logprobs(hidden, head, targets),
                        rows.tokens if rows.labels is None else rows.labels, rows.positions, model.config.vocab_size,
                        hidden)
-  return Outputs(logprobs, hidden, head, lambda depth: model.layer(params, rows.tokens, depth))
+  return Outputs(logprobs, hidden, head, lambda depth: model.layer(params, rows.tokens, depth, rows.segments))
 
 
 def take_rows(batch: Batch, index: Mapping[str, Int[Array, " B"]] | None) -> Batch:
@@ -104,7 +104,8 @@ def split_rows(batch: Batch, number: int) -> Batch:
     reference = {kind: jax.tree.map(each if kind == "head" else part, x) for kind, x in rows.reference.items()}
     return TokenRows(part(rows.tokens), part(rows.mask), reference,
                      None if rows.positions is None else part(rows.positions), each(rows.num_tokens),
-                     each(rows.num_rows), None if rows.labels is None else part(rows.labels))
+                     each(rows.num_rows), None if rows.labels is None else part(rows.labels),
+                     None if rows.segments is None else part(rows.segments))
   return {name: split(rows) for name, rows in batch.items()}
 
 

@@ -128,8 +128,8 @@ def check_decay(weight_decay: float, where: Any, prefix: str = "") -> None:
   checker(where, prefix)(0 <= weight_decay < math.inf, "weight_decay", weight_decay, "expected a number of at least 0")
 
 
-def make_model(checked: Checked, settings: TrainSettings, dtype: Any) -> Model:
+def make_model(checked: Checked, settings: TrainSettings, dtype: Any, attention: str) -> Model:
   """The model of a checkpoint as these settings train it."""
   lora = settings.adapter.lora()
   return Model(checked.config, dtype=dtype, unroll=unroll(checked.config), remat=settings.remat,
-               lora_scale=lora.scale if lora else 1.0)
+               lora_scale=lora.scale if lora else 1.0, attention=attention)

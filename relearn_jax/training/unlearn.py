@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from relearn_jax.data.order import Order, small_batches
+from relearn_jax.data.packing import num_packed, packing_line, sequences_of
 from relearn_jax.data.prepared import PreparedRows
 from relearn_jax.errors import InputError
 from relearn_jax.models.checkpoint import Checked, load_params, read_leaves, tensors_digest, weights_digest
@@ -114,6 +115,8 @@ def _cache(job: UnlearnJob, workdir: pathlib.Path, checked: Checked, rows: Mappi
 def _recipe(job: UnlearnJob, where: str) -> str:
   """What else decides the statistics: precision, and how a second model is reinforced."""
   recipe, how = job.recipe, {"dtype": jnp.dtype(compute_dtype(job.dtype, where)).name}
+  if job.attention != "auto":
+    how |= {"attention": job.attention}
   if recipe.published.reinforces:
     how |= {key: f"{recipe.hyper[key]:g}" for key in ("reinforce_steps", "reinforce_learning_rate")}
     how |= {key: str(getattr(job, key)) for key in ("adapter", "batch_size", "seed", "weight_decay")}
@@ -123,7 +126,7 @@ def _recipe(job: UnlearnJob, where: str) -> str:
 def _train(job: UnlearnJob, where: str, workdir: pathlib.Path, checked: Checked,
            rows: Mapping[str, TokenRows | PreparedRows], mesh: Mesh, cache: ReferenceCache) -> None:
   lora, dtype, recipe = job.adapter.lora(), compute_dtype(job.dtype, where), job.recipe
-  model = make_model(checked, job, dtype)
+  model = make_model(checked, job, dtype, job.attention)
   frozen = NOTHING if lora is None else Frozen(shared=load_params(checked, model, dtype=dtype, mesh=mesh))
 
   def start() -> Params:
@@ -142,10 +145,7 @@ def _train(job: UnlearnJob, where: str, workdir: pathlib.Path, checked: Checked,
     return False
 
   log, decay = TrainLog(workdir / "train_log.jsonl"), {"weight_decay": job.weight_decay}
-  orders = small_batches({name: held for name, held in rows.items() if isinstance(held, TokenRows)}, job.batch_size,
-                         [job.seed])
-  orders |= {name: [Order(len(stream), min(job.batch_size, len(stream)), job.seed)] for name, stream in rows.items()
-             if isinstance(stream, PreparedRows)}
+  orders = _orders(job, rows)
 
   def run(stage: Stage, on_keep: OnKeep, field: str, **more: Any) -> None:
     folder = workdir / "checkpoints" / stage.name
@@ -178,6 +178,22 @@ def _train(job: UnlearnJob, where: str, workdir: pathlib.Path, checked: Checked,
       sorted({*range(every, job.steps, every), job.steps}), orders, job.num_microbatches,
       lambda step: rate_share(job, job.steps, step))
   run(stage, on_keep, "learning_rate", reinforced=reinforced if recipe.published.reinforces else None, cache=cache)
+
+
+def _orders(job: UnlearnJob, rows: Mapping[str, TokenRows | PreparedRows]) -> dict[str, list[Order]]:
+  """An order of each data set that steps do not see whole; what packing has brought is said."""
+  orders: dict[str, list[Order]] = {}
+  for name, held in rows.items():
+    if isinstance(held, PreparedRows):
+      orders[name] = [Order(len(held), min(job.batch_size, len(held)), job.seed)]
+      continue
+    size = job.batch_size
+    if held.segments is not None:
+      size = sequences_of(size, num_packed(held), held.tokens.shape[1])
+      if is_first():
+        print(packing_line(name, held))
+    orders |= small_batches({name: held}, size, [job.seed])
+  return orders
 
 
 def _check_outputs(job: UnlearnJob, model: Model, params: Params, forget: TokenRows | PreparedRows, mesh: Mesh,

@@ -11,6 +11,7 @@ from relearn_jax.cases.files import read_texts
 from relearn_jax.cases.sources import check_columns_setting, parse_source, read_source, source_input
 from relearn_jax.data.chat import open_chat
 from relearn_jax.data.jsonl import Row
+from relearn_jax.data.packing import pack_rows
 from relearn_jax.data.prepared import METADATA, PreparedRows
 from relearn_jax.data.refusals import REFUSALS
 from relearn_jax.data.relabel import UNCOUNTED
@@ -42,8 +43,12 @@ def read_rows(job: UnlearnJob, checked: Checked, tokenizer: Any) -> dict[str, To
   made = {"idk": lambda: (refusal_rows(job, texts(job.forget), forget), forget),
           "alternate": lambda: (_alternates(job, texts(job.forget)), parse_source(job.alternates).path)}
   found: dict[str, TokenRows | PreparedRows] = {}
+  packs = job.recipe.objective.packs
   for name in sorted(job.recipe.objective.rows):
     if name in prepared:
+      if job.pack and name in packs:
+        raise InputError("is prepared, and rows that are prepared stay apart", file=getattr(job, name), field=name,
+                         mend="set pack to False, or give the source that it was prepared from")
       check_prepared(prepared[name], checked, chat)
       found[name] = _held_if_wanted(job, name, prepared[name])
       continue
@@ -53,7 +58,7 @@ def read_rows(job: UnlearnJob, checked: Checked, tokenizer: Any) -> dict[str, To
     encoded = encode_rows(tokenizer, rows, file, checked.config.max_positions, chat=chat, anchors=anchors)
     if anchors is not None:
       _check_relabelled(encoded, parse_source(job.anchors).path)
-    found[name] = stack_rows(encoded, 1)
+    found[name] = (pack_rows if job.pack and name in packs else stack_rows)(encoded, 1)
   return found
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from relearn_jax.errors import InputError
 from relearn_jax.parallel.processes import is_first
 
-SCALARS = ("loss", "grad_norm", "learning_rate", "save_seconds")
+SCALARS = ("loss", "grad_norm", "learning_rate", "save_seconds", "mfu")
 
 
 class Watcher:

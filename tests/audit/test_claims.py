@@ -7,14 +7,18 @@ import random
 import signal
 import subprocess
 import time
+import types
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
+from relearn_jax.audit import claims as claims_module
 from relearn_jax.audit.claims import Claims, is_ready, refuse_shared
 from relearn_jax.audit.stages import plan_stages
 from relearn_jax.audit.status import status
 from relearn_jax.errors import InputError
+from relearn_jax.training.checkpoints import Unreadable
 from relearn_jax.workdir import only_process
 
 from ..command import argv, environment, relearn, summary
@@ -62,6 +66,30 @@ def test_the_first_command_decides_how_many_fit(tmp_path: pathlib.Path) -> None:
   with Claims(tmp_path) as first, Claims(tmp_path) as other:
     assert first.at_once(lambda stage: 3)(stage) == 3
     assert other.at_once(lambda stage: 5)(stage) == 3
+
+
+def test_what_cannot_be_read_is_made_again(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+  """By whoever comes first; what starts from it waits, also where another command has found that it is damaged."""
+  first, second = plan_stages(names_audit(), ["prefixes"])[1:3]
+  done, did = [first], list[str]()
+
+  def do(stage: Any) -> None:
+    did.append(stage.name)
+    if did == [second.name]:
+      done.remove(first)
+      raise Unreadable("cannot be read", file="memorize/000010")
+    done.append(stage)
+  monkeypatch.setattr(claims_module, "_keys", lambda exp, stage, cells: [stage.name])
+  left = lambda *_: [stage for stage in (first, second) if stage not in done]
+  with Claims(tmp_path) as claims:
+    monkeypatch.setattr(claims, "_left", left)
+    claims.work_through(types.SimpleNamespace(), (first, second), lambda stage: [], do)  # type: ignore[arg-type]
+    assert did == [second.name, first.name, second.name]
+    assert capsys.readouterr().err == "memorize/000010: cannot be read; it is made again\n"
+    done.clear()
+    claims._do(types.SimpleNamespace(), second, (), lambda stage: [], do, "key")  # type: ignore[arg-type]
+    assert len(did) == 3
 
 
 def test_logs_of_stages_become_one(tmp_path: pathlib.Path) -> None:

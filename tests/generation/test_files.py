@@ -69,6 +69,16 @@ def test_no_row_depends_on_the_batch_size(checkpoint: str, tmp_path: pathlib.Pat
   assert one == four
 
 
+def test_samples_are_rows_and_the_first_is_what_it_is_alone(checkpoint: str, tmp_path: pathlib.Path) -> None:
+  one = generate(checkpoint, tmp_path, temperature=1.0, seed=3)
+  three, slots_of_two = (generate(checkpoint, tmp_path, temperature=1.0, seed=3, samples=3, batch_size=size)
+                         for size in (4, 2))
+  assert three == slots_of_two
+  assert [(row["id"], row.pop("sample")) for row in three] == [(row["id"], i) for row in ROWS for i in range(3)]
+  assert three[::3] == one
+  assert all(len({row["completion"] for row in three[start:start + 3]}) == 3 for start in range(0, len(three), 3))
+
+
 def test_greedy_rows_do_not_depend_on_their_order(checkpoint: str, tmp_path: pathlib.Path) -> None:
   assert generate(checkpoint, tmp_path, ROWS[::-1])[::-1] == generate(checkpoint, tmp_path)
 
@@ -145,6 +155,8 @@ def test_nothing_is_drawn_on_a_stderr_that_is_no_terminal(checkpoint: str, tmp_p
 @pytest.mark.parametrize("settings,field,problem,mend", [
     ({"max_new_tokens": 0}, "--max_new_tokens", "is 0", "expected at least 1"),
     ({"batch_size": 0}, "--batch_size", "is 0", "expected at least 1"),
+    ({"samples": 0, "temperature": 1.0}, "--samples", "is 0", "expected at least 1"),
+    ({"samples": 2}, "--samples", "is 2", "and 1 at temperature 0"),
     ({"temperature": -1.0}, "--temperature", "is -1.0", "expected 0 (greedy) or a positive number"),
     ({"temperature": float("nan")}, "--temperature", "is nan", "expected 0 (greedy) or a positive number"),
     ({"temperature": float("inf")}, "--temperature", "is inf", "expected 0 (greedy) or a positive number"),

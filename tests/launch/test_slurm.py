@@ -1,5 +1,6 @@
 """launch/slurm on a real SLURM of two nodes: one audit over both, a grid by an array, a job that is cancelled."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -9,6 +10,8 @@ from collections.abc import Callable, Iterator
 
 import pyarrow.parquet as pq
 import pytest
+
+from relearn_jax.parallel.leases import SUFFIX, read_lease
 
 from ..audit.test_restarts import logged
 from ..command import ROOT, relearn, summary
@@ -99,17 +102,34 @@ def test_a_job_that_is_told_to_stop_is_queued_again(cluster: Cluster, submit: Ca
   assert relearn_rows.num_rows and (tmp_path / "w" / "report.html").exists()
 
 
-def test_a_grid_by_an_array(cluster: Cluster, submit: Callable[..., str], whole: pathlib.Path, tmp_path: pathlib.Path
-                            ) -> None:
-  """Of three tasks one is cancelled in the middle, and submitted again."""
-  line = smallest_audit(tmp_path / "w", *GRID, "--claim")
-  job = submit(["--array=0-2"], line)
-  until(lambda: bool(list((tmp_path / "w" / "stages").glob("memorize-*.lease"))), tmp_path)
-  cluster.call("scancel", f"{job}_1")
-  again = submit(["--array=1"], line)
-  assert sorted(cluster.wait(job)) == ["CANCELLED", "COMPLETED", "COMPLETED"], shown(tmp_path)
+def at_work(workdir: pathlib.Path) -> list[str]:
+  """The tasks of an array that are in the middle of an attack: they hold its lease, and have logged a step of it."""
+  found = []
+  for path in (workdir / "stages").glob(f"attack-*{SUFFIX}"):
+    if (lease := read_lease(path)) and (workdir / "stages" / f"{lease[0]['what']}.jsonl").exists():
+      with contextlib.suppress(OSError):  # it has ended since
+        given = pathlib.Path(f"/proc/{lease[0]['pid']}/environ").read_bytes().decode().split("\0")
+        found += [one.partition("=")[2] for one in given if one.startswith("SLURM_ARRAY_TASK_ID=")]
+  return found
+
+
+def test_a_grid_of_24_cells_by_an_array(cluster: Cluster, submit: Callable[..., str], cache: pathlib.Path,
+                                        tmp_path: pathlib.Path) -> None:
+  """Of four tasks on two nodes one is cancelled in the middle of an attack, and submitted again."""
+  grid = ("--config.seeds=(0, 1, 2, 3)", "--config.attack.learning_rates=(1e-4, 1e-3)",
+          "--config.attack.runs_at_once=3", "--config.attack.keep_steps=(1, 20)")
+  relearn(cache, *smallest_audit(tmp_path / "whole", *grid))
+  line = smallest_audit(tmp_path / "w", *grid, "--claim")
+  job = submit(["--array=0-3"], line)
+  until(lambda: bool(at_work(tmp_path / "w")), tmp_path)
+  task = at_work(tmp_path / "w")[0]
+  cluster.call("scancel", f"{job}_{task}")
+  again = submit([f"--array={task}"], line)
+  assert sorted(cluster.wait(job)) == ["CANCELLED", *["COMPLETED"] * 3], shown(tmp_path)
   assert cluster.wait(again) == ["COMPLETED"], shown(tmp_path)
-  assert_same_rows(tmp_path / "w", whole)
+  assert_same_rows(tmp_path / "w", tmp_path / "whole")
+  rows = pq.read_table(tmp_path / "w" / "results.parquet").to_pandas().query("relearn_step > 0")
+  assert len(rows[["arm", "seed", "learning_rate"]].drop_duplicates()) == 24
   steps = [(row["stage"], row["step"]) for row in map(
       json.loads, (tmp_path / "w" / "train_log.jsonl").read_text().splitlines())]
-  assert len(steps) == len(set(steps)) > 10
+  assert len(steps) == len(set(steps)) and sum(stage.startswith("attack-") for stage, _ in steps) == 8 * 20

@@ -76,6 +76,25 @@ def test_stacked_adapters_equal_separate_ones(method: str, shared: bool) -> None
       np.testing.assert_allclose(ours[seed], theirs[0], atol=1e-6)
 
 
+def test_runs_that_share_a_base_read_it_in_one_product() -> None:
+  """Mapped over five runs, as on accelerators: no product has a base matrix for each run, and adapters have theirs."""
+  num_runs, build = 5, build_of("ga")
+  each = lambda leaf: np.repeat(np.asarray(leaf)[None], num_runs, 0)
+  state = jax.vmap(lambda params: init_state(params, build(HYPER)))(jax.tree.map(each, adapter(0)))
+  data = {"forget": jax.tree.map(each, DATA["forget"])}
+
+  def one(state: Any, data: Any, shared: Params) -> Any:
+    return train_step(MODEL, build, state, data, HYPER, Frozen(shared=shared))
+  text = jax.jit(jax.vmap(one, in_axes=(0, 0, None))).lower(state, data, PARAMS).as_text()
+  products = [line for line in text.splitlines() if "dot_general" in line]
+  config = MODEL.config
+  base = f"tensor<{config.intermediate_size}x{config.hidden_size}xf32>"
+  assert sum(base in line and "batching_dims" not in line for line in products) >= 4  # there and back
+  assert not any(f"tensor<{num_runs}x{config.intermediate_size}x{config.hidden_size}xf32>" in line for line in products)
+  assert any(f"tensor<{num_runs}x{LORA.rank}x{config.hidden_size}xf32>" in line and "batching_dims" in line
+             for line in products)
+
+
 def test_only_the_adapter_has_moments() -> None:
   state = init_state(adapter(0), nll("forget"))
   trained = sum(leaf.size for leaf in jax.tree.leaves(adapter(0)))

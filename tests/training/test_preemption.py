@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 
@@ -19,6 +20,7 @@ from relearn_jax.parallel.mesh import repeat_runs, runs_mesh, to_host
 from relearn_jax.training import checkpoints
 from relearn_jax.training.log import StageLog, TrainLog
 from relearn_jax.training.stage import Stage, run_stage
+from relearn_jax.training.states import States
 
 from .test_files import ROWS
 from .test_step import model_and_params
@@ -125,6 +127,15 @@ def test_a_damaged_state_is_left_behind(tmp_path: pathlib.Path) -> None:
     run(tmp_path / "x", lambda step, params: False)
   assert not resume.exists()
   assert finish(tmp_path / "x")[0] == [3, 6]
+
+
+def test_states_that_are_gone_are_no_trouble(tmp_path: pathlib.Path) -> None:
+  """Another command took the stage over while this one was suspended, and is through with it."""
+  with States(tmp_path / "resume", 2) as states:
+    states.save(1, {"a": jnp.zeros((2, 3))}, {})
+    states._pending[1]()  # type: ignore[index]
+    shutil.rmtree(tmp_path / "resume")
+  assert not (tmp_path / "resume").exists()
 
 
 def test_what_cannot_go_on_saves_nothing(tmp_path: pathlib.Path) -> None:

@@ -209,7 +209,6 @@ def test_hosts_that_share_a_cache_do_not_write_into_one_file(bucket: str, folder
                                                              monkeypatch: pytest.MonkeyPatch) -> None:
   """Two with the same process number, on a disk that keeps no locks between hosts; both are in the middle at once."""
   monkeypatch.setattr("relearn_jax.data.stores.one_at_a_time", lambda *_: contextlib.nullcontext())
-  monkeypatch.setattr("socket.gethostname", lambda: threading.current_thread().name)
   both, chunks, hosts = threading.Barrier(2, timeout=10), Store._chunks, [opened(bucket, tmp_path) for _ in range(2)]
 
   def halves(store: Store, file: File) -> Iterator[bytes]:

@@ -1,0 +1,145 @@
+"""More prompts than a batch has room for: a row that has ended leaves its slot to the next prompt.
+
+A batch that is worked through as a whole lasts as long as its longest completion. Here steps are taken until some rows
+have ended, and prompts that wait are read into their slots. Every row writes its cache at its own step, so that its
+completion is what it is in any other batch.
+"""
+
+import collections
+import functools
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from relearn_jax.data.batches import RowBatch
+from relearn_jax.generation.decode import Generated, Prompted, choose, extend, new_part, prefill, with_new
+from relearn_jax.models.decoder import Caches
+from relearn_jax.models.layers import LayerCache
+from relearn_jax.models.model import Model, Params
+from relearn_jax.parallel.mesh import to_host
+
+SHARE = 4  # of the slots, one in so many has to be free before prompts are read into them
+
+
+class Slots(NamedTuple):
+  """B rows that are being completed, or have been; P prompt slots and G new tokens of each.
+
+  `generated.num_tokens` is how far a row has come, and where it writes its cache next.
+  """
+
+  cache: Caches
+  lengths: Int[Array, " B"]
+  running: Bool[Array, " B"]
+  generated: Generated
+  keys: Key[Array, " B"] | None
+
+
+class Completed(NamedTuple):
+  """What became of a row: its new tokens, an EOS that ended it included; the rest as `Generated` has it."""
+
+  row: int
+  sample: int
+  tokens: list[int]
+  finished: bool
+  sound: bool
+
+
+def complete_rows(params: Params, rows: RowBatch, keys: Key[Array, "N samples"] | None, temperature: float, *,
+                  model: Model, batch_size: int, max_new_tokens: int, eos_ids: tuple[int, ...]) -> Iterator[Completed]:
+  """Completions of any number of prompts by one program, as they come; a prompt is read once for all its samples.
+
+  Args:
+    params: that have been through `split_layers`.
+    rows: right-padded prompts, N of them.
+    keys: a key for each sample of each row, in the order of `rows`; None: one greedy completion each.
+    temperature: 0 is greedy.
+    model: architecture.
+    batch_size: slots, at least as many as samples of a row.
+    max_new_tokens: new tokens at most.
+    eos_ids: any of these ends a row.
+  """
+  samples = 1 if keys is None else keys.shape[1]
+  few = max(1, batch_size // SHARE // samples)
+  waiting, owners = collections.deque(range(len(rows.indices))), dict[int, tuple[int, int]]()  # slot -> row, sample
+  slots = _free_slots(model, rows.tokens.shape[1], batch_size, max_new_tokens, None if keys is None else keys[0, :1])
+  while waiting or owners:
+    free = [place for place in range(batch_size) if place not in owners]
+    taken = [waiting.popleft() for _ in range(min(few, len(waiting), len(free) // samples))]
+    places = np.full((few, samples), batch_size, np.int32)
+    places.flat[:len(taken) * samples] = free[:len(taken) * samples]
+    owners |= {int(place): (row, sample) for row, some in zip(taken, places, strict=False)
+               for sample, place in enumerate(some)}
+    read = np.resize(taken or [0], few)  # what is read twice, or for no slot, goes nowhere
+    slots = _advance(params, slots, rows.tokens[read], rows.lengths[read], None if keys is None else keys[read], places,
+                     few * samples if waiting else batch_size, temperature, model=model, eos_ids=eos_ids)
+    running, generated = to_host((slots.running, slots.generated))
+    for place in [place for place in owners if not running[place]]:
+      row, sample = owners.pop(place)
+      yield Completed(int(rows.indices[row]), sample, generated.tokens[place, :generated.num_tokens[place]].tolist(),
+                      bool(generated.finished[place]), bool(generated.sound[place]))
+
+
+@functools.partial(jax.jit, static_argnames=("model", "eos_ids"), donate_argnames="slots")
+def _advance(params: Params, slots: Slots, tokens: Int[Array, "R P"], lengths: Int[Array, " R"],
+             keys: Key[Array, "R samples"] | None, places: Int[Array, "R samples"], need: Int[Array, ""],
+             temperature: Float[Array, ""], *, model: Model, eos_ids: tuple[int, ...]) -> Slots:
+  """Reads prompts into their places, B for none, and takes steps until `need` slots are free."""
+  ids = jnp.array(eos_ids, jnp.int32)
+  is_eos = lambda token: jnp.isin(token, ids) if eos_ids else jnp.zeros(token.shape, bool)
+
+  def pick(hidden: Array, keys: Array | None, step: Array | int) -> tuple[Array, Array]:
+    logits = model.logits(params, hidden)
+    return choose(logits, temperature, keys, step), jnp.isfinite(logits).all(-1)
+  slots = _read(model, params, slots, tokens, lengths, None if keys is None else keys.reshape(-1), places, pick, is_eos)
+  size, most = slots.generated.tokens.shape
+  rows = jnp.arange(size)
+
+  def body(carry: tuple) -> tuple:
+    running, (tokens, count, finished, sound), new = carry
+    last = tokens[rows, count - 1]
+    prompted = Prompted(with_new(slots.cache, new), slots.lengths, jnp.zeros(()))
+    hidden, cache = extend(model, params, prompted, last[:, None], jnp.minimum(count, most - 1) - 1)
+    chosen, finite = pick(hidden[:, 0], slots.keys, count)
+    tokens = tokens.at[rows, jnp.where(running, count, most)].set(chosen, mode="drop")
+    count, ended = count + running, running & is_eos(chosen)
+    return (running & ~ended & (count < most), Generated(tokens, count, finished | ended, sound & (~running | finite)),
+            new_part(cache))
+  running, generated, new = jax.lax.while_loop(
+      lambda carry: jnp.sum(~carry[0]) < need, body, (slots.running, slots.generated, new_part(slots.cache)))
+  return slots._replace(running=running, generated=generated, cache=with_new(slots.cache, new))
+
+
+def _read(model: Model, params: Params, slots: Slots, tokens: Array, lengths: Array, keys: Array | None, places: Array,
+          pick: Any, is_eos: Any) -> Slots:
+  """The slots with prompts read into some, and the first token of each sample."""
+  each = lambda rows: jnp.repeat(rows, places.shape[1], 0)
+  put = lambda old, new: old.at[places.reshape(-1)].set(new, mode="drop")
+  generated = slots.generated
+  prompted = prefill(model, params, tokens, lengths, 1)
+  first, sound = pick(each(prompted.last_hidden), keys, 0)
+  assert isinstance(slots.cache, list) and isinstance(prompted.cache, list)
+  cache: Caches = [one._replace(prompt_k=put(one.prompt_k, each(new.prompt_k)),
+                                prompt_v=put(one.prompt_v, each(new.prompt_v)))
+                   for one, new in zip(slots.cache, prompted.cache, strict=True)]
+  row = jnp.zeros((len(first), generated.tokens.shape[1]), jnp.int32).at[:, 0].set(first)
+  running = ~is_eos(first) & (row.shape[1] > 1)
+  return Slots(cache, put(slots.lengths, each(lengths)), put(slots.running, running),
+               Generated(put(generated.tokens, row), put(generated.num_tokens, 1),
+                         put(generated.finished, is_eos(first)), put(generated.sound, sound)),
+               None if slots.keys is None else put(slots.keys, keys))
+
+
+def _free_slots(model: Model, prompt_length: int, size: int, max_new_tokens: int, key: Key[Array, "1"] | None) -> Slots:
+  c = model.config
+  part = lambda length: jnp.zeros((size, c.num_kv_heads, length, c.head_dim), model.dtype)
+  new = max(1, max_new_tokens - 1)
+  cache = [LayerCache(part(prompt_length), part(prompt_length), part(new), part(new)) for _ in range(c.num_layers)]
+  whole = lambda value, dtype: jnp.full(size, value, dtype)
+  generated = Generated(jnp.zeros((size, max_new_tokens), jnp.int32), whole(1, jnp.int32), whole(False, bool),
+                        whole(True, bool))
+  return Slots(cache, whole(1, jnp.int32), whole(False, bool), generated,
+               None if key is None else jnp.repeat(key, size))
