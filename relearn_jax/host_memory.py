@@ -16,7 +16,7 @@ _HUGE_PAGE = 2**21
 
 
 def keep_memory() -> bool:
-  """Has glibc keep memory that is let go of, and lets the heap lie on huge pages; to be called before much is allocated.
+  """Has glibc keep memory that is let go of, and lets the heap lie on huge pages; call it before much is allocated.
 
   Nothing happens where an accelerator may compute, with another C library, or where the environment tells glibc
   already (MALLOC_... or GLIBC_TUNABLES); what is free is given back by `malloc_trim` alone.

@@ -209,8 +209,8 @@ before = faults()
 use()
 print(kept, faults() - before)
 """
-  environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES" and "MALLOC_" not in name}
-  done = subprocess.run([sys.executable, "-c", code], env=environment | told | {"JAX_PLATFORMS": "cpu"}, cwd=ROOT,
+  clean = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES" and "MALLOC_" not in name}
+  done = subprocess.run([sys.executable, "-c", code], env=clean | told | {"JAX_PLATFORMS": "cpu"}, cwd=ROOT,
                         capture_output=True, text=True, check=True)
   kept, faults = done.stdout.split()
   assert kept == str(not told)
