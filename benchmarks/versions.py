@@ -22,8 +22,10 @@ from relearn_jax.bench.train_speed import Stepper, Training
 from relearn_jax.generation.prompt_files import complete
 from relearn_jax.models.model import Model
 from relearn_jax.parallel.mesh import make_mesh, parse_mesh, use_mesh
+from relearn_jax.parallel.start import start
 from relearn_jax.plan.work import Work
 
+start()
 given = json.loads(sys.argv[1])
 config, rows, length = shape_config(given["shape"]), given["rows"], given["length"]
 mesh = make_mesh(parse_mesh("runs:1"), jax.devices()[:1])
