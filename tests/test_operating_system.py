@@ -6,6 +6,7 @@ import gc
 import io
 import os
 import pathlib
+import platform
 import subprocess
 import sys
 
@@ -191,3 +192,26 @@ def test_cores_are_those_that_the_process_may_use(monkeypatch: pytest.MonkeyPatc
   assert start.num_cores() == 2
   monkeypatch.delattr(os, "sched_getaffinity")
   assert start.num_cores() == 64
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+@pytest.mark.parametrize("told", [{}, {"MALLOC_ARENA_MAX": "2"}])
+def test_memory_of_a_step_is_kept_for_the_next(told: dict[str, str]) -> None:
+  """Pages that are mapped anew when 64 MB are used again, after they were let go of."""
+  code = """
+import resource
+from relearn_jax.host_memory import keep_memory
+kept = keep_memory()
+use = lambda: len(b"x" * 2**26)
+faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+use()
+before = faults()
+use()
+print(kept, faults() - before)
+"""
+  clean = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES" and "MALLOC_" not in name}
+  done = subprocess.run([sys.executable, "-c", code], env=clean | told | {"JAX_PLATFORMS": "cpu"}, cwd=ROOT,
+                        capture_output=True, text=True, check=True)
+  kept, faults = done.stdout.split()
+  assert kept == str(not told)
+  assert int(faults) < 100 if not told else int(faults) > 1000, faults

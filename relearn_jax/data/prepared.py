@@ -13,6 +13,7 @@ import json
 import os
 import pathlib
 import re
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -155,7 +156,7 @@ class PreparedRows:
     self.about = _parse(content, store.path(METADATA))
     self._ends = np.cumsum([shard.rows for shard in self.about.counts.shards])
     self._source: Any = None
-    self._open = set[int]()
+    self._open, self._lock = set[int](), threading.Lock()
 
   def __len__(self) -> int:
     return self.about.counts.rows
@@ -215,12 +216,14 @@ class PreparedRows:
           [_Whole(str(self.store.local(shard)), shard.rows) for shard in self.about.counts.shards])
     found, wanted = [b""] * len(places), np.unique(of)
     for some in np.split(wanted, range(MOST_OPEN, len(wanted), MOST_OPEN)):
-      if len(self._open | set(some.tolist())) > MOST_OPEN:
-        with self._source:  # whose end closes all files; they are opened again as they are wanted
-          self._open.clear()
-      self._open |= set(some.tolist())
       at = np.flatnonzero(np.isin(of, some))
-      for index, record in zip(at.tolist(), self._source.__getitems__(places[at].tolist()), strict=True):
+      with self._lock:  # no thread's files are closed while it reads them
+        if len(self._open | set(some.tolist())) > MOST_OPEN:
+          with self._source:  # whose end closes all files; they are opened again as they are wanted
+            self._open.clear()
+        self._open |= set(some.tolist())
+        records = self._source.__getitems__(places[at].tolist())
+      for index, record in zip(at.tolist(), records, strict=True):
         found[index] = record
     return found
 

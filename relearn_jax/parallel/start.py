@@ -6,6 +6,7 @@ import pathlib
 
 import jax
 
+from relearn_jax.host_memory import keep_memory
 from relearn_jax.parallel.processes import is_alone
 
 MAX_CPU_DEVICES = 8
@@ -29,8 +30,9 @@ def start() -> None:
   On CPU the cores become devices of their own (unless JAX_NUM_CPU_DEVICES or XLA_FLAGS says how
   many), since stacked runs spread over devices better than one run's small products over threads.
   Of several processes each has one: with more, exchanges between them hang at times (jaxlib 0.10.2, Gloo).
-  Where a device is in use already, their number stays as it is.
+  Where a device is in use already, their number stays as it is. Memory of the host is kept; see `host_memory`.
   """
+  keep_memory()
   told = "JAX_NUM_CPU_DEVICES" in os.environ or "xla_force_host_platform" in os.environ.get("XLA_FLAGS", "")
   if not told:
     with contextlib.suppress(RuntimeError):  # raised where a device is in use

@@ -10,7 +10,8 @@ from relearn_jax.audit.experiment import Experiment
 from relearn_jax.audit.results_file import GENERIC
 from relearn_jax.audit.stages import Planned
 from relearn_jax.data.batches import bucket_length
-from relearn_jax.data.rows import Encoded
+from relearn_jax.data.packing import sequences_of
+from relearn_jax.data.rows import PICK_BELOW, Encoded
 from relearn_jax.metrics.choices import LETTER, OPTION
 from relearn_jax.models.config import ModelConfig
 from relearn_jax.plan.recipes import step_fields
@@ -23,6 +24,40 @@ class Size(NamedTuple):
   rows: int
   length: int
   counted: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+  """A data set as it lies on the devices.
+
+  Attributes:
+    size: of its rows; where they are packed, of its sequences.
+    packed: rows that share these sequences; 0: each has its own.
+    is_streamed: only the rows of a step are there.
+    is_labelled: its rows have labels of their own.
+  """
+
+  size: Size
+  packed: int = 0
+  is_streamed: bool = False
+  is_labelled: bool = False
+
+  def seen(self, batch_size: int) -> int:
+    """Rows, or sequences, of a step; `batch_size` counts rows."""
+    rows = self.size.rows
+    return sequences_of(batch_size, self.packed, rows) if self.packed else min(batch_size, rows)
+
+  def token_bytes(self, batch_size: int) -> int:
+    """Bytes of one run's tokens on all devices, with their padding.
+
+    A row has 4 bytes a token for each of tokens, mask, labels and segments, and 4 for each place that is picked. Beside
+    a data set that is held are the rows of a step; of one that is streamed those of two, since the next one's are laid
+    out while a step runs. One that every step sees whole is there once.
+    """
+    (rows, length, counted), seen = self.size, self.seen(batch_size)
+    row = 4 * length * (2 + self.is_labelled + bool(self.packed))
+    row += 4 * counted * (counted < PICK_BELOW * (length - 1))
+    return row * (rows if seen == rows else 2 * seen if self.is_streamed else rows + seen)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +99,10 @@ def _seen(batch_size: int, size: Size) -> int:
   return min(batch_size or size.rows, size.rows)
 
 
+def _token_bytes(batch_size: int, *sizes: Size) -> int:
+  return sum(Data(size).token_bytes(batch_size or size.rows) for size in sizes)
+
+
 def attack_work(config: Audit, stage: Planned, sizes: Sizes, on_cpu: bool) -> Work:
   """An attack of all cells of a stage side by side."""
   attack, size = config.attack, sizes.data[stage.attack.relearn_set]
@@ -74,7 +113,8 @@ def attack_work(config: Audit, stage: Planned, sizes: Sizes, on_cpu: bool) -> Wo
       "param_dtype": common["compute_bytes"] if loaded else 4}
   return Work(stage.name, "train", runs=len(stage.cells), groups=True, rows=_seen(stage.batch_size, size),
               length=size.length, counted=size.counted, steps=stage.steps, remat=attack.remat,
-              num_microbatches=attack.num_microbatches, **adapter, **common)
+              num_microbatches=attack.num_microbatches, token_bytes=_token_bytes(stage.batch_size, size), **adapter,
+              **common)
 
 
 def train_work(config: Audit, stage: Planned, sizes: Sizes, on_cpu: bool) -> Work:
@@ -93,13 +133,14 @@ def train_work(config: Audit, stage: Planned, sizes: Sizes, on_cpu: bool) -> Wor
     size = sizes.data["memorize" if stage.kind == "memorize" else "forget"]
     # The models before it wait for those that are reinforced.
     return Work(stage.name, "train", rows=_seen(stage.batch_size, size), length=size.length, counted=size.counted,
-                copies=int(stage.kind == "reinforce"), **more)
+                copies=int(stage.kind == "reinforce"), token_bytes=_token_bytes(stage.batch_size, size), **more)
   assert stage.method
   recipe = stage.method.recipe
   read = {name: sizes.data[name] for name in sorted(recipe.objective.rows)}
   seen = {name: _seen(stage.batch_size, size) for name, size in read.items()}
   work = Work(stage.name, "train", rows=sum(seen.values()), length=max(size.length for size in read.values()),
-              counted=max(size.counted for size in read.values()), **more)
+              counted=max(size.counted for size in read.values()),
+              token_bytes=_token_bytes(stage.batch_size, *read.values()), **more)
   return dataclasses.replace(work, **step_fields(
       recipe, seen, {name: size.rows for name, size in read.items()}, work))
 

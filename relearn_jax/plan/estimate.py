@@ -238,7 +238,8 @@ def estimate(work: Work, mesh: Mesh, room: float = math.inf) -> Estimate:
       optimizer=(waiting or runs) * trained_here * 8 + runs * trained_here * 4 * work.copies,
       update=runs * 8 * max((count_shard([leaf], mesh) for leaf in trained), default=0) if training else 0,
       activations=runs * kept, layer=runs * layer, logits=runs * _logits_bytes(work, rows, row_shards * tensor),
-      cache=runs * cache, reference=runs * reference, flops=flops, phases=phases, compute_bytes=c)
+      cache=runs * cache, reference=runs * reference, data=runs * -(-work.token_bytes // row_shards), flops=flops,
+      phases=phases, compute_bytes=c)
 
 
 def _time(work: Work, mesh: Mesh, stored: int, trained_here: int, runs: int) -> tuple[float, tuple[Phase, ...]]:

@@ -47,8 +47,9 @@ def _row(work: Work, needed: Estimate, device: Device) -> tuple[str, ...]:
   seconds = needed.seconds(device)
   return (short_name(work), _number(needed.num_params), _number(needed.num_trained),
           gib(needed.weights + needed.compute), gib(needed.gradients + needed.optimizer + needed.update),
-          gib(needed.activations + max(needed.layer, needed.logits)), gib(needed.cache + needed.reference),
-          gib(needed.total), "yes" if needed.total <= device.usable_bytes else "no",
+          gib(needed.activations + max(needed.layer, needed.logits)),
+          gib(needed.cache + needed.reference + needed.data), gib(needed.total),
+          "yes" if needed.total <= device.usable_bytes else "no",
           f"{needed.flops / 1e9:.4g}" if needed.flops < 1e13 else f"{needed.flops / 1e9:.0f}",
           say_time(seconds), say_time(work.steps * seconds))
 
@@ -94,7 +95,7 @@ def _assumptions(stages: Sequence[tuple[Work, Estimate]], device: Device) -> lis
       "says otherwise",
       "- weights: with copies in compute precision; optimizer: with fp32 gradients, and copies of what is trained that "
       "a method or a defence holds; activ.: with the layer or the logits at work; cache: keys and values, or what is "
-      "kept of frozen models",
+      "kept of frozen models, and token rows",
       "- GFLOP/step: 6 per parameter and token in training (4 where frozen), 2 forward, causal attention; padding "
       "counts, and so does what remat computes again; of a defence's passes all are counted",
       *(["- on CPU the runs of a device are computed one after the other: less memory than is said here"]

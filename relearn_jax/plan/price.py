@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 import itertools
 import pathlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from relearn_jax.audit.audit_config import Audit, unlearn_method
@@ -13,30 +13,26 @@ from relearn_jax.audit.experiment import Experiment
 from relearn_jax.audit.results_file import GENERIC
 from relearn_jax.audit.stages import Planned, first_stages, plan_stages, unlearn_stages
 from relearn_jax.audit.sweep import Sweep, candidate_groups, check_sweep
-from relearn_jax.cases.base import Question, Text
 from relearn_jax.cases.control_sets import PREFIX
-from relearn_jax.cases.files import FilesConfig, read_questions, read_texts
-from relearn_jax.cases.sources import check_columns_setting, parse_source
-from relearn_jax.data.chat import ChatSettings, open_chat
-from relearn_jax.data.jsonl import Row
-from relearn_jax.data.rows import Encoded
-from relearn_jax.data.texts import encode_question, encode_rows, encode_texts
+from relearn_jax.cases.files import FilesConfig
+from relearn_jax.cases.sources import parse_source
+from relearn_jax.data.prepared import PreparedRows
 from relearn_jax.errors import InputError
 from relearn_jax.models.architectures import parse_config
-from relearn_jax.models.checkpoint_sources import load_tokenizer
 from relearn_jax.models.config import ModelConfig
-from relearn_jax.models.folders import chain, has_vocabulary, tokenizer_folder
+from relearn_jax.models.folders import chain
 from relearn_jax.models.lora import check_lora
 from relearn_jax.models.model import Model
 from relearn_jax.models.safetensor_files import read_json
-from relearn_jax.plan.audit_plan import Size, Sizes, interview_calls, measured, plan_audit
+from relearn_jax.plan.audit_plan import Data, Size, Sizes, interview_calls, measured, plan_audit
+from relearn_jax.plan.data_files import Files
 from relearn_jax.plan.presets import PRESETS, preset
 from relearn_jax.plan.recipes import reference_fields, step_fields
 from relearn_jax.plan.schedule import Disk, Grid, audit_disk, job_disk
 from relearn_jax.plan.work import Work
 from relearn_jax.training.job import SOURCES, UnlearnJob, check_job
 from relearn_jax.training.train_settings import TrainSettings
-from relearn_jax.training.unlearn_rows import job_texts, refusal_rows
+from relearn_jax.training.unlearn_rows import holds_all, naming, open_prepared
 
 SAMPLED_TEXTS = 2000  # of those that a model is pretrained on, for the length of the longest
 DEFAULT = Size(400, 512, 128)
@@ -122,61 +118,6 @@ def find_model(name: str, where: str, field: str) -> tuple[ModelConfig, pathlib.
                    field=field, mend="give a folder with config.json; weights need not be there")
 
 
-class _Files:
-  """Sizes of data sets, read with the model's own tokenizer or assumed."""
-
-  def __init__(self, config: ModelConfig, folder: pathlib.Path | None, chat: ChatSettings | None, default: Size,
-               found: Stages, columns: object = None):
-    self.config, self.default, self.found = config, default, found
-    self.columns = check_columns_setting(columns or {})
-    has_tokenizer = folder is not None and has_vocabulary(tokenizer_folder(chain(folder)))
-    self.tokenizer = load_tokenizer(folder, config) if folder is not None and has_tokenizer else None
-    self.chat = None
-    if chat is not None and folder is not None and self.tokenizer is not None:
-      self.chat = open_chat(chat, self.tokenizer, folder, "chat_template")
-
-  def rows(self, field: str, path: str) -> Size:
-    if not path or self.tokenizer is None:
-      self.found.assumed.append(f"{field}: {self._say(self.default)}" + (" (no tokenizer at hand)" if path else ""))
-      return self.default
-    return self._measured(field, read_texts(path, self.columns), parse_source(path).path)
-
-  def refusals(self, job: UnlearnJob) -> Size:
-    if not job.forget or self.tokenizer is None:
-      return self.rows("idk", job.forget)
-    file = parse_source(job.forget).path
-    return self._measured("idk", refusal_rows(job, job_texts(job, job.forget), file), file)
-
-  def texts(self, field: str, rows: Sequence[Text], file: pathlib.Path) -> Size:
-    return self._sized(field, encode_texts(self.tokenizer, rows, file, self.config.max_positions, chat=self.chat))
-
-  def _measured(self, field: str, rows: Sequence[Row], file: pathlib.Path) -> Size:
-    return self._sized(field, encode_rows(self.tokenizer, rows, file, self.config.max_positions, chat=self.chat))
-
-  def _sized(self, field: str, encoded: Sequence[Encoded]) -> Size:
-    size = Size(len(encoded), max(len(row.ids) for row in encoded), max(len(row.ids) - row.start for row in encoded))
-    self.found.measured.append(f"{field}: {self._say(size)}")
-    return size
-
-  def questions(self, path: str, max_new_tokens: int) -> Size:
-    if not path or self.tokenizer is None:
-      size = Size(self.default.rows, max(self.default.length - self.default.counted, 1), self.default.counted)
-      self.found.assumed.append(f"questions: {size.rows}, prompts of at most {size.length} tokens")
-      return size
-    return self.asked(read_questions(path, self.columns)[1], parse_source(path).path, max_new_tokens)
-
-  def asked(self, questions: Sequence[Question], file: pathlib.Path, max_new_tokens: int) -> Size:
-    encode = lambda question: encode_question(
-        self.tokenizer, question, file, self.config.max_positions, max_new_tokens, chat=self.chat)
-    ids = [encode(question)[0] for question in questions]
-    size = Size(len(ids), max(map(len, ids)), 1)
-    self.found.measured.append(f"questions: {size.rows}, prompts of at most {size.length} tokens")
-    return size
-
-  def _say(self, size: Size) -> str:
-    return f"{size.rows} rows of at most {size.length} tokens, {size.counted} of which count"
-
-
 def _common(config: ModelConfig, settings: TrainSettings, dtype: str, on_cpu: bool) -> dict[str, Any]:
   """What the works of one model have in common."""
   compute = 4 if dtype == "float32" or (dtype == "auto" and on_cpu) else 2
@@ -192,47 +133,58 @@ def _check_adapter(config: ModelConfig, settings: TrainSettings, where: str, fie
 
 
 def _unlearn(job: UnlearnJob, where: str, on_cpu: bool, default: Size, found: Stages) -> None:
+  prepared = open_prepared(job)
   config, folder = find_model(job.model, where, "model")
   _check_adapter(config, job, where, "adapter")
-  files = _Files(config, folder, job.chat if job.chat_template else None, default, found, job.columns)
-  sizes = _sizes(job, files)
+  files = Files(config, folder, job.chat if job.chat_template else None, default, found.assumed, found.measured,
+                job.columns)
+  data = _data(job, files, prepared)
   common, recipe = _common(config, job, job.dtype, on_cpu), job.recipe
   common |= {"remat": job.remat, "num_microbatches": job.num_microbatches}
-  held = {name: size.rows for name, size in sizes.items()}
-  seen = {name: min(job.batch_size, size.rows) for name, size in sizes.items()}
+  held = {name: one.size.rows for name, one in data.items()}
+  seen = {name: one.seen(job.batch_size) for name, one in data.items()}
+  token_bytes = {name: one.token_bytes(job.batch_size) for name, one in data.items()}
 
   def shape(names: Collection[str]) -> dict[str, Any]:
-    return {"length": max(sizes[name].length for name in names), "counted": max(sizes[name].counted for name in names)}
+    return {"length": max(data[name].size.length for name in names),
+            "counted": max(data[name].size.counted for name in names)}
   if recipe.published.reinforces:
     # What will unlearn waits for the second model.
     found.works.append(Work("reinforce", "train", rows=seen["forget"], steps=int(recipe.hyper["reinforce_steps"]),
-                            copies=1, **shape(["forget"]), **common))
+                            copies=1, token_bytes=token_bytes["forget"], **shape(["forget"]), **common))
   needs = recipe.objective.needs
   if needs:
     names = {need.rows for need in needs}
     found.works.append(Work(
         "reference", "reference", rows=-(-max(held[name] for name in names) // job.num_microbatches),
-        steps=job.num_microbatches * len(names), second=recipe.published.reinforces, **shape(names),
-        **reference_fields(needs, held), **common))
-  work = Work("unlearn", "train", rows=sum(seen.values()), steps=job.steps, **shape(sizes), **common)
+        steps=job.num_microbatches * len(names), second=recipe.published.reinforces,
+        token_bytes=sum(token_bytes.values()), **shape(names), **reference_fields(needs, held), **common))
+  work = Work("unlearn", "train", rows=sum(seen.values()), steps=job.steps, token_bytes=sum(token_bytes.values()),
+              **shape(data), **common)
   found.works.append(dataclasses.replace(work, **step_fields(recipe, seen, held, work)))
   found.disk = job_disk(found.works, job.keep_every)
 
 
-def _sizes(job: UnlearnJob, files: _Files) -> dict[str, Size]:
-  """Of the data sets that the method reads; those that are made from the forget set are as it, where no file says."""
-  sizes: dict[str, Size] = {}
-  for name in sorted(job.recipe.objective.rows, key=lambda name: (name != "forget", name)):
+def _data(job: UnlearnJob, files: Files, prepared: Mapping[str, PreparedRows]) -> dict[str, Data]:
+  """The data sets that the method reads; those that are made from the forget set are as it, where no file says."""
+  data: dict[str, Data] = {}
+  for name, rows in prepared.items():  # before the others, whose rows are read one by one
+    is_held = holds_all(job, name, rows)
+    with naming(job, name):
+      data[name] = Data(files.prepared(name, rows), is_streamed=not is_held)
+  objective = job.recipe.objective
+  for name in sorted(objective.rows - prepared.keys(), key=lambda name: (name != "forget", name)):
+    is_packed = job.pack and name in objective.packs
     if name == "relabelled":  # the same tokens
-      sizes[name] = files.rows("forget", job.forget)
+      data[name] = dataclasses.replace(files.data("forget", job.forget, is_packed), is_labelled=True)
     elif name == "alternate" and not job.alternates:
-      sizes[name] = sizes["forget"]
-      files.found.assumed.append("alternate: as forget")
+      data[name] = data["forget"]
+      files.assumed.append("alternate: as forget")
     elif name == "idk":
-      sizes[name] = files.refusals(job)
+      data[name] = files.refusals(job, is_packed)
     else:
-      sizes[name] = files.rows(name, getattr(job, SOURCES.get(name, name)))
-  return sizes
+      data[name] = files.data(name, getattr(job, SOURCES.get(name, name)), is_packed)
+  return data
 
 
 def _audit(audit: Audit, where: str, on_cpu: bool, default: Size, found: Stages) -> None:
@@ -252,8 +204,8 @@ def _audit(audit: Audit, where: str, on_cpu: bool, default: Size, found: Stages)
   for name in audit.attack.adapters:
     if lora := audit.attack.adapter(name):
       check_lora(Model(config), lora, where, "attack.lora")
-  files = _Files(config, folder, audit.ask.chat if audit.ask.chat_template else None, default, found,
-                 getattr(given, "columns", None))
+  files = Files(config, folder, audit.ask.chat if audit.ask.chat_template else None, default, found.assumed,
+                found.measured, getattr(given, "columns", None))
   if isinstance(given, FilesConfig):
     names, sizes = [parse_source(source).name for source in audit.case.relearn], _audit_sizes(
         audit, given, config, files)
@@ -267,7 +219,7 @@ def _audit(audit: Audit, where: str, on_cpu: bool, default: Size, found: Stages)
   found.add_audit(audit, plan_stages(audit, names), sizes, on_cpu)
 
 
-def _audit_sizes(audit: Audit, given: Any, config: ModelConfig, files: _Files) -> Sizes:
+def _audit_sizes(audit: Audit, given: Any, config: ModelConfig, files: Files) -> Sizes:
   """Sizes of the data sets of a case from files, as far as they are at hand."""
   data = {name: files.rows(name, getattr(given, name)) for name in ("forget", "retain")}
   data |= {parse_source(path).name: files.rows("relearn", path if given.relearn else "") for path in audit.case.relearn}
@@ -279,7 +231,7 @@ def _audit_sizes(audit: Audit, given: Any, config: ModelConfig, files: _Files) -
   return Sizes(config, data, files.questions(given.questions, audit.ask.max_new_tokens))
 
 
-def _case_sizes(audit: Audit, config: ModelConfig, files: _Files) -> tuple[list[str], Sizes]:
+def _case_sizes(audit: Audit, config: ModelConfig, files: Files) -> tuple[list[str], Sizes]:
   """The relearn sets of any other case, and the sizes of its data sets, where there is a tokenizer to measure them."""
   methods = [] if audit.arms.loaded else [unlearn_method(audit.unlearn, name) for name in audit.unlearn.methods]
   read = sorted({name for method in methods for name in method.recipe.objective.rows} - {"forget", "retain"})

@@ -52,6 +52,7 @@ class Work:
     reference_rows: rows of which hidden states, or a layer's output, are kept; 0 with `kl`: those of the step.
     reference_heads: copies of the head that are kept with `kl`, one for each data set.
     statistic_rows: rows of which a number a token is kept.
+    token_bytes: of one run's data sets on all devices, in training and reference passes; see `audit_plan.Data`.
     moments: the optimizer's moments are in memory, although nothing is trained in this stage.
     groups: the runs may be worked through in smaller groups, by the setting `runs_at_once`.
     waiting: stacked models in memory besides those at work.
@@ -83,6 +84,7 @@ class Work:
   reference_rows: int = 0
   reference_heads: int = 1
   statistic_rows: int = 0
+  token_bytes: int = 0
   moments: bool = False
   groups: bool = False
   waiting: int = 0
@@ -120,6 +122,7 @@ class Estimate:
     logits: what the head has in memory while it is at work, which is never while a layer is.
     cache: keys and values of generation.
     reference: what the objective compares with: hidden states and head, a layer's output, numbers of tokens.
+    data: token rows.
     flops: of a step, of all runs; with what remat computes again.
     phases: a step on one device, in order.
     compute_bytes: of the work.
@@ -137,6 +140,7 @@ class Estimate:
   logits: int
   cache: int
   reference: int
+  data: int
   flops: float
   phases: tuple[Phase, ...]
   compute_bytes: int
@@ -145,7 +149,8 @@ class Estimate:
   def total(self) -> int:
     """The peak, bytes per device."""
     return (self.weights + self.compute + self.gradients + self.optimizer + self.update
-            + self.activations + max(self.layer, self.logits) + self.cache + self.reference)
+            + self.activations + max(self.layer, self.logits) + self.cache + self.reference
+            + self.data)
 
   def seconds(self, device: Device) -> float:
     """Of a step: each phase takes max(FLOPs / (peak * mfu), bytes / bandwidth), the roofline's bound.

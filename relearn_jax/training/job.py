@@ -37,7 +37,7 @@ class UnlearnJob(TrainSettings, ScheduleSettings):
     methods, defences: hyper-parameters of each; those of the method and the defence in use are read.
     pack: short rows share a sequence as long as the longest, in data sets of which the method takes means over tokens
       alone; none of them may be prepared. A step has as many sequences as hold about `batch_size` rows, and so other
-      rows than without; with a batch as large as the data set it is the same step. `relearn plan` plans it unpacked.
+      rows than without; with a batch as large as the data set it is the same step.
     keep_every: steps between checkpoints of the trajectory, which has one at the end too; 0: none.
     seed: decides the order of rows, and the adapter's first weights.
     chat_template: prompts are rendered by the checkpoint's chat template, as the user's turn.

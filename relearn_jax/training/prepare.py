@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from relearn_jax.cases.files import iter_texts
 from relearn_jax.cases.sources import check_columns_setting, open_source, parse_source
@@ -15,11 +15,13 @@ from relearn_jax.data.texts import encode_row
 from relearn_jax.errors import InputError
 from relearn_jax.models.checkpoint import Checked
 from relearn_jax.models.checkpoint_sources import open_checkpoint
+from relearn_jax.models.config import ModelConfig
 from relearn_jax.models.folders import TOKENIZER_FILES, companions
 from relearn_jax.parallel.processes import by_first, folder_atomically
 from relearn_jax.progress import progress
 from relearn_jax.workdir import file_digests
 
+AGAIN = "prepare the source again with this checkpoint"
 TEMPLATE = "chat_template.jinja"  # among the tokenizer's files, and none of what decides tokens
 
 
@@ -83,7 +85,7 @@ def prepare(settings: PrepareSettings, output: pathlib.Path) -> str:
         counts = write_shards(folder, encoded(), settings.rows_per_shard)
         made_from = {"name": settings.source, "columns": columns, "revision": reading.revision,
                      "digest": reading.digest()}
-        write_metadata(folder, About(counts, tokenizer_digests(checked), prompts, chat_digest(chat), made_from))
+        write_metadata(folder, About(counts, tokenizer_digests(checked.folders), prompts, chat_digest(chat), made_from))
     except OSError as error:
       raise InputError(f"cannot be written ({error.strerror})", file=output, field="--output",
                        mend="give a folder in one that you may write to, on a disk with room") from None
@@ -91,9 +93,9 @@ def prepare(settings: PrepareSettings, output: pathlib.Path) -> str:
           f"shard{'s' * (len(counts.shards) > 1)}: {output}")
 
 
-def tokenizer_digests(checked: Checked) -> dict[str, str]:
-  """File of the tokenizer -> its SHA-256, of those that decide what tokens a text has."""
-  files = companions(checked.folders)
+def tokenizer_digests(folders: Sequence[pathlib.Path]) -> dict[str, str]:
+  """File of the tokenizer -> its SHA-256, of those that decide what tokens a text has; for folders see `Checked`."""
+  files = companions(folders)
   return file_digests({name: files[name] for name in TOKENIZER_FILES if name in files and name != TEMPLATE})
 
 
@@ -105,33 +107,50 @@ def chat_digest(chat: Chat | None) -> str:
 
 
 def check_prepared(rows: PreparedRows, checked: Checked, chat: Chat | None) -> None:
-  """Refuses rows that a checkpoint would not have been given as these tokens.
+  """Refuses rows that a checkpoint would not have been given as these tokens, or that are not whole.
 
   Raises:
-    InputError: another tokenizer or chat template made them, a row is longer than the model's positions, or a token
-      is beyond its embedding; or a shard is missing, was cut, or (on a disk) is another.
+    InputError: see `check_tokens` and `check_counts`; or a shard is missing, was cut, or (on a disk) is another.
   """
-  about, file = rows.about, rows.store.path(METADATA)
-  here = tokenizer_digests(checked)
-  fail = lambda field, problem, mend: InputError(problem, file=file, field=field, mend=mend)
-  again = "prepare the source again with this checkpoint"
+  check_tokens(rows, checked.folders, chat)
+  check_counts(rows, checked.config)
+  if rows.store.is_remote:
+    by_first(rows.check_shards)  # one look for all processes
+  else:
+    rows.check_shards()
+    by_first(rows.check_contents)  # the disk is one for all hosts
+
+
+def check_tokens(rows: PreparedRows, folders: Sequence[pathlib.Path], chat: Chat | None) -> None:
+  """Looks, in metadata.json alone, whether a checkpoint's tokenizer would make these tokens.
+
+  Raises:
+    InputError: another tokenizer or chat template made them.
+  """
+  about = rows.about
+  fail = lambda field, problem, mend: InputError(problem, file=rows.store.path(METADATA), field=field, mend=mend)
+  here = tokenizer_digests(folders)
   if other := sorted(name for name in here.keys() | about.tokenizer.keys()
                      if here.get(name) != about.tokenizer.get(name)):
-    raise fail("tokenizer", f"is not the checkpoint's: {', '.join(other)} differ{'s' * (len(other) == 1)}", again)
+    raise fail("tokenizer", f"is not the checkpoint's: {', '.join(other)} differ{'s' * (len(other) == 1)}", AGAIN)
   if about.prompts and about.chat != chat_digest(chat):
     if not (about.chat and chat):
       raise fail("chat", f"says that prompts were rendered {'by a' if about.chat else 'without a'} chat template",
                  f"set chat_template={bool(about.chat)}, or prepare the source again")
     raise fail("chat", "is another chat template, or one that was told something else",
                "set `chat` as it was told, or prepare the source again")
-  counts, config = about.counts, checked.config
+
+
+def check_counts(rows: PreparedRows, config: ModelConfig) -> None:
+  """Looks, in metadata.json alone, whether a model takes these tokens.
+
+  Raises:
+    InputError: a row is longer than its positions, or a token is beyond its embedding.
+  """
+  counts, file = rows.about.counts, rows.store.path(METADATA)
   if counts.longest > config.max_positions:
-    raise fail("counts.longest", f"is {counts.longest}, more than the model's {config.max_positions} positions",
-               f"split the row, and {again}")
+    raise InputError(f"is {counts.longest}, more than the model's {config.max_positions} positions", file=file,
+                     field="counts.longest", mend=f"split the row, and {AGAIN}")
   if counts.largest_id >= config.vocab_size:
-    raise fail("counts.largest_id", f"is {counts.largest_id}, and the embedding has {config.vocab_size} rows", again)
-  if rows.store.is_remote:
-    by_first(rows.check_shards)  # one look for all processes
-  else:
-    rows.check_shards()
-    by_first(rows.check_contents)  # the disk is one for all hosts
+    raise InputError(f"is {counts.largest_id}, and the embedding has {config.vocab_size} rows", file=file,
+                     field="counts.largest_id", mend=AGAIN)

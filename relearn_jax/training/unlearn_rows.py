@@ -1,8 +1,9 @@
 """The data sets that an unlearning method reads, made from a job's files."""
 
+import contextlib
 import functools
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -46,11 +47,10 @@ def read_rows(job: UnlearnJob, checked: Checked, tokenizer: Any) -> dict[str, To
   packs = job.recipe.objective.packs
   for name in sorted(job.recipe.objective.rows):
     if name in prepared:
-      if job.pack and name in packs:
-        raise InputError("is prepared, and rows that are prepared stay apart", file=getattr(job, name), field=name,
-                         mend="set pack to False, or give the source that it was prepared from")
-      check_prepared(prepared[name], checked, chat)
-      found[name] = _held_if_wanted(job, name, prepared[name])
+      some, is_held = prepared[name], holds_all(job, name, prepared[name])
+      with naming(job, name):
+        check_prepared(some, checked, chat)
+      found[name] = stack_rows(some.read(range(len(some))), 1) if is_held else some
       continue
     anchors = read_anchors(job.anchors) if name == "relabelled" else None
     source = job.forget if anchors is not None or name in made else getattr(job, name)
@@ -66,27 +66,48 @@ def open_prepared(job: UnlearnJob) -> dict[str, PreparedRows]:
   """Data set -> its rows, of those whose source is prepared.
 
   Raises:
-    InputError: there are none, or their text is wanted.
+    InputError: naming the data set: there are none, or their text is wanted.
   """
   reads, sources = job.recipe.objective.rows, {name: parse_source(getattr(job, name)) for name in ("forget", "retain")}
   prepared = {name: source for name, source in sources.items() if source.kind == "prepared"}
   if "forget" in prepared and (wants := sorted(reads & {"idk", "alternate", "relabelled"})):
     raise InputError(f"holds tokens, and method {job.method!r} makes data set {wants[0]!r} of the text",
                      file=job.forget, field="forget", mend="give the source that it was prepared from")
-  return {name: PreparedRows(Store(source.place, cache_dir() / "prepared")) for name, source in prepared.items()
-          if name in reads}
+  found = {}
+  for name, source in prepared.items():
+    if name in reads:
+      with naming(job, name):
+        found[name] = PreparedRows(Store(source.place, cache_dir() / "prepared"))
+  return found
 
 
-def _held_if_wanted(job: UnlearnJob, name: str, rows: PreparedRows) -> TokenRows | PreparedRows:
-  """All rows of a prepared data set, where statistics of a frozen model are kept for each of them."""
-  if all(need.rows != name for need in job.recipe.objective.needs):
-    return rows
+@contextlib.contextmanager
+def naming(job: UnlearnJob, name: str) -> Iterator[None]:
+  """What is found wrong with the files of a prepared data set is told with the job's field that names them."""
+  try:
+    yield
+  except InputError as error:
+    raise InputError(f"cannot be used: {error}", file=getattr(job, name), field=name) from None
+
+
+def holds_all(job: UnlearnJob, name: str, rows: PreparedRows) -> bool:
+  """Whether all rows of a prepared data set are held, since statistics of a frozen model are kept for each of them.
+
+  Raises:
+    InputError: they are too many for that, or are to be packed.
+  """
+  objective = job.recipe.objective
+  if job.pack and name in objective.packs:
+    raise InputError("is prepared, and rows that are prepared stay apart", file=getattr(job, name), field=name,
+                     mend="set pack to False, or give the source that it was prepared from")
+  if all(need.rows != name for need in objective.needs):
+    return False
   counts = rows.about.counts
   if (size := counts.rows * counts.longest) > MOST_HELD:
     raise InputError(f"has {size} tokens with padding, and method {job.method!r} keeps statistics of the model before "
                      f"unlearning for all of them, which is done up to {MOST_HELD}", file=rows.store.path(METADATA),
                      field=name, mend="prepare fewer rows, or take a method that keeps none, such as gd")
-  return stack_rows(rows.read(range(counts.rows)), 1)
+  return True
 
 
 def job_texts(job: UnlearnJob, source: str) -> list[Row]:

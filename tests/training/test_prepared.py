@@ -233,6 +233,8 @@ def test_few_shards_are_open_together(folder: pathlib.Path, tmp_path: pathlib.Pa
   for places in ([0], [9], [7, 0, 9, 1], range(10)):
     assert rows.read(places) == [encoded(folder)[place] for place in places]
     assert sum(map(is_open, files.iterdir())) == 1
+  with concurrent.futures.ThreadPoolExecutor(2) as pool:  # neither closes what the other reads
+    assert list(pool.map(rows.read, [range(10)] * 40)) == [encoded(folder)] * 40
   (tmp_path / "rows" / SHARDS[0]).unlink()
   with pytest.raises(InputError, match=rf"rows/{SHARDS[0]}: cannot be read \(No such file or directory\)"):
     rows.read([0])
