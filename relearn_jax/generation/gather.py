@@ -41,19 +41,23 @@ def gather_weights(model: Model, params: Params, *, stacked: bool = False) -> Pa
     return params
   axes, lead = model.axes(), ("runs",) if stacked else ()
 
-  def lies(path: Any) -> tuple[str | None, ...] | None:
+  def lies(path: Any) -> tuple[str, ...] | None:
     first, *rest = (str(key.key) for key in path)
     found = axes.get("/".join((first, *rest))) or axes.get("/".join(("layers", *rest)), ())[1:]  # one layer's own
-    return (*lead, *(None if axis == SPREAD else axis for axis in found)) if SPREAD in found else None
+    return (*lead, *found) if SPREAD in found else None
 
   def num_bytes(path: Any, leaf: Any) -> float:
     found = lies(path)
-    parts = [sizes.get(name, 1) for axis in found or () if axis for name in RULES[axis]]
+    parts = [sizes.get(name, 1) for axis in found or () if axis != SPREAD for name in RULES[axis]]
     return 0.0 if found is None else leaf.size * jnp.dtype(model.dtype).itemsize / math.prod(parts)
 
   def gather(path: Any, leaf: Any) -> Any:
     found = lies(path)
-    return leaf if found is None else jax.lax.with_sharding_constraint(leaf.astype(model.dtype), spec(*found))
+    if found is None:
+      return leaf
+    # Cast where it lies: without the first constraint the partitioner gathers fp32 numbers, and casts them then.
+    cast = jax.lax.with_sharding_constraint(leaf.astype(model.dtype), spec(*found))
+    return jax.lax.with_sharding_constraint(cast, spec(*(None if axis == SPREAD else axis for axis in found)))
   if sum(jax.tree.leaves(jax.tree_util.tree_map_with_path(num_bytes, params))) > most_bytes():
     return params
   return jax.tree_util.tree_map_with_path(gather, params)
