@@ -17,6 +17,7 @@ from relearn_jax.data.batches import RowBatch, bucketize
 from relearn_jax.data.tokens import completion_text
 from relearn_jax.errors import InputError
 from relearn_jax.generation.decode import decode, prefill, score_answers
+from relearn_jax.generation.gather import gather_weights
 from relearn_jax.metrics.choices import LETTER, OPTION
 from relearn_jax.models.model import Model, Params, whole
 from relearn_jax.objectives.core import TokenRows, reduce_tokens
@@ -104,7 +105,8 @@ def _programs(model: Model, mesh: Mesh, slots: int, max_new_tokens: int, eos_ids
   def ask(run: tuple[Params, Params | None], common: tuple, stacked: bool) -> tuple[jax.Array, ...]:
     (params, own), ((tokens, lengths, answers, answer_lengths), shared) = run, common
     over_runs = jax.vmap if stacked else lambda function: function
-    params = whole(params, own)
+    params = gather_weights(model, whole(params, own), stacked=stacked)
+    shared = None if shared is None else gather_weights(model, shared)
     prompted = over_runs(lambda p: prefill(model, whole(p, None, shared), tokens, lengths, slots))(params)
     generated = decode(model, params, prompted, max_new_tokens=max_new_tokens, eos_ids=eos_ids, stacked=stacked,
                        shared=shared)

@@ -14,6 +14,7 @@ from relearn_jax.bench.rates import Rates
 from relearn_jax.bench.shapes import random_params
 from relearn_jax.bench.timing import Spread, in_turns, spread
 from relearn_jax.bench.train_speed import Base, memory_row
+from relearn_jax.generation.gather import most_bytes
 from relearn_jax.generation.prompt_files import complete
 from relearn_jax.models.model import Model, Params
 from relearn_jax.parallel.mesh import use_mesh
@@ -76,7 +77,7 @@ def _measure(work: Work, decoding: Decoding, mesh: Mesh, rates: Rates, repeats: 
       "bandwidth_share": steps.map(lambda s: bandwidth_share(work, laid, size, s, rates.bandwidth * share)),
       "prompt_tokens_per_second": spread(took["first"]).map(lambda seconds: work.rows * work.length / seconds),
       **compiling,
-      "memory": memory_row(estimate(work, laid).total, whole.memory_analysis(), peak, mesh)}
+      "memory": memory_row(estimate(work, laid, most_bytes()).total, whole.memory_analysis(), peak, mesh)}
 
 
 def step_seconds(whole: Sequence[float], first: Sequence[float], new_tokens: int) -> Spread:

@@ -22,6 +22,7 @@ from relearn_jax.bench.rates import Rates, measure_rates
 from relearn_jax.bench.shapes import random_params
 from relearn_jax.bench.train_speed import Base, measure_training, train_works
 from relearn_jax.data.jsonl import check_writable, write_jsonl
+from relearn_jax.generation.gather import most_bytes
 from relearn_jax.models.checkpoint import check_checkpoint, load_params
 from relearn_jax.models.config import ModelConfig
 from relearn_jax.models.precision import compute_dtype
@@ -184,7 +185,7 @@ class _Parts:
     limit, found = device_memory() * USABLE, []
     for work in works:
       laid = self._sizes(work.runs)
-      needed = estimate(work, laid).total
+      needed = estimate(work, laid, most_bytes()).total
       if work.runs % laid[RUNS]:
         self._leave_out(part, work, f"{work.runs} runs do not divide over {laid[RUNS]} devices of the mesh")
       elif needed > limit:

@@ -17,6 +17,7 @@ from relearn_jax.data.jsonl import Kind, check_writable, write_jsonl
 from relearn_jax.data.tokens import completion_text, prompt_ids
 from relearn_jax.errors import InputError
 from relearn_jax.generation.decode import Generated, decode, prefill
+from relearn_jax.generation.gather import gather_weights
 from relearn_jax.generation.prompts import check_batch_size, check_output, end_ids
 from relearn_jax.generation.slots import complete_rows
 from relearn_jax.generation.stop import find_stop
@@ -132,6 +133,7 @@ def complete(params: Params, tokens: Int[Array, "B P"], lengths: Int[Array, " B"
              keys: Key[Array, " B"] | None, *, model: Model, max_new_tokens: int, eos_ids: tuple[int, ...]
              ) -> Generated:
   """Completions of right-padded prompts; see `decode.prefill` and `decode.decode`."""
+  params = gather_weights(model, params)
   prompted = prefill(model, params, tokens, lengths, max(1, max_new_tokens - 1))
   return decode(model, params, prompted, max_new_tokens=max_new_tokens, eos_ids=eos_ids, temperature=temperature,
                 keys=keys)

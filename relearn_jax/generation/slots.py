@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from relearn_jax.data.batches import RowBatch
 from relearn_jax.generation.decode import Generated, Prompted, choose, extend, new_part, prefill, with_new
+from relearn_jax.generation.gather import gather_weights
 from relearn_jax.models.decoder import Caches
 from relearn_jax.models.layers import LayerCache
 from relearn_jax.models.model import Model, Params
@@ -62,6 +63,7 @@ def complete_rows(params: Params, rows: RowBatch, keys: Key[Array, "N samples"] 
     max_new_tokens: new tokens at most.
     eos_ids: any of these ends a row.
   """
+  params = gather_weights(model, params)  # once for all prompts, not in each call of `_advance`
   samples = 1 if keys is None else keys.shape[1]
   few = max(1, batch_size // SHARE // samples)
   waiting, owners = collections.deque(range(len(rows.indices))), dict[int, tuple[int, int]]()  # slot -> row, sample

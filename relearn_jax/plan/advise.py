@@ -43,13 +43,14 @@ def _knobs(work: Work, mesh: Mesh, device: Device) -> dict[str, list[Any]]:
   return {field: values for field, values in knobs.items() if values}
 
 
-def _tried(work: Work, mesh: Mesh, knobs: Mapping[str, list[Any]], fields: Sequence[str]) -> Iterator[Suggestion]:
+def _tried(work: Work, mesh: Mesh, device: Device, knobs: Mapping[str, list[Any]], fields: Sequence[str]
+           ) -> Iterator[Suggestion]:
   for values in itertools.product(*(knobs[field] for field in fields)):
     settings = dict(zip(fields, values, strict=True))
     names = {"runs_at_once": "runs"}
     changed = dataclasses.replace(work, **{names.get(k, k): v for k, v in settings.items() if k != "fsdp"})
     laid = dict(mesh) | {k: v for k, v in settings.items() if k == "fsdp"}
-    yield Suggestion(settings, changed, laid, estimate(changed, laid))
+    yield Suggestion(settings, changed, laid, estimate(changed, laid, device.room))
 
 
 def suggest(work: Work, mesh: Mesh, device: Device) -> tuple[list[Suggestion], Suggestion | None]:
@@ -63,7 +64,7 @@ def suggest(work: Work, mesh: Mesh, device: Device) -> tuple[list[Suggestion], S
   for size in range(1, len(knobs) + 1):
     found = []
     for fields in itertools.combinations(knobs, size):
-      for tried in _tried(work, mesh, knobs, fields):
+      for tried in _tried(work, mesh, device, knobs, fields):
         if tried.estimate.total <= device.usable_bytes:
           found.append(tried)
           break

@@ -45,7 +45,7 @@ def plan(config: Any, where: str, *, device: str, num_devices: int, mesh: str, m
                            compute_bytes={work.compute_bytes for work in found.works})
   laid = fill_mesh(parse_mesh(mesh), 1 if kind.name == "cpu" else num_devices)
   check_divides(laid, found.works[0].config)
-  estimates = [(work, estimate(work, laid)) for work in merged(found.works)]
+  estimates = [(work, estimate(work, laid, kind.room)) for work in merged(found.works)]
   if found.grid is None and commands > 1:
     raise InputError(f"is {commands}", field="--num_commands", mend="leave it out: only an audit's commands share work")
   scale = scale_lines(found, kind, laid, commands)

@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 
 from relearn_jax.errors import InputError
+from relearn_jax.generation.gather import SHARE
 
 GIB = 2**30
 MIB = 2**20
@@ -42,6 +43,11 @@ class Device:
   def usable_bytes(self) -> int:
     """Memory to plan with, bytes."""
     return int(self.memory_bytes * USABLE)
+
+  @property
+  def room(self) -> float:
+    """Bytes of it that weights gathered for decoding may take; see `generation.gather`."""
+    return self.usable_bytes / SHARE
 
 
 # NVIDIA's sheets give bf16 with sparsity; dense is half of it. Their full-fp32 rate is that of the ordinary

@@ -20,9 +20,11 @@ from relearn_jax.plan.work import (
   adapter_leaves,
   count,
   count_shard,
+  gathered,
   leaves,
   linears,
   output_head,
+  whole_over_fsdp,
 )
 
 
@@ -146,16 +148,19 @@ def _adapter(work: Work) -> tuple[Leaf, ...]:
   return adapter_leaves(work.config, work.lora_rank, work.lora_targets) if work.adapter == "lora" else ()
 
 
-def _copies(work: Work, stored: int, mesh: Mesh) -> int:
+def _copies(work: Work, stored: int, mesh: Mesh, room: float) -> int:
   """Bytes of one run's weights in the form that products read, where that is not how they are stored.
 
   One layer at a time in the scan, whole over `fsdp`, and the head. Training without remat in another
-  precision keeps the copies of all layers, as residuals.
+  precision keeps the copies of all layers, as residuals. Decoding keeps what `work.gathered` says: c bytes a number of
+  all weights that lie over `fsdp`, nearly c P.
   """
   c, fsdp = work.compute_bytes, mesh.get("fsdp", 1)
+  if numbers := gathered(work, mesh, room):
+    return c * numbers
   if stored == c and fsdp == 1:
     return 0
-  whole = dict(mesh) | {"fsdp": 1}
+  whole = whole_over_fsdp(mesh)
   products = linears(work.config)
   layer = c * count_shard(products, whole) // work.config.num_layers
   head = c * count_shard([output_head(work.config)], whole)
@@ -164,7 +169,7 @@ def _copies(work: Work, stored: int, mesh: Mesh) -> int:
   return layer + head
 
 
-def estimate(work: Work, mesh: Mesh) -> Estimate:
+def estimate(work: Work, mesh: Mesh, room: float = math.inf) -> Estimate:
   """Memory of a device and FLOPs of a step; a device's runs are computed all at once, as on accelerators.
 
   Per run (a shared base once): weights are 4 bytes where trained, else `param_dtype` (an adapter always 4);
@@ -175,11 +180,13 @@ def estimate(work: Work, mesh: Mesh) -> Estimate:
   number (benchmarks/plan.md). FLOPs are those of `passes`, of which each defence makes its own number
   (`recipes.defence_cost`).
   Traffic: weights once for each pass over them and micro-batch, 28 bytes a trained parameter for the update
-  (reads parameter, gradient and moments, writes all but the gradient), in decoding weights and cache once a token.
+  (reads parameter, gradient and moments, writes all but the gradient), in decoding weights and cache once a token; with
+  `fsdp` the weights are those that were gathered, c bytes a number.
 
   Args:
     work: the stage.
     mesh: sizes of the axes `AXES`.
+    room: bytes of a device that weights gathered for decoding may take; see `work.gathered`.
   """
   if unknown := set(mesh) - set(AXES):
     raise InputError(f"has the axis {sorted(unknown)[0]!r}", field="mesh", mend=f"expected {', '.join(AXES)}")
@@ -226,7 +233,7 @@ def estimate(work: Work, mesh: Mesh) -> Estimate:
   return Estimate(
       num_params=count(base) + count(extra), num_trained=count(trained) if training else 0,
       weights=bases * stored * count_shard(base, mesh) + models * 4 * count_shard(extra, mesh),
-      compute=(1 if work.shared else models - waiting) * _copies(work, stored, mesh),
+      compute=(1 if work.shared else models - waiting) * _copies(work, stored, mesh, room),
       gradients=runs * trained_here * (8 if parts > 1 else 4) if training else 0,
       optimizer=(waiting or runs) * trained_here * 8 + runs * trained_here * 4 * work.copies,
       update=runs * 8 * max((count_shard([leaf], mesh) for leaf in trained), default=0) if training else 0,
@@ -261,5 +268,7 @@ def _time(work: Work, mesh: Mesh, stored: int, trained_here: int, runs: int) -> 
   # All slots are read, whatever the mask hides.
   cache = rows_here * (work.length + work.max_new_tokens) * cache_per_token(
       config, work.compute_bytes, mesh.get("tensor", 1))
-  moved = work.max_new_tokens * (weights + runs * cache)
+  if mesh.get("fsdp", 1) > 1:
+    base = work.compute_bytes * count_shard(read, whole_over_fsdp(mesh))
+  moved = work.max_new_tokens * (base * (1 if work.shared else runs) + runs * (extra + cache))
   return work.runs * (one + decode), (first, Phase(runs * decode * share, moved, decodes=True))

@@ -4,11 +4,24 @@ An all-gather of n devices, of an array of B bytes, is (n - 1) / n B sent by eac
 all-reduce is both. Devices on the axis `runs` send nothing. Notation as in `estimate`.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from relearn_jax.generation.gather import SPREAD
 from relearn_jax.plan.devices import Device
-from relearn_jax.plan.work import Leaf, Mesh, Work, adapter_leaves, count_shard, leaves, linears, output_head
+from relearn_jax.plan.work import (
+  Leaf,
+  Mesh,
+  Work,
+  adapter_leaves,
+  count_shard,
+  gathered,
+  leaves,
+  linears,
+  output_head,
+  whole_over_fsdp,
+)
 
 
 class Exchange(NamedTuple):
@@ -31,12 +44,14 @@ class Exchange(NamedTuple):
     return sum(self) / device.link if sum(self) else 0.0
 
 
-def exchange(work: Work, mesh: Mesh) -> Exchange:
+def exchange(work: Work, mesh: Mesh, room: float = math.inf) -> Exchange:
   """What the devices of a run send each other in a step of a stage.
 
   Weights, where f = `fsdp` devices share them: in c bytes a number, those of the layers forward and once more backward,
-  embedding and head once, for each micro-batch and each of `passes`; to read prompts and for each new token all of them
-  once. With P parameters that is (f - 1) / f times nearly 4 P in bf16. A base that runs share is gathered once for all.
+  embedding and head once, for each micro-batch and each of `passes`. With P parameters that is (f - 1) / f times nearly
+  4 P in bf16. A base that runs share is gathered once for all. To ask, all are gathered once for a batch of questions,
+  (f - 1) / f times nearly 2 P in bf16, where they fit (`work.gathered`); elsewhere to read the prompts, and again for
+  each new token.
 
   Gradients, fp32, for each micro-batch and pass: 4 bytes (f - 1) / f of what is sharded, twice that of what is not, as
   norms are. Over `data` twice 4 bytes (d - 1) / d of what a device holds of them.
@@ -52,14 +67,15 @@ def exchange(work: Work, mesh: Mesh) -> Exchange:
   Args:
     work: the stage.
     mesh: sizes of the axes.
+    room: bytes of a device that weights gathered for decoding may take.
   """
   sizes = {axis: mesh.get(axis, 1) for axis in ("runs", "data", "fsdp", "tensor")}
   share = {axis: (size - 1) / size for axis, size in sizes.items()}
   runs, training, c = -(-work.runs // sizes["runs"]), work.kind == "train", work.compute_bytes
   parts = work.num_microbatches if training else 1
   each = work.passes * parts if training else 1 + work.max_new_tokens if work.kind == "generate" else 1
-  whole = dict(mesh) | {"fsdp": 1}
-  is_shared = lambda leaf: "embed" in leaf.axes  # the one logical axis that lies over fsdp
+  whole = whole_over_fsdp(mesh)
+  is_shared = lambda leaf: SPREAD in leaf.axes
   of = lambda arrays: count_shard([leaf for leaf in arrays if is_shared(leaf)], whole)
 
   base = leaves(work.config)
@@ -69,14 +85,15 @@ def exchange(work: Work, mesh: Mesh) -> Exchange:
   layers = [leaf for leaf in base if leaf.path.startswith("layers/")]
   bases = 1 if work.shared else runs
   models = 2 if work.second else 1
-  gathered = bases * (twice * of(layers) + of(ends)) + runs * twice * of(extra)
+  once = bases * gathered(work, mesh, room)
+  weights = once or models * each * (bases * (twice * of(layers) + of(ends)) + runs * twice * of(extra))
 
   trained: Sequence[Leaf] = () if not training else extra or base
   sums = of(trained) + 2 * count_shard([leaf for leaf in trained if not is_shared(leaf)], whole)
   rows = -(-work.rows // parts)
   here = parts * -(-rows // (sizes["data"] * sizes["fsdp"]))
   return Exchange(
-      weights=share["fsdp"] * c * models * each * gathered,
+      weights=share["fsdp"] * c * weights,
       gradients=share["fsdp"] * 4 * runs * each * sums,
       data=share["data"] * 8 * runs * each * count_shard(trained, mesh),
       tensor=2 * share["tensor"] * c * work.config.hidden_size * runs * models * here * _activations(work))

@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 
 from relearn_jax.audit.experiment import Experiment
 from relearn_jax.audit.stages import AtOnce
+from relearn_jax.parallel.memory import told_memory
 from relearn_jax.parallel.processes import everyone
 from relearn_jax.plan.audit_plan import attack_work, measured
 from relearn_jax.plan.devices import USABLE
@@ -28,11 +29,8 @@ def runs_that_fit(work: Work, mesh: Mapping[str, int], memory: float) -> int:
 
 def device_memory() -> float:
   """Bytes that a device may use: what it says, or on CPU a share of the machine's memory."""
-  stats = jax.local_devices()[0].memory_stats()
-  if stats and "bytes_limit" in stats:
-    return float(stats["bytes_limit"])
   physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-  return physical / jax.local_device_count()
+  return told_memory() or physical / jax.local_device_count()
 
 
 def fitting(exp: Experiment, mesh: Mesh) -> AtOnce:

@@ -43,7 +43,7 @@ def _exchange(found: Stages, device: Device, mesh: Mesh) -> list[str]:
   head = ("bytes sent", "gathers", "gradients", "data", "tensor", "a step", "alone", "all steps")
   rows: list[tuple[str, ...]] = [head]
   for work in merged(found.works):
-    sent = exchange(work, mesh)
+    sent = exchange(work, mesh, device.room)
     rows.append((short_name(work), *map(say_bytes, sent), say_bytes(sum(sent)), say_time(sent.seconds(device)),
                  say_bytes(sum(sent) * work.steps * number)))
   return ["", f"between devices, of one in a step (all steps: of all {number}); alone: the time at "
@@ -55,8 +55,8 @@ def _cells(found: Stages, device: Device, mesh: Mesh, commands: int) -> list[str
   if found.grid is None:
     return []
   grid, said = found.grid, []
-  alone = [work.steps * estimate(work, mesh).seconds(device) for work in found.works]
-  waits = [work.steps * exchange(work, mesh).seconds(device) for work in found.works]
+  alone = [work.steps * estimate(work, mesh, device.room).seconds(device) for work in found.works]
+  waits = [work.steps * exchange(work, mesh, device.room).seconds(device) for work in found.works]
   for seconds, how in ((alone, ""), ([a + b for a, b in zip(alone, waits, strict=True)], " if no exchange is hidden")):
     if sum(seconds) and (not how or sum(waits)):
       takes = makespan(grid.stages, grid.stage_seconds(seconds), commands)

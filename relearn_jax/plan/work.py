@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from relearn_jax.errors import InputError
+from relearn_jax.generation.gather import SPREAD
 from relearn_jax.models.config import ModelConfig
 from relearn_jax.models.decoder import REMAT
 from relearn_jax.models.lora import ALL, LoraConfig, check_lora
@@ -215,3 +216,21 @@ def count_shard(arrays: Sequence[Leaf], mesh: Mesh) -> int:
     return math.prod(mesh.get(name, 1) for name in RULES[axis]) if axis else 1
   return sum(math.prod(-(-size // parts(axis)) for size, axis in zip(leaf.shape, leaf.axes, strict=True))
              for leaf in arrays)
+
+
+def whole_over_fsdp(mesh: Mesh) -> Mesh:
+  """The mesh as gathered weights lie on it."""
+  return dict(mesh) | {"fsdp": 1}
+
+
+def gathered(work: Work, mesh: Mesh, room: float) -> int:
+  """Numbers of one run's weights that a device holds whole over `fsdp` while a batch of questions is answered.
+
+  0 where those of all its runs at work (one base, where they share it), c bytes a number, are more than `room` bytes:
+  then every new token gathers them anew. See `generation.gather.gather_weights`.
+  """
+  if work.kind != "generate" or mesh.get("fsdp", 1) == 1:
+    return 0
+  numbers = count_shard([leaf for leaf in leaves(work.config) if SPREAD in leaf.axes], whole_over_fsdp(mesh))
+  bases = 1 if work.shared else -(-work.runs // mesh.get("runs", 1))
+  return numbers if work.compute_bytes * bases * numbers <= room else 0

@@ -13,7 +13,9 @@ import pytest
 from relearn_jax.audit.audit_config import Audit
 from relearn_jax.audit.stages import plan_stages
 from relearn_jax.errors import InputError
+from relearn_jax.generation import gather
 from relearn_jax.generation.decode import decode, prefill
+from relearn_jax.generation.gather import UNTOLD
 from relearn_jax.models.model import Model
 from relearn_jax.objectives.core import TokenRows
 from relearn_jax.objectives.losses import nll
@@ -49,8 +51,11 @@ def test_weights_and_gradients_by_hand() -> None:
   assert found.weights == 7 / 8 * 2 * (2 * LAYERS + ENDS)
   assert found.gradients == 7 / 8 * 4 * (LAYERS + ENDS + 2 * NORMS) and found.data == found.tensor == 0
   assert found.seconds(get_device("v5p")) == pytest.approx(46.7e9 / 600e9, rel=1e-2)
-  asked = exchange(Work("ask", "generate", LLAMA, rows=16, compute_bytes=2, max_new_tokens=50), {"fsdp": 8})
-  assert asked == (7 / 8 * 2 * 51 * (LAYERS + ENDS), 0, 0, 0)  # the prompts, and each new token
+  ask = Work("ask", "generate", LLAMA, rows=16, runs=2, compute_bytes=2, max_new_tokens=50)
+  room = 2 * 2 * (LAYERS + ENDS)  # of two runs
+  assert exchange(ask, {"fsdp": 8}, room) == (7 / 8 * room, 0, 0, 0)  # once
+  assert exchange(ask, {"fsdp": 8}, room - 1) == (51 * 7 / 8 * room, 0, 0, 0)  # the prompts, and each new token
+  assert exchange(ask, {"fsdp": 4, "tensor": 2}, room / 2).weights == 3 / 4 * room / 2
   two = exchange(dataclasses.replace(work, num_microbatches=2, runs=6), {"fsdp": 8, "runs": 2})
   assert two.weights == 6 * found.weights and two.gradients == 6 * found.gradients  # three runs a device, twice
   spread = exchange(work, {"fsdp": 2, "data": 4})
@@ -104,24 +109,28 @@ def test_the_compiler_sends_as_much(axis: str, remat: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(jax.device_count() < 2, reason="needs two devices")
-def test_the_compiler_gathers_all_weights_for_each_new_token() -> None:
+@pytest.mark.parametrize("most", [0, UNTOLD])
+def test_the_compiler_gathers_all_weights_once_or_for_each_new_token(most: int, monkeypatch: pytest.MonkeyPatch
+                                                                     ) -> None:
+  monkeypatch.setattr(gather, "most_bytes", lambda: most)
   mesh, model = make_mesh(parse_mesh("fsdp:2"), config=UNTIED), Model(UNTIED)
   start = repeat_runs(model.init(jax.random.key(0)), 1, mesh, model.axes())
   tokens, lengths = (jax.device_put(np.ones(shape, np.int32), rows_sharding(mesh)) for shape in ((1, 4, 16), (1, 4)))
 
   def answer(tree: Any, _: None) -> Any:
     params, tokens, lengths = tree
+    params = gather.gather_weights(model, params)
     return decode(model, params, prefill(model, params, tokens, lengths, 7), max_new_tokens=8, eos_ids=(2,))
   text = jax.jit(lambda tree: map_runs(answer, mesh)(tree, None)).lower((start, tokens, lengths)).compile().as_text()
   found = 0
   for line in text.splitlines():
-    if "all-gather(" in line and re.search(r"/while/body/(Decoder|\.\.\.d,vd)", line):
+    if "all-gather(" in line and (most or re.search(r"/while/body/(Decoder|td,vd)", line)):
       shapes = re.findall(r"f32\[([\d,]+)\]", line.split("all-gather(")[0])
       sizes = [math.prod(map(int, shape.split(","))) for shape in shapes]
       found += 4 * sum(sizes) * (UNTIED.num_layers if "/Decoder/while/body" in line else 1)
   ask = Work("ask", "generate", UNTIED, rows=4, length=16, max_new_tokens=8)
-  longer = exchange(dataclasses.replace(ask, max_new_tokens=9), {"fsdp": 2})
-  assert found / 2 == longer.weights - exchange(ask, {"fsdp": 2}).weights
+  sent = [exchange(dataclasses.replace(ask, max_new_tokens=new), {"fsdp": 2}, most).weights for new in (8, 9)]
+  assert found / 2 == (sent[0] if most else sent[1] - sent[0])
 
 
 def test_commands_claim_what_is_ready() -> None:

@@ -133,6 +133,18 @@ def test_bf16_copies_are_of_a_layer_and_the_head_or_of_all_layers() -> None:
   assert estimate(dataclasses.replace(work, compute_bytes=4), {"fsdp": 2}).compute == 4 * (layer + head)
 
 
+def test_decoding_keeps_and_reads_whole_weights() -> None:
+  """Llama-2-7b over fsdp, two runs: all but the norms in bf16, a half of it on each of two devices by `tensor`."""
+  mesh, numbers, norms, ends = {"fsdp": 4, "tensor": 2}, 6_738_415_616, 65 * 4096, 32000 * 4096
+  ask = Work("ask", "generate", LLAMA, runs=2, rows=8, length=16, max_new_tokens=10, compute_bytes=2)
+  whole = 2 * 2 * (numbers - norms) // 2
+  kept, anew = estimate(ask, mesh, whole), estimate(ask, mesh, whole - 1)
+  assert kept.compute == whole and estimate(dataclasses.replace(ask, shared=True), mesh).compute == whole // 2
+  assert anew.compute == 2 * 2 * ((numbers - norms - 2 * ends) // 32 + ends) // 2  # a layer and the head
+  cache = 2 * 2 * (16 + 10) * 512 * 1024 // 2  # two runs, two rows, half of the heads
+  assert kept.phases == anew.phases and kept.phases[1].bytes == 10 * (whole - 2 * ends + 2 * 2 * norms + cache)
+
+
 def test_shards() -> None:
   """fsdp 8 leaves an eighth of what it shards and the norms whole; tensor shards those leaves by their other side."""
   norms = 65 * 4096
