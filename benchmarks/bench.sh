@@ -23,8 +23,9 @@ bench 170 names --shape=names --batch_size=16 --length=64 --prompt_length=32 --m
 bench 130 small --shape=small --what=train,decode,load,attention --adapters=full --batch_size=16 --length=128 \
   --prompt_length=64 --max_new_tokens=32 --repeats=5 --compare=torch
 bench 130 audit --shape=names --grid --compare=torch --repeats=2
+bench 130 lora_grid --shape=names --grid --adapters=lora --repeats=1 --mesh=runs:1
 bench 300 grid --shape=tiny --grid --repeats=1
-merged="$("$python" benchmarks/merge_bench.py "$folder/bench.json" "$folder"/{names,small,audit,grid}.json)"
+merged="$("$python" benchmarks/merge_bench.py "$folder/bench.json" "$folder"/{names,small,audit,lora_grid,grid}.json)"
 cat > benchmarks/bench.md <<MARKDOWN
 # Speed on CPU, and beside torch
 
@@ -42,6 +43,7 @@ $(cat "$folder/log")
   what large models take.
 - A grid's "cold" audit compiles everything; "warm" ones find the compiled programs on disk, as another process would.
 - On CPU runs of a device are computed one after the other, which a plan does not count: of stacked runs it says too much.
+- Both sides run in one process, so that torch has the memory that ours is kept in, too (`host_memory`).
 - No accelerator was at hand: \`benchmarks/gpu.sh\` measures one.
 $merged
 

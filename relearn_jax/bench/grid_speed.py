@@ -71,14 +71,14 @@ def ways(given: str | None) -> list[tuple[str, str]]:
   return [(STACKED, "runs:1"), (SINGLY, "runs:1"), *([(STACKED, "runs:-1")] if jax.device_count() > 1 else [])]
 
 
-def measure_grid(config: ModelConfig, mesh: str, way: str, repeats: int, dtype: str = "auto"
-                 ) -> Iterator[dict[str, Any]]:
+def measure_grid(config: ModelConfig, mesh: str, way: str, repeats: int, dtype: str = "auto",
+                 adapters: Sequence[str] = ("full", "lora")) -> Iterator[dict[str, Any]]:
   """Two rows: of a first audit, which compiles, and of audits in new workdirs with the compiled programs on disk.
 
   Before each, programs in memory are dropped: the second is what another process would take, after its start. At most
   `repeats` are made with programs on disk; one by one only one, which takes long enough.
   """
-  planned = short_audit(config, dtype=dtype)
+  planned = short_audit(config, adapters=adapters, dtype=dtype)
   if way == SINGLY:
     singly(planned)
   with tempfile.TemporaryDirectory(prefix="relearn-bench-") as temporary, fresh_cache():

@@ -224,7 +224,8 @@ class _Parts:
       return
     for way, mesh in ways(self.settings.mesh):
       yield "grid", f"{way}, {mesh}", functools.partial(
-          measure_grid, self.config, mesh, way, self.settings.repeats, self.settings.dtype)
+          measure_grid, self.config, mesh, way, self.settings.repeats, self.settings.dtype,
+          self.settings.adapters)
 
   def _compare_audit(self) -> Rows:
     from relearn_jax.bench import torch_side
