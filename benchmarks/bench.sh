@@ -43,7 +43,7 @@ $(cat "$folder/log")
   what large models take.
 - A grid's "cold" audit compiles everything; "warm" ones find the compiled programs on disk, as another process would.
 - On CPU runs of a device are computed one after the other, which a plan does not count: of stacked runs it says too much.
-- Both sides run in one process, so that torch has the memory that ours is kept in, too (`host_memory`).
+- Both sides run in one process, so that torch has the memory that ours is kept in, too (\`host_memory\`).
 - No accelerator was at hand: \`benchmarks/gpu.sh\` measures one.
 $merged
 
