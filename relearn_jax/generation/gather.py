@@ -12,7 +12,7 @@ from relearn_jax.parallel.memory import told_memory
 from relearn_jax.parallel.processes import everyone
 from relearn_jax.parallel.rules import RULES, spec
 
-SHARE = 4  # of a device's memory, one part in so many for gathered weights: shards, moments and caches lie there too
+SHARE = 4  # gathered weights take at most a fourth of a device's memory: shards, moments and caches lie there too
 UNTOLD = 2**30  # bytes for them on devices that do not tell their memory, as CPUs, which have theirs in common
 SPREAD = "embed"  # the logical axis that lies over `fsdp`
 

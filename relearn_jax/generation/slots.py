@@ -23,7 +23,7 @@ from relearn_jax.models.layers import LayerCache
 from relearn_jax.models.model import Model, Params
 from relearn_jax.parallel.mesh import to_host
 
-SHARE = 4  # of the slots, one in so many has to be free before prompts are read into them
+SHARE = 4  # prompts are read once a fourth of the slots is free
 
 
 class Slots(NamedTuple):

@@ -25,7 +25,7 @@ SPLASH_BLOCK = 128  # tokens, of which splash takes whole ones
 
 
 def check_attention(name: str, where: object, field: str = "attention") -> None:
-  """`InputError` for a name that is none of `ATTENTION`."""
+  """Raises `InputError` unless the name is one of `ATTENTION`."""
   if name not in ATTENTION:
     raise InputError(f"is {name!r}", file=where, field=field, mend=f"expected {' or '.join(ATTENTION)}")
 
