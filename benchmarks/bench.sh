@@ -42,6 +42,7 @@ $(cat "$folder/log")
   (\`largest_difference_of_mean_answer_logprobs\`). So small an audit is mostly overhead: it says what a user waits for, not
   what large models take.
 - A grid's "cold" audit compiles everything; "warm" ones find the compiled programs on disk, as another process would.
+- The names audit's programs are in memory the second time, as in commands that share a process; a grid's "warm" ones are not.
 - On CPU runs of a device are computed one after the other, which a plan does not count: of stacked runs it says too much.
 - Both sides run in one process, so that torch has the memory that ours is kept in, too (\`host_memory\`).
 - No accelerator was at hand: \`benchmarks/gpu.sh\` measures one.

@@ -19,7 +19,8 @@ def keep_memory() -> bool:
   """Has glibc keep memory that is let go of, and lets the heap lie on huge pages; call it before much is allocated.
 
   Nothing happens where an accelerator may compute, with another C library, or where the environment tells glibc
-  already (MALLOC_... or GLIBC_TUNABLES); what is free is given back by `malloc_trim` alone.
+  already (MALLOC_... or GLIBC_TUNABLES). What is free at the end of the heap beyond `KEPT` is still given back; what is
+  free between other things is by `malloc_trim` alone.
 
   Returns:
     Whether it does.

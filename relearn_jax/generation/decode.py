@@ -82,7 +82,7 @@ def new_part(cache: Caches) -> Any:
 
 
 def with_new(cache: Caches, new: Any) -> Caches:
-  """The cache with what `_new` gave of it, or of a later one."""
+  """The cache with what `new_part` gave of it, or of a later one."""
   return jax.tree.map(lambda one, kv: one._replace(new_k=kv[0], new_v=kv[1]), cache, new, is_leaf=_is_cache)
 
 
@@ -107,6 +107,18 @@ def choose(logits: Float[Array, "B V"], temperature: Float[Array, ""] | float, k
   return jnp.where(temperature > 0, sampled, greedy)
 
 
+def pick(model: Model, params: Params, hidden: Float[Array, "B D"], temperature: Float[Array, ""] | float,
+         keys: Key[Array, " B"] | None, step: Int[Array, "*#B"] | int) -> tuple[Int[Array, " B"], Bool[Array, " B"]]:
+  """The next tokens after hidden states, and whether all logits were finite that each was picked from."""
+  logits = model.logits(params, hidden)
+  return choose(logits, temperature, keys, step), jnp.isfinite(logits).all(-1)
+
+
+def is_end(tokens: Int[Array, "*batch"], eos_ids: tuple[int, ...]) -> Bool[Array, "*batch"]:
+  """Whether each token ends its row."""
+  return jnp.isin(tokens, jnp.array(eos_ids, jnp.int32)) if eos_ids else jnp.zeros(tokens.shape, bool)
+
+
 def decode(model: Model, params: Params, prompted: Prompted, *, max_new_tokens: int, eos_ids: tuple[int, ...],
            temperature: Float[Array, ""] | float = 0.0, keys: Key[Array, "*runs B"] | None = None,
            stacked: bool = False, shared: Params | None = None) -> Generated:
@@ -128,15 +140,12 @@ def decode(model: Model, params: Params, prompted: Prompted, *, max_new_tokens: 
   if jax.default_backend() == "cpu" and "layers" in params and _num_bytes((params, shared)) <= SPLIT_BYTES:
     params, prompted = over_runs(split_layers)(params), prompted._replace(cache=over_runs(_split)(prompted.cache))
     shared = None if shared is None else split_layers(shared)
-  ids = jnp.array(eos_ids, jnp.int32)
-  is_eos = lambda token: jnp.isin(token, ids) if eos_ids else jnp.zeros(token.shape, bool)
 
-  def pick(hidden: Array, step: Int[Array, ""] | int) -> tuple[Array, Array]:
-    def one(params: Params, hidden: Array, keys: Array | None) -> tuple[Array, Array]:
-      logits = model.logits(whole(params, None, shared), hidden)
-      return choose(logits, temperature, keys, step), jnp.isfinite(logits).all(-1)
-    return over_runs(one)(params, hidden, keys)
-  first, sound = pick(prompted.last_hidden, 0)
+  def pick_each(hidden: Array, step: Int[Array, ""] | int) -> tuple[Array, Array]:
+    one = lambda params, hidden, keys: pick(model, whole(params, None, shared), hidden, temperature, keys, step)
+    found: tuple[Array, Array] = over_runs(one)(params, hidden, keys)
+    return found
+  first, sound = pick_each(prompted.last_hidden, 0)
   tokens = jnp.zeros((*first.shape, max_new_tokens), jnp.int32).at[..., 0].set(first)
 
   def going(carry: tuple) -> Bool[Array, ""]:
@@ -150,12 +159,13 @@ def decode(model: Model, params: Params, prompted: Prompted, *, max_new_tokens: 
       return extend(model, weights, prompted._replace(cache=with_new(prompted.cache, new)), last[:, None], step - 1)
 
     hidden, cache = over_runs(read)(params, prompted, new, last)
-    picked, finite = pick(hidden[..., 0, :], step)
+    picked, finite = pick_each(hidden[..., 0, :], step)
     chosen = jnp.where(done, 0, picked)
     tokens = jax.lax.dynamic_update_slice_in_dim(tokens, chosen[..., None], step, tokens.ndim - 1)
-    return (step + 1, chosen, tokens, count + ~done, done | is_eos(chosen), sound & (done | finite), new_part(cache))
+    return (step + 1, chosen, tokens, count + ~done, done | is_end(chosen, eos_ids), sound & (done | finite),
+            new_part(cache))
 
-  start = (jnp.int32(1), first, tokens, jnp.ones(first.shape, jnp.int32), is_eos(first), sound,
+  start = (jnp.int32(1), first, tokens, jnp.ones(first.shape, jnp.int32), is_end(first, eos_ids), sound,
            new_part(prompted.cache))
   _, _, tokens, count, done, sound, _ = jax.lax.while_loop(going, body, start)
   return Generated(tokens, count, done, sound)

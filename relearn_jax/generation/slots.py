@@ -8,7 +8,7 @@ completion is what it is in any other batch.
 import collections
 import functools
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from relearn_jax.data.batches import RowBatch
-from relearn_jax.generation.decode import Generated, Prompted, choose, extend, new_part, prefill, with_new
+from relearn_jax.generation.decode import Generated, Prompted, extend, is_end, new_part, pick, prefill, with_new
 from relearn_jax.generation.gather import gather_weights
 from relearn_jax.models.decoder import Caches
 from relearn_jax.models.layers import LayerCache
@@ -90,13 +90,8 @@ def _advance(params: Params, slots: Slots, tokens: Int[Array, "R P"], lengths: I
              keys: Key[Array, "R samples"] | None, places: Int[Array, "R samples"], need: Int[Array, ""],
              temperature: Float[Array, ""], *, model: Model, eos_ids: tuple[int, ...]) -> Slots:
   """Reads prompts into their places, B for none, and takes steps until `need` slots are free."""
-  ids = jnp.array(eos_ids, jnp.int32)
-  is_eos = lambda token: jnp.isin(token, ids) if eos_ids else jnp.zeros(token.shape, bool)
-
-  def pick(hidden: Array, keys: Array | None, step: Array | int) -> tuple[Array, Array]:
-    logits = model.logits(params, hidden)
-    return choose(logits, temperature, keys, step), jnp.isfinite(logits).all(-1)
-  slots = _read(model, params, slots, tokens, lengths, None if keys is None else keys.reshape(-1), places, pick, is_eos)
+  slots = _read(model, params, slots, tokens, lengths, None if keys is None else keys.reshape(-1), places, temperature,
+                eos_ids)
   size, most = slots.generated.tokens.shape
   rows = jnp.arange(size)
 
@@ -105,9 +100,9 @@ def _advance(params: Params, slots: Slots, tokens: Int[Array, "R P"], lengths: I
     last = tokens[rows, count - 1]
     prompted = Prompted(with_new(slots.cache, new), slots.lengths, jnp.zeros(()))
     hidden, cache = extend(model, params, prompted, last[:, None], jnp.minimum(count, most - 1) - 1)
-    chosen, finite = pick(hidden[:, 0], slots.keys, count)
+    chosen, finite = pick(model, params, hidden[:, 0], temperature, slots.keys, count)
     tokens = tokens.at[rows, jnp.where(running, count, most)].set(chosen, mode="drop")
-    count, ended = count + running, running & is_eos(chosen)
+    count, ended = count + running, running & is_end(chosen, eos_ids)
     return (running & ~ended & (count < most), Generated(tokens, count, finished | ended, sound & (~running | finite)),
             new_part(cache))
   running, generated, new = jax.lax.while_loop(
@@ -116,22 +111,23 @@ def _advance(params: Params, slots: Slots, tokens: Int[Array, "R P"], lengths: I
 
 
 def _read(model: Model, params: Params, slots: Slots, tokens: Array, lengths: Array, keys: Array | None, places: Array,
-          pick: Any, is_eos: Any) -> Slots:
+          temperature: Array, eos_ids: tuple[int, ...]) -> Slots:
   """The slots with prompts read into some, and the first token of each sample."""
   each = lambda rows: jnp.repeat(rows, places.shape[1], 0)
   put = lambda old, new: old.at[places.reshape(-1)].set(new, mode="drop")
   generated = slots.generated
   prompted = prefill(model, params, tokens, lengths, 1)
-  first, sound = pick(each(prompted.last_hidden), keys, 0)
+  first, sound = pick(model, params, each(prompted.last_hidden), temperature, keys, 0)
+  ended = is_end(first, eos_ids)
   assert isinstance(slots.cache, list) and isinstance(prompted.cache, list)
   cache: Caches = [one._replace(prompt_k=put(one.prompt_k, each(new.prompt_k)),
                                 prompt_v=put(one.prompt_v, each(new.prompt_v)))
                    for one, new in zip(slots.cache, prompted.cache, strict=True)]
   row = jnp.zeros((len(first), generated.tokens.shape[1]), jnp.int32).at[:, 0].set(first)
-  running = ~is_eos(first) & (row.shape[1] > 1)
+  running = ~ended & (row.shape[1] > 1)
   return Slots(cache, put(slots.lengths, each(lengths)), put(slots.running, running),
                Generated(put(generated.tokens, row), put(generated.num_tokens, 1),
-                         put(generated.finished, is_eos(first)), put(generated.sound, sound)),
+                         put(generated.finished, ended), put(generated.sound, sound)),
                None if slots.keys is None else put(slots.keys, keys))
 
 
