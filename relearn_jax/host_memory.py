@@ -7,12 +7,14 @@ step, so that every page of it is cleared and mapped again in the next one: a fo
 import ctypes
 import importlib.util
 import os
+import pathlib
 
 KEPT = 2**31 - 1  # bytes that are free at the end of the heap and stay; the largest number that glibc takes
 BACKED = KEPT - 2**22  # bytes of the heap that may lie on huge pages: fewer, so that they stay
 ACCELERATORS = ("jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm60_plugin", "jax_rocm7_plugin", "libtpu")
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX, _HUGE = -1, -4, -8, 14  # of malloc.h and mman.h
 _HUGE_PAGE = 2**21
+LOOSE = 2**30  # bytes that are free and yet the process's
 _keeps = False  # whether this process does
 
 
@@ -21,7 +23,7 @@ def keep_memory() -> bool:
 
   Nothing happens where an accelerator may compute, with another C library, or where the environment tells glibc
   already (MALLOC_... or GLIBC_TUNABLES). What is free at the end of the heap beyond `KEPT` is still given back; what is
-  free between other things is by `malloc_trim` alone.
+  free between other things is by `tidy` alone.
 
   Returns:
     Whether it does.
@@ -46,6 +48,33 @@ def let_go() -> None:
     libc.malloc_trim(0)
     if _keeps:
       _back(libc)
+
+
+class _Usage(ctypes.Structure):
+  """`struct mallinfo2` of glibc."""
+
+  _fields_ = tuple((name, ctypes.c_size_t) for name in (
+      "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"))
+
+
+def tidy() -> bool:
+  """Gives free memory back if the process has more than `LOOSE` bytes of it; to be called now and then.
+
+  Where arrays of many sizes come and go, as from stage to stage of an audit, holes between them add up to more than
+  the arrays are: an audit of 84 models had 7.5 GB, of which it used 2.
+
+  Returns:
+    Whether it has.
+  """
+  libc = ctypes.CDLL(None)
+  if not (_keeps and hasattr(libc, "mallinfo2")):
+    return False
+  libc.mallinfo2.restype = _Usage
+  _, resident, shared, *_ = map(int, pathlib.Path("/proc/self/statm").read_text().split())  # pages
+  if (resident - shared) * os.sysconf("SC_PAGE_SIZE") - libc.mallinfo2().uordblks <= LOOSE:
+    return False
+  let_go()
+  return True
 
 
 def _back(libc: ctypes.CDLL) -> None:
