@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from relearn_jax.audit.acquire import Trained, ask_once, train
+from relearn_jax.audit.acquire import Said, Trained, ask_once, train
 from relearn_jax.audit.api_settings import API
 from relearn_jax.audit.audit_config import FULL
 from relearn_jax.audit.experiment import FIELDS, Experiment
@@ -24,7 +24,7 @@ from relearn_jax.errors import InputError
 from relearn_jax.models.lora import init_lora
 from relearn_jax.models.model import Params
 from relearn_jax.objectives.losses import nll
-from relearn_jax.parallel.mesh import stack_trees
+from relearn_jax.parallel.mesh import stack_trees, take_runs
 from relearn_jax.training.ended import AllEnded, Ledger, read_ended
 from relearn_jax.training.step import NOTHING, Frozen
 
@@ -75,14 +75,15 @@ def _train_and_ask(exp: Experiment, stage: Planned, mine: Sequence[Cell], folder
   points = list(dict.fromkeys(cell.point for cell in mine))
   first = [next(i for i, cell in enumerate(mine) if cell.point == point) for point in points]
 
-  def ask(step: int, params: Params) -> Answers:
+  def ask(step: int, params: Params) -> Said:
     every = list(range(len(mine)))
     some = first if step == 0 else every
-    part = lambda tree: tree if some == every else jax.tree.map(lambda leaf: leaf[np.array(some)], tree)
+    part = lambda tree: tree if some == every else take_runs(tree, np.array(some))
     asked = [mine[i] for i in some]
     rows = exp.scored_rows([cell.point.chain for cell in asked], kind.relearn_set)
-    return ask_once(folder, step, lambda: exp.interviewer(model.lora_scale)(
-        part(params), rows, [cell.name for cell in asked], frozen=Frozen(part(frozen.own), frozen.shared)))
+    return ask_once(exp, folder, step, lambda: exp.interviewer(model.lora_scale).ask_all(
+        part(params), rows, [cell.name for cell in asked], frozen=Frozen(part(frozen.own), frozen.shared)),
+                    model.lora_scale)
 
   def on_keep(step: int, params: Params) -> bool:
     if step == config.keep_steps[-1]:
@@ -90,15 +91,15 @@ def _train_and_ask(exp: Experiment, stage: Planned, mine: Sequence[Cell], folder
       if exp.config.keep_weights:
         exp.shelf.keep(folder.path, step, params, names, names, model, folder.name)
         exp.shelf.forget(folder.path)
-    ledger.look(step, "answers", finite_by_name(ask(step, params)))
+    ledger.look(step, "answers", ask(step, params).finite)
     return False
 
-  before = ask(0, held[0])
-  for cell, finite in zip((mine[i] for i in first), before.finite, strict=True):
-    if not finite and exp.config.arms.loaded:
+  before = ask(0, held[0]).finite
+  for cell in (mine[i] for i in first):
+    if not before[cell.name] and exp.config.arms.loaded:
       raise InputError("gives no finite numbers for questions and scored rows", file=exp.checked[cell.point.arm].path,
                        field=FIELDS[cell.point.arm], mend="give a checkpoint whose log-probabilities are finite")
-  ledger.look(0, "answers", finite_by_name(before))
+  ledger.look(0, "answers", before)
   how = Trained(relearn_nll, {"relearn": exp.rows([cell.point.chain for cell in mine], kind.relearn_set)},
                 {"learning_rate": np.array([cell.attack.learning_rate for cell in mine], np.float32),
                  "weight_decay": config.weight_decay}, config.keep_steps, stage.batch_size, config.num_microbatches,

@@ -36,6 +36,7 @@ from relearn_jax.models.lora import check_lora
 from relearn_jax.models.model import Model, Params, fingerprint, unroll
 from relearn_jax.models.precision import compute_dtype
 from relearn_jax.objectives.core import TokenRows
+from relearn_jax.parallel.beside import Beside
 from relearn_jax.parallel.mesh import spreads_runs, stack_trees, to_first
 from relearn_jax.parallel.processes import agree, by_first, write_atomically
 from relearn_jax.training.ended import Ended, read_ended
@@ -65,7 +66,8 @@ class Experiment:
       InputError: a file, a checkpoint or a row is wrong, or the models cannot be compared.
     """
     self.config, self.where, self.workdir = config, where, workdir
-    self.checkpoints, self.shelf = workdir / "checkpoints", Shelf()
+    self.checkpoints, self.beside = workdir / "checkpoints", Beside()
+    self.shelf = Shelf(self.beside)
     self.given = self.checkpoints / "given"  # models that were given
     self.done = finished(self.checkpoints)
     self._attacked_keys: dict[Cell, str] = {}
@@ -306,6 +308,7 @@ class Experiment:
       trees = [load_params(self.checked[MEMORIZED[arm]], self.model, mesh=self.mesh) for arm in arms]
       stacked = stack_trees(trees, self.mesh, self.model.axes())
       self.shelf.keep(self.given, 0, stacked, arms, arms, self.model, self.given.name)
+      self.beside.wait()
 
   def adapted(self, adapter: str) -> Model:
     """The model as an attack trains it."""
@@ -323,9 +326,14 @@ class Experiment:
     return self._interviewers[scale]
 
   def fingerprint(self, folder: StageFolder, params: Params, num_runs: int) -> None:
-    """Keeps the hash of a stage's weights beside them, `[runs, ...]`, possibly padded; they may be removed."""
-    if weights := to_first(params, num_runs):
-      write_atomically(folder.path / FINGERPRINT, json.dumps(fingerprint(weights)) + "\n")
+    """Keeps the hash of a stage's weights beside them, `[runs, ...]`, possibly padded; they may be removed.
+
+    It is made beside what the device goes on with; the weights must not be donated to that.
+    """
+    def keep() -> None:
+      if weights := to_first(params, num_runs):
+        write_atomically(folder.path / FINGERPRINT, json.dumps(fingerprint(weights)) + "\n")
+    self.beside.do(keep)
 
   def one_run(self) -> Any:
     """Shapes and dtypes of one run's weights."""
@@ -346,6 +354,7 @@ class Experiment:
 
   def finish(self, folder: StageFolder) -> None:
     """Nothing is left to do in a stage."""
+    self.beside.wait()
     folder.finish()
     self.done |= {key: (folder, run) for run, key in folder.keys.items()}
 

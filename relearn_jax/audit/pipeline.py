@@ -202,7 +202,7 @@ class _Stages:
     if stage.kind == PRETRAIN:
       return
     exp = self.exp
-    with recorded_stage(exp, stage, self.clock.seconds), self.clock(stage.name):
+    with recorded_stage(exp, stage, self.clock.seconds), self.clock(stage.name), exp.beside:
       if stage.kind == MEMORIZE:
         with contextlib.suppress(AllEnded):  # of this part; `_refuse_all` looks whether any is left
           acquire.memorize(exp, stage, unlearning.wanted(exp, self.stages))

@@ -74,7 +74,7 @@ class Stage:
 def run_stage(stage: Stage, model: Model, start: Callable[[], Params], mesh: Mesh, folder: pathlib.Path,
               log: TrainLog, *, on_keep: OnKeep, save_every: float, frozen: Frozen = NOTHING,
               reinforced: Callable[[], Params] | None = None, cache: ReferenceCache | None = None,
-              ledger: Ledger | None = None) -> None:
+              ledger: Ledger | None = None, settle: Callable[[], None] = lambda: None) -> None:
   """Trains stacked runs to the last kept step, or until `on_keep` ends it.
 
   A run whose loss, gradient or (at a kept step) weights are not finite ends there, in the ledger, which knows of
@@ -99,6 +99,7 @@ def run_stage(stage: Stage, model: Model, start: Callable[[], Params], mesh: Mes
     reinforced: gives the second frozen model of an objective that wants one, laid out as what is trained.
     cache: statistics of the frozen models are taken from here, and kept here.
     ledger: of runs that end; one of the stage's own by default.
+    settle: waits for what `on_keep` has left to be done; a state says that nothing of a step before it is missing.
 
   Raises:
     AllEnded: no run is left.
@@ -132,6 +133,7 @@ def run_stage(stage: Stage, model: Model, start: Callable[[], Params], mesh: Mes
   watch = _Watch(save_every)
 
   def save(step: int) -> float:
+    settle()
     about = checkpoints.description(model, list(stage.runs), stage.name, step, positions=rows.position)
     return states.save(step, state, about)
 
