@@ -27,6 +27,8 @@ from relearn_jax.training.job import UnlearnJob
 
 from .command import ROOT, argv, environment, relearn
 
+HUGE_PAGES = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
 
 def fails(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
   """Lets `relearn report` raise this."""
@@ -215,3 +217,27 @@ print(kept, faults() - before)
   kept, faults = done.stdout.split()
   assert kept == str(not told)
   assert int(faults) < 100 if not told else int(faults) > 1000, faults
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc" or not HUGE_PAGES.exists(),
+                    reason="needs glibc on Linux")
+def test_memory_lies_on_huge_pages_after_some_was_given_back_too() -> None:
+  code = """
+import pathlib
+from relearn_jax import host_memory
+host_memory.keep_memory()
+def huge():
+  held = b"x" * 2**27
+  line = next(line for line in pathlib.Path("/proc/self/smaps_rollup").read_text().splitlines() if "AnonHuge" in line)
+  return int(line.split()[1]) / 2**17
+print(huge())
+host_memory.let_go()
+print(huge())
+"""
+  clean = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES" and "MALLOC_" not in name}
+  done = subprocess.run([sys.executable, "-c", code], env=clean | {"JAX_PLATFORMS": "cpu"}, cwd=ROOT,
+                        capture_output=True, text=True, check=True)
+  first, second = map(float, done.stdout.split())
+  if first < 0.8:
+    pytest.skip("the system gives no huge pages, or has none left")
+  assert second > 0.8

@@ -5,13 +5,14 @@ read, libraries) are not in it, since the kernel takes them back whenever it nee
 """
 
 import contextlib
-import ctypes
 import gc
 import pathlib
 import threading
 from collections.abc import Iterator
 
 import jax
+
+from relearn_jax import host_memory
 
 INTERVAL = 0.002  # seconds between two readings
 STATUS = pathlib.Path("/proc/self/status")
@@ -42,9 +43,8 @@ def anonymous() -> int | None:
 def let_go() -> None:
   """Gives back what nothing refers to any more, so that it does not hide what comes next."""
   gc.collect()
-  if jax.default_backend() == "cpu" and STATUS.exists():
-    with contextlib.suppress(OSError, AttributeError):  # another libc
-      ctypes.CDLL("libc.so.6").malloc_trim(0)
+  if jax.default_backend() == "cpu":
+    host_memory.let_go()
 
 
 def _device_peak() -> int | None:

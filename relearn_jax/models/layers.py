@@ -182,6 +182,18 @@ class Attention(nn.Module):
     return Linear(c.hidden_size, ("embed", "heads"), use_bias=self.out_bias, name="o")(out), (k, v)
 
 
+@jax.checkpoint
+def silu_gated(gate: Float[Array, "BT F"], up: Float[Array, "BT F"]) -> Float[Array, "BT F"]:
+  """silu(gate) up; the two alone are kept for the backward pass, since the steps between are soon done again."""
+  return nn.silu(gate) * up
+
+
+@jax.checkpoint
+def gelu(wide: Float[Array, "BT F"]) -> Float[Array, "BT F"]:
+  """GELU in its tanh form (Hendrycks and Gimpel, 2016), of which its argument alone is kept, as in `silu_gated`."""
+  return nn.gelu(wide, approximate=True)
+
+
 class GatedMLP(nn.Module):
   """SiLU-gated feed-forward layer (Shazeer, 2020), of rows and positions as one axis."""
 
@@ -190,5 +202,5 @@ class GatedMLP(nn.Module):
   @nn.compact
   def __call__(self, x: Float[Array, "BT D"]) -> Float[Array, "BT D"]:
     wide = lambda name: Linear(self.config.intermediate_size, ("mlp", "embed"), name=name)(x)
-    hidden = constrain(nn.silu(wide("gate")) * wide("up"), "batch", "mlp")
+    hidden = constrain(silu_gated(wide("gate"), wide("up")), "batch", "mlp")
     return Linear(self.config.hidden_size, ("embed", "mlp"), name="down")(hidden)

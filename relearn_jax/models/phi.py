@@ -3,11 +3,10 @@
 from typing import Any
 
 import flax.linen as nn
-import jax
 from jaxtyping import Array, Float
 
 from relearn_jax.models.config import ModelConfig, Reader, read_decoder, write_decoder
-from relearn_jax.models.layers import Attention, Context, LayerCache, LayerNorm, Linear, shard_activations
+from relearn_jax.models.layers import Attention, Context, LayerCache, LayerNorm, Linear, gelu, shard_activations
 from relearn_jax.parallel.rules import constrain
 
 Norm = LayerNorm
@@ -39,7 +38,7 @@ class MLP(nn.Module):
   @nn.compact
   def __call__(self, x: Float[Array, "BT D"]) -> Float[Array, "BT D"]:
     wide = Linear(self.config.intermediate_size, ("mlp", "embed"), use_bias=True, name="fc1")(x)
-    wide = constrain(jax.nn.gelu(wide, approximate=True), "batch", "mlp")
+    wide = constrain(gelu(wide), "batch", "mlp")
     return Linear(self.config.hidden_size, ("embed", "mlp"), use_bias=True, name="fc2")(wide)
 
 

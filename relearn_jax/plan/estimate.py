@@ -41,9 +41,8 @@ def kept_per_token(config: ModelConfig, length: int, remat: str, compute_bytes: 
   * full: c D, the layer's input.
   * attn: c (D + 2 N H + 2 K H), with queries, keys, values and attention's result.
   * dots: c (n D + N H + 2 K H + F), with the results of products with weights; 2 F with a gate.
-  * none: n (8 + c) D for the norms in fp32, c (2 N H + 2 K H), 6 c F for the MLP (gate, up and the
-    activation's steps; as many without a gate), and attention's weights in fp32, in bf16 beside them too where
-    that is computed in: 4 N T or 6 N T.
+  * none: n (8 + c) D for the norms in fp32, c (2 N H + 2 K H), 3 c F for the MLP (gate, up and what comes of them; 2
+    without a gate), and attention's weights in fp32, in bf16 beside them too where that is computed in: 4 N T or 6 N T.
 
   Heads and the MLP's width are divided over `tensor`.
   """
@@ -56,7 +55,8 @@ def kept_per_token(config: ModelConfig, length: int, remat: str, compute_bytes: 
       "full": c * width,
       "attn": c * (width + 2 * q + 2 * kv),
       "dots": c * (norms * width + q + 2 * kv + (2 if gated else 1) * wide),
-      "none": norms * (8 + c) * width + c * (2 * q + 2 * kv + 6 * wide) + (4 if c == 4 else 4 + c) * heads * length,
+      "none": (norms * (8 + c) * width + c * (2 * q + 2 * kv + (3 if gated else 2) * wide)
+               + (4 if c == 4 else 4 + c) * heads * length),
   }[remat]
 
 

@@ -64,13 +64,13 @@ def test_the_softmax_s_own_rule_is_its_derivative() -> None:
 
 
 def test_one_array_of_weights_is_kept() -> None:
-  """Of the arrays `[B, N, T, T]` one in fp32, and its copy in the precision of the product."""
+  """Of the arrays `[B, K, 2 T, T]` one in fp32, and its copy in the precision of the product."""
   residuals = getattr(jax.ad_checkpoint, "saved_residuals", None) or pytest.importorskip(
       "jax._src.ad_checkpoint").saved_residuals
   for dtype, kept in ((jnp.float32, ["float32"]), (jnp.bfloat16, ["bfloat16", "float32"])):
     q, k, v, _ = make_inputs(dtype)
     found = residuals(lambda q, k, v: jnp.sum(self_attention(q, k, v).astype(jnp.float32)), q, k, v)
-    assert sorted(str(one.dtype) for one, _ in found if one.shape[-2:] == (LENGTH, LENGTH)) == kept
+    assert sorted(str(one.dtype) for one, _ in found if one.shape[-2:] == (2 * LENGTH, LENGTH)) == kept
 
 
 def test_rows_that_share_a_sequence_see_themselves() -> None:

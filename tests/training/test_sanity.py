@@ -138,7 +138,8 @@ def assert_forgets(subject: Subject, name: str, times: float, steps: int) -> Non
 
 @pytest.mark.parametrize("name", QUICK)
 def test_on_a_small_model(name: str) -> None:
-  assert_forgets(small_subject(), name, 10.0, 40)
+  steps = 60 if name == "scrub" else 40  # after 40 it has only begun: the last bits decide how far it is
+  assert_forgets(small_subject(), name, 10.0, steps)
 
 
 @pytest.mark.slow
