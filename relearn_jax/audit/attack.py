@@ -15,6 +15,7 @@ from relearn_jax.audit.acquire import Said, Trained, ask_once, train
 from relearn_jax.audit.api_settings import API
 from relearn_jax.audit.audit_config import FULL
 from relearn_jax.audit.experiment import FIELDS, Experiment
+from relearn_jax.audit.given import Wanted
 from relearn_jax.audit.grid import Cell
 from relearn_jax.audit.interview import Answers, finite_by_name, load_answers
 from relearn_jax.audit.remote_attack import attack_remotely, place
@@ -34,13 +35,14 @@ def relearn_nll(hyper: Any) -> Any:
   return nll("relearn")
 
 
-def attack(exp: Experiment, stage: Planned, cells: Sequence[Cell]) -> None:
+def attack(exp: Experiment, stage: Planned, cells: Sequence[Cell], following: Planned | None = None) -> None:
   """Attacks and asks the cells that no earlier stage has done.
 
   Args:
     exp: what is shared.
     stage: as planned.
     cells: those of the stage whose points there are, with their unlearn steps.
+    following: the next stage, whose weights are read meanwhile.
 
   Raises:
     InputError: a loaded model, asked as it is, gives no finite numbers.
@@ -61,16 +63,19 @@ def attack(exp: Experiment, stage: Planned, cells: Sequence[Cell]) -> None:
       for step in folder.asked():
         ledger.look(step, "answers", finite_by_name(load_answers(folder.answers(step))))
     else:
-      _train_and_ask(exp, stage, mine, folder, ledger)
+      _train_and_ask(exp, stage, mine, folder, ledger, following)
   except AllEnded:
     pass  # of this stage; the others may go on
   exp.finish(folder)
 
 
-def _train_and_ask(exp: Experiment, stage: Planned, mine: Sequence[Cell], folder: StageFolder, ledger: Ledger) -> None:
+def _train_and_ask(exp: Experiment, stage: Planned, mine: Sequence[Cell], folder: StageFolder, ledger: Ledger,
+                   following: Planned | None) -> None:
   config, names, kind = exp.config.attack, [cell.name for cell in mine], stage.attack
   model = exp.adapted(kind.adapter)
   held, frozen = _weights(exp, mine)
+  if exp.config.arms.loaded:
+    exp.given_weights.read_ahead(_wanted(exp, following) if following else ())
   # Before the attack all rates are the same models.
   points = list(dict.fromkeys(cell.point for cell in mine))
   first = [next(i for i, cell in enumerate(mine) if cell.point == point) for point in points]
@@ -115,11 +120,19 @@ def _weights(exp: Experiment, mine: Sequence[Cell]) -> tuple[list[Params], Froze
   if lora is None:
     if not loaded:
       return [_points(exp, mine)], NOTHING
-    bases = {arm: exp.load(arm, jnp.float32) for arm in dict.fromkeys(cell.point.arm for cell in mine)}
+    bases = {arm: exp.given_weights.take(arm, jnp.float32) for arm in dict.fromkeys(cell.point.arm for cell in mine)}
     return [stack_trees([bases[cell.point.arm] for cell in mine], exp.mesh, model.axes())], NOTHING
-  frozen = Frozen(shared=exp.load(mine[0].point.arm, exp.dtype)) if loaded else Frozen(own=_points(exp, mine))
+  frozen = (Frozen(shared=exp.given_weights.freeze(mine[0].point.arm, exp.dtype)) if loaded
+            else Frozen(own=_points(exp, mine)))
   fresh = {seed: init_lora(model, lora, jax.random.key(seed)) for seed in dict.fromkeys(c.point.seed for c in mine)}
   return [stack_trees([fresh[cell.point.seed] for cell in mine], exp.mesh, model.axes())], frozen
+
+
+def _wanted(exp: Experiment, stage: Planned) -> list[Wanted]:
+  """The loaded weights that an attack begins with; none of a provider's."""
+  full = exp.config.attack.adapter(stage.attack.adapter) is None
+  own = [] if stage.attack.adapter == API else stage.points
+  return list(dict.fromkeys((point.arm, jnp.float32 if full else exp.dtype) for point in own))
 
 
 def _points(exp: Experiment, mine: Sequence[Cell]) -> Params:

@@ -179,8 +179,8 @@ def run_stages(exp: Experiment, cache: pathlib.Path, mesh: Mesh, clock: Clock,
   if claims:
     claims.work_through(exp, stages, found.cells, found.do)
   else:
-    for stage in stages:
-      found.do(stage)
+    for stage, following in zip(stages, [*stages[1:], None], strict=True):
+      found.do(stage, following)
   return stages
 
 
@@ -197,8 +197,8 @@ class _Stages:
     self.steps: dict[str, dict[Chain, list[int]]] = {}
     self.lost: dict[str | None, dict[Chain, int]] = {}
 
-  def do(self, stage: Planned) -> None:
-    """Does what is left of a stage."""
+  def do(self, stage: Planned, following: Planned | None = None) -> None:
+    """Does what is left of a stage; meanwhile what the following one begins with may be read."""
     if stage.kind == PRETRAIN:
       return
     exp = self.exp
@@ -209,7 +209,7 @@ class _Stages:
         _refuse_all(exp, [exp.memorized_keys[chain] for chain in exp.chains], "memorize.learning_rate",
                     exp.config.memorize.learning_rate)
       elif stage.kind == "attack":
-        attack(exp, stage, self.cells(stage))
+        attack(exp, stage, self.cells(stage), following)
       else:
         exp.shelf.forget(*(path for path in exp.shelf.folders() if path.name.startswith("unlearn-")))  # attacked by now
         _unlearn(exp, stage)
