@@ -127,8 +127,9 @@ def audit(config: Audit, where: str, workdir: pathlib.Path, cache: pathlib.Path,
         if not agree((workdir / RESULTS_FILE).exists):  # no other command was the last
           if claims:
             by_first(claims.merge_logs)
-          found = conclude(exp, stages)
-          by_first(lambda: write_results(exp, found, digests, total_seconds(workdir / "checkpoints")))
+          with exp.beside:
+            found = conclude(exp, stages)
+            by_first(lambda: write_results(exp, found, digests, total_seconds(workdir / "checkpoints")))
   return True
 
 
@@ -144,7 +145,9 @@ def write_results(exp: Experiment, found: Found, digests: Any, seconds: Any) -> 
   write_rows(exp.workdir / ANSWERS_FILE, answers, facts)
   frame: pd.DataFrame = pa.concat_tables(answers).unify_dictionaries().to_pandas()
   metrics = list(dict.fromkeys((exp.first.metric, *exp.config.ask.metrics)))
-  write_rows(exp.workdir / RESULTS_FILE, [score_answers(frame, exp.questions, metrics, exp.choices)], facts)
+  scores = score_answers(frame, exp.questions, metrics, exp.choices)
+  exp.beside.wait()  # with this file an audit is done
+  write_rows(exp.workdir / RESULTS_FILE, [scores], facts)
 
 
 def open_experiment(exp: Experiment, cache: pathlib.Path, mesh: Mesh, clock: Clock, most: int) -> None:
@@ -227,13 +230,13 @@ class _Stages:
 
 
 def conclude(exp: Experiment, stages: Sequence[Planned]) -> Found:
-  """Removes what nothing goes on from, and returns what became of all stages.
+  """Removes what nothing goes on from, beside what comes next, and returns what became of all stages.
 
   Raises:
     AllEnded: no run is left of any method, or of any attack.
   """
   _refuse_all_methods(exp)
-  _tidy(exp)
+  exp.beside.do(lambda: _tidy(exp))
   result = find(exp, stages)
   _refuse_all(exp, [exp.attacked_key(cell) for cell in result.cells], "attack.learning_rates",
               exp.config.attack.learning_rates)
