@@ -1,9 +1,11 @@
 """What versions of this repository take for the same work: a process of each, which take turns.
 
-usage: python benchmarks/versions.py train|decode --shape=names [options] CHECKOUT CHECKOUT ...
+usage: python benchmarks/versions.py train|decode|audit|singly --shape=names [options] CHECKOUT CHECKOUT ...
+
+audit: the short names audit of `relearn bench`, with its programs in memory; singly: attacked and asked one by one.
 
 The first checkout is what the others are compared with. Each process uses all cores as one device. Seconds and seconds
-of CPU are told: on a machine with other work on it the latter say more. Losses and tokens are compared too.
+of CPU are told: on a machine with other work on it the latter say more. Losses, tokens and results are compared too.
 """
 
 import argparse
@@ -15,8 +17,9 @@ import subprocess
 import sys
 
 WORKER = """
-import json, sys, time
-import jax, jax.numpy as jnp, numpy as np
+import hashlib, itertools, json, pathlib, sys, tempfile, time
+import jax, jax.numpy as jnp, numpy as np, pyarrow.parquet as pq
+from relearn_jax.bench import grid_speed
 from relearn_jax.bench.shapes import random_params, shape_config
 from relearn_jax.bench.train_speed import Stepper, Training
 from relearn_jax.generation.prompt_files import complete
@@ -27,10 +30,26 @@ from relearn_jax.plan.work import Work
 
 start()
 given = json.loads(sys.argv[1])
+
+def audits(temporary):
+  plan, root, number = grid_speed.short_audit(config, methods=("ga",), adapters=("full",)), pathlib.Path(temporary), (
+      itertools.count())
+  if given["what"] == "singly":
+    grid_speed.singly(plan)
+  def call():
+    name = f"audit{next(number)}"
+    grid_speed.audit_once(plan, root, name, "runs:1")
+    return np.zeros(()), root / name
+  call()
+  frame = pq.read_table(call()[1] / "results.parquet").to_pandas()
+  return call, hashlib.sha256(frame.to_csv().encode()).hexdigest()
+
 config, rows, length = shape_config(given["shape"]), given["rows"], given["length"]
 mesh = make_mesh(parse_mesh("runs:1"), jax.devices()[:1])
-with use_mesh(mesh), jax.default_matmul_precision("highest"):
-  if given["what"] == "train":
+with use_mesh(mesh), jax.default_matmul_precision("highest"), tempfile.TemporaryDirectory() as temporary:
+  if given["what"] in ("audit", "singly"):
+    call, said = audits(temporary)
+  elif given["what"] == "train":
     lora = given["adapter"] == "lora"
     training = Training(Work("", "train", config, runs=given["runs"], rows=rows, length=length, counted=length - 1,
                              adapter=given["adapter"], shared=lora), jnp.float32, mesh)
@@ -49,7 +68,7 @@ with use_mesh(mesh), jax.default_matmul_precision("highest"):
   print(json.dumps(said), flush=True)
   for _ in sys.stdin:
     begin, cpu = time.perf_counter(), time.process_time()
-    jax.block_until_ready(call())
+    jax.block_until_ready(call()[0])
     print(json.dumps([time.perf_counter() - begin, time.process_time() - cpu]), flush=True)
 """
 
@@ -57,7 +76,7 @@ with use_mesh(mesh), jax.default_matmul_precision("highest"):
 def main() -> None:
   """See the top of the file."""
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("what", choices=("train", "decode"))
+  parser.add_argument("what", choices=("train", "decode", "audit", "singly"))
   parser.add_argument("checkouts", type=pathlib.Path, nargs="+")
   parser.add_argument("--shape", default="names")
   parser.add_argument("--rows", type=int, default=16)

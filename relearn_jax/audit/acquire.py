@@ -60,12 +60,37 @@ def every(last: int, interval: int) -> list[int]:
   return sorted({*range(interval, last + 1, interval), last})
 
 
-def ask_once(folder: StageFolder, step: int, ask: Callable[[], Answers]) -> Answers:
-  """Answers of a stage's runs after a number of steps: those that were kept, or asked for now and kept."""
+@dataclasses.dataclass(frozen=True)
+class Said:
+  """What stacked runs answered after a number of steps.
+
+  Attributes:
+    finite: name of a run -> whether it is.
+    answers: waits until they are read.
+  """
+
+  finite: dict[str, bool]
+  answers: Callable[[], Answers]
+
+
+def ask_once(exp: Experiment, folder: StageFolder, step: int, ask: Callable[[], Answers], scale: float = 1.0) -> Said:
+  """Answers of a stage's runs: those that were kept, or asked for now, and read and kept beside the device's work.
+
+  Args:
+    exp: what is shared.
+    folder: of the stage.
+    step: of training, after which they are asked.
+    ask: gives answers whose texts are yet to be read.
+    scale: of the adapters that are asked.
+  """
   path = folder.answers(step)
-  if not agree(path.exists):
-    save_answers(path, ask())
-  return load_answers(path)
+  if agree(path.exists):
+    kept = load_answers(path)
+    return Said(finite_by_name(kept), lambda: kept)
+  said, interviewer = ask(), exp.interviewer(scale)
+  read = exp.beside.do(lambda: interviewer.read(said))
+  exp.beside.do(lambda: save_answers(path, read.result()))
+  return Said(finite_by_name(said), read.result)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +116,8 @@ def train(exp: Experiment, folder: StageFolder, names: Sequence[str], how: Train
                 small_batches(how.data, how.batch_size, how.seeds), how.num_microbatches, how.schedule)
   model = model or dataclasses.replace(exp.model, remat=how.remat)
   run_stage(stage, model, start, exp.mesh, folder.path, exp.log, on_keep=on_keep, frozen=frozen,
-            save_every=exp.config.checkpoint_seconds if resumes else float("inf"), reinforced=reinforced, ledger=ledger)
+            save_every=exp.config.checkpoint_seconds if resumes else float("inf"), reinforced=reinforced, ledger=ledger,
+            settle=exp.beside.wait)
 
 
 def left_to_memorize(exp: Experiment, stage: Planned, wanted: Iterable[Chain]) -> list[Chain]:
@@ -120,8 +146,8 @@ def memorize(exp: Experiment, stage: Planned, wanted: Iterable[Chain]) -> None:
   ledger = Ledger(folder.path, folder.name, runs, "memorize.learning_rate", config.learning_rate)
 
   def ask(step: int, params: Params) -> None:
-    answers = ask_once(folder, step, lambda: exp.interviewer()(params, exp.scored_rows(mine), runs))
-    ledger.look(step, "answers", finite_by_name(answers))
+    said = ask_once(exp, folder, step, lambda: exp.interviewer().ask_all(params, exp.scored_rows(mine), runs))
+    ledger.look(step, "answers", said.finite)
 
   def on_keep(step: int, params: Params) -> bool:
     if step == config.steps:

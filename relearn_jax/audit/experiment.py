@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from relearn_jax.audit import pretrained
-from relearn_jax.audit.api_settings import API
-from relearn_jax.audit.audit_config import FULL, PRETRAINING, Audit, UnlearnMethod, unlearn_method
+from relearn_jax.audit import content_keys, pretrained
+from relearn_jax.audit.audit_config import PRETRAINING, Audit, UnlearnMethod, unlearn_method
 from relearn_jax.audit.extra_texts import add_control_sets, generic_texts
-from relearn_jax.audit.grid import Cell, Chain, chains, content_key
+from relearn_jax.audit.given import Given
+from relearn_jax.audit.grid import Cell, Chain, chains
 from relearn_jax.audit.interview import Answers, Interviewer
 from relearn_jax.audit.results_file import GENERIC
 from relearn_jax.audit.shelf import Place, Shelf, StageFolder, finished
@@ -36,6 +36,7 @@ from relearn_jax.models.lora import check_lora
 from relearn_jax.models.model import Model, Params, fingerprint, unroll
 from relearn_jax.models.precision import compute_dtype
 from relearn_jax.objectives.core import TokenRows
+from relearn_jax.parallel.beside import Beside
 from relearn_jax.parallel.mesh import spreads_runs, stack_trees, to_first
 from relearn_jax.parallel.processes import agree, by_first, write_atomically
 from relearn_jax.training.ended import Ended, read_ended
@@ -65,7 +66,8 @@ class Experiment:
       InputError: a file, a checkpoint or a row is wrong, or the models cannot be compared.
     """
     self.config, self.where, self.workdir = config, where, workdir
-    self.checkpoints, self.shelf = workdir / "checkpoints", Shelf()
+    self.checkpoints, self.beside = workdir / "checkpoints", Beside()
+    self.shelf = Shelf(self.beside)
     self.given = self.checkpoints / "given"  # models that were given
     self.done = finished(self.checkpoints)
     self._attacked_keys: dict[Cell, str] = {}
@@ -295,6 +297,7 @@ class Experiment:
                        attention=config.arms.attention)
     if "start" in self.checked:
       self.base_params = load_params(checked, self.model, mesh=mesh if spreads_runs(mesh) else None)
+    self.given_weights = Given(self.checked, self.model, mesh)
     if config.arms.memorized:
       self._keep_given()
     self.block, self._interviewers = min(config.ask.runs_at_once or most, most), dict[float, Interviewer]()
@@ -306,6 +309,7 @@ class Experiment:
       trees = [load_params(self.checked[MEMORIZED[arm]], self.model, mesh=self.mesh) for arm in arms]
       stacked = stack_trees(trees, self.mesh, self.model.axes())
       self.shelf.keep(self.given, 0, stacked, arms, arms, self.model, self.given.name)
+      self.beside.wait()
 
   def adapted(self, adapter: str) -> Model:
     """The model as an attack trains it."""
@@ -323,9 +327,14 @@ class Experiment:
     return self._interviewers[scale]
 
   def fingerprint(self, folder: StageFolder, params: Params, num_runs: int) -> None:
-    """Keeps the hash of a stage's weights beside them, `[runs, ...]`, possibly padded; they may be removed."""
-    if weights := to_first(params, num_runs):
-      write_atomically(folder.path / FINGERPRINT, json.dumps(fingerprint(weights)) + "\n")
+    """Keeps the hash of a stage's weights beside them, `[runs, ...]`, possibly padded; they may be removed.
+
+    It is made beside what the device goes on with; the weights must not be donated to that.
+    """
+    def keep() -> None:
+      if weights := to_first(params, num_runs):
+        write_atomically(folder.path / FINGERPRINT, json.dumps(fingerprint(weights)) + "\n")
+    self.beside.do(keep)
 
   def one_run(self) -> Any:
     """Shapes and dtypes of one run's weights."""
@@ -335,10 +344,6 @@ class Experiment:
     """Trained weights of some runs, stacked on the mesh."""
     return self.shelf.take(places, self.one_run(), self.mesh, self.model.axes())
 
-  def load(self, arm: str, dtype: Any) -> Params:
-    """The weights of a loaded arm, on the mesh."""
-    return load_params(self.checked[arm], self.model, dtype=dtype, mesh=self.mesh)
-
   def mean_scores(self, answers: Answers) -> np.ndarray:
     """Mean score of each run by the case's metric, `[R]`, in double precision: 1 of 100 is exactly 0.01."""
     scores = score_stored(self.questions, answers.texts, answers.logprob, answers.matched, self.first.metric)
@@ -346,6 +351,7 @@ class Experiment:
 
   def finish(self, folder: StageFolder) -> None:
     """Nothing is left to do in a stage."""
+    self.beside.wait()
     folder.finish()
     self.done |= {key: (folder, run) for run, key in folder.keys.items()}
 
@@ -360,48 +366,27 @@ class Experiment:
   def memorized_keys(self) -> dict[Chain, str]:
     """Content key of the model of each chain that has memorised its case."""
     arms = self.config.arms
-    # Control sets are attacked with, and learned by none.
-    own = lambda case: tuple(one for one in case.relearn_sets if not one.name.startswith(PREFIX))
-    of = lambda chain: {key: value for key, value in dataclasses.asdict(dataclasses.replace(
-        self.cases[chain], files={}, relearn_sets=own(self.cases[chain]))).items() if key != "choices"}
-    if arms.memorized:
-      return {chain: content_key("given", chain, of(chain), self.model_digests[MEMORIZED[chain.arm]], arms.arithmetic)
-              for chain in self.chains}
-    start: Any = self.model_digests["start"] if arms.start else dataclasses.asdict(arms.pretrain)
-    memorize = dataclasses.asdict(dataclasses.replace(self.config.memorize, runs_at_once=0))
-    return {chain: content_key("memorize", chain, of(chain), start, arms.arithmetic, memorize) for chain in self.chains}
+    start: Any = dataclasses.asdict(arms.pretrain) if not (arms.memorized or arms.start) else None
+    return {chain: content_keys.memorized_key(
+        self.config, chain, self.cases[chain],
+        start or self.model_digests[MEMORIZED[chain.arm] if arms.memorized else "start"]) for chain in self.chains}
 
   def unlearned_key(self, chain: Chain, method: UnlearnMethod, kind: str = "unlearn") -> str:
     """Content key of a chain's unlearning by a method, or of its reinforcement before that."""
-    unlearn = dataclasses.asdict(self.config.unlearn)
-    stop = {key: unlearn[key] for key in ("max_steps", "keep_every", "max_score", "depths", "batch_size",
-                                          "warmup_steps", "schedule")}
-    return content_key(kind, self.memorized_keys[chain], method.name, dict(method.recipe.hyper), method.learning_rate,
-                       method.weight_decay, stop)
+    return content_keys.unlearned_key(self.config, self.memorized_keys[chain], method, kind)
 
   def attacked_key(self, cell: Cell) -> str:
     """Content key of an attacked point; its unlearn step is known."""
     if cell not in self._attacked_keys:
-      self._attacked_keys[cell] = self._make_attacked_key(cell)
+      point = cell.point
+      if self.config.arms.loaded:
+        model: Any = self.model_digests[point.arm]
+      elif point.method:
+        model = self.unlearned_key(point.chain, unlearn_method(self.config.unlearn, point.method))
+      else:
+        model = self.memorized_keys[point.chain]
+      self._attacked_keys[cell] = content_keys.attacked_key(self.config, cell, self.case(point.chain), model)
     return self._attacked_keys[cell]
-
-  def _make_attacked_key(self, cell: Cell) -> str:
-    config, point = self.config, cell.point
-    attack = {key: getattr(config.attack, key) for key in ("batch_size", "weight_decay", "keep_steps")}
-    if config.arms.loaded:
-      model: Any = self.model_digests[point.arm]
-    else:
-      method = unlearn_method(config.unlearn, point.method) if point.method else None
-      model = self.unlearned_key(point.chain, method) if method else self.memorized_keys[point.chain]
-    scale = dataclasses.replace(config.attack.lora, learning_rates=())  # the rate is the cell's
-    lora: Any = dataclasses.asdict(scale) if cell.attack.adapter != FULL else None
-    if cell.attack.adapter == API:
-      lora = {"limits": dataclasses.asdict(config.attack.api.limits), "opening": config.attack.api.opening,
-              "provider": config.attack.api.provider}
-    case = self.case(point.chain)
-    asked: list[Any] = [*case.relearn_set(cell.attack.relearn_set).rows, *case.questions]  # JSON by `content_key`
-    ask = dataclasses.asdict(dataclasses.replace(config.ask, runs_at_once=0, metrics=()))
-    return content_key("attack", model, point, cell.attack, lora, attack, asked, ask, config.arms.arithmetic)
 
   @functools.cached_property
   def model_digests(self) -> dict[str, list[tuple[str, str]]]:

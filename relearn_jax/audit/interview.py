@@ -21,7 +21,16 @@ from relearn_jax.generation.gather import gather_weights
 from relearn_jax.metrics.choices import LETTER, OPTION
 from relearn_jax.models.model import Model, Params, whole
 from relearn_jax.objectives.core import TokenRows, reduce_tokens
-from relearn_jax.parallel.mesh import lay_out, map_runs, padded_runs, replicated, shard_rows, to_host, weight_shardings
+from relearn_jax.parallel.mesh import (
+  lay_out,
+  map_runs,
+  padded_runs,
+  replicated,
+  shard_rows,
+  take_runs,
+  to_host,
+  weight_shardings,
+)
 from relearn_jax.parallel.processes import agree, write_atomically
 from relearn_jax.training.step import NOTHING, PROGRAMS, Frozen, model_outputs
 
@@ -166,7 +175,17 @@ class Interviewer:
 
   def __call__(self, params: Params, rows: Mapping[str, TokenRows], names: Sequence[str], *, frozen: Frozen = NOTHING
                ) -> Answers:
-    """Answers of the first of stacked models, as many as have a name.
+    """Asks, and reads what was said; see `ask_all`."""
+    return self.read(self.ask_all(params, rows, names, frozen=frozen))
+
+  def read(self, said: Answers) -> Answers:
+    """Answers with their texts; work of the host alone."""
+    texts = [[self._text(q, row) for q, row in enumerate(run)] for run in said.tokens]
+    return dataclasses.replace(said, texts=np.array(texts, str))
+
+  def ask_all(self, params: Params, rows: Mapping[str, TokenRows], names: Sequence[str], *, frozen: Frozen = NOTHING
+              ) -> Answers:
+    """Answers of the first of stacked models, as many as have a name, whose texts are yet to be read.
 
     Args:
       params: parameters (or adapters) `[runs, ...]`, possibly padded.
@@ -178,8 +197,7 @@ class Interviewer:
     parts = [self._block(params, frozen, rows, range(start, min(start + self.block, num_runs)))
              for start in range(0, num_runs, self.block)]
     joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    texts = [[self._text(q, row) for q, row in enumerate(run)] for run in joined["tokens"]]
-    return Answers(runs=np.array(names, str), texts=np.array(texts, str), **joined)
+    return Answers(runs=np.array(names, str), texts=np.array([], str), **joined)
 
   def _block(self, params: Params, frozen: Frozen, named: Mapping[str, TokenRows], runs: range
              ) -> dict[str, np.ndarray]:
@@ -188,7 +206,7 @@ class Interviewer:
     def pick(tree: Any) -> Any:
       # A copy of all runs would be a second set of weights.
       every = all(leaf.shape[0] == self.block for leaf in jax.tree.leaves(tree)) and runs.start == 0
-      some = tree if every else jax.tree.map(lambda leaf: leaf[index], tree)
+      some = tree if every else take_runs(tree, index)
       return lay_out(some, weight_shardings(some, self.axes, self.mesh, stacked=True))
     some, own = pick(params), pick(frozen.own)
     kept = {name: [(places, self.utility((some, own, shard_rows(part, self.mesh)), frozen.shared))

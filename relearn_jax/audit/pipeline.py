@@ -127,8 +127,9 @@ def audit(config: Audit, where: str, workdir: pathlib.Path, cache: pathlib.Path,
         if not agree((workdir / RESULTS_FILE).exists):  # no other command was the last
           if claims:
             by_first(claims.merge_logs)
-          found = conclude(exp, stages)
-          by_first(lambda: write_results(exp, found, digests, total_seconds(workdir / "checkpoints")))
+          with exp.beside:
+            found = conclude(exp, stages)
+            by_first(lambda: write_results(exp, found, digests, total_seconds(workdir / "checkpoints")))
   return True
 
 
@@ -144,7 +145,9 @@ def write_results(exp: Experiment, found: Found, digests: Any, seconds: Any) -> 
   write_rows(exp.workdir / ANSWERS_FILE, answers, facts)
   frame: pd.DataFrame = pa.concat_tables(answers).unify_dictionaries().to_pandas()
   metrics = list(dict.fromkeys((exp.first.metric, *exp.config.ask.metrics)))
-  write_rows(exp.workdir / RESULTS_FILE, [score_answers(frame, exp.questions, metrics, exp.choices)], facts)
+  scores = score_answers(frame, exp.questions, metrics, exp.choices)
+  exp.beside.wait()  # with this file an audit is done
+  write_rows(exp.workdir / RESULTS_FILE, [scores], facts)
 
 
 def open_experiment(exp: Experiment, cache: pathlib.Path, mesh: Mesh, clock: Clock, most: int) -> None:
@@ -179,8 +182,8 @@ def run_stages(exp: Experiment, cache: pathlib.Path, mesh: Mesh, clock: Clock,
   if claims:
     claims.work_through(exp, stages, found.cells, found.do)
   else:
-    for stage in stages:
-      found.do(stage)
+    for stage, following in zip(stages, [*stages[1:], None], strict=True):
+      found.do(stage, following)
   return stages
 
 
@@ -197,19 +200,19 @@ class _Stages:
     self.steps: dict[str, dict[Chain, list[int]]] = {}
     self.lost: dict[str | None, dict[Chain, int]] = {}
 
-  def do(self, stage: Planned) -> None:
-    """Does what is left of a stage."""
+  def do(self, stage: Planned, following: Planned | None = None) -> None:
+    """Does what is left of a stage; meanwhile what the following one begins with may be read."""
     if stage.kind == PRETRAIN:
       return
     exp = self.exp
-    with recorded_stage(exp, stage, self.clock.seconds), self.clock(stage.name):
+    with recorded_stage(exp, stage, self.clock.seconds), self.clock(stage.name), exp.beside:
       if stage.kind == MEMORIZE:
         with contextlib.suppress(AllEnded):  # of this part; `_refuse_all` looks whether any is left
           acquire.memorize(exp, stage, unlearning.wanted(exp, self.stages))
         _refuse_all(exp, [exp.memorized_keys[chain] for chain in exp.chains], "memorize.learning_rate",
                     exp.config.memorize.learning_rate)
       elif stage.kind == "attack":
-        attack(exp, stage, self.cells(stage))
+        attack(exp, stage, self.cells(stage), following)
       else:
         exp.shelf.forget(*(path for path in exp.shelf.folders() if path.name.startswith("unlearn-")))  # attacked by now
         _unlearn(exp, stage)
@@ -227,13 +230,13 @@ class _Stages:
 
 
 def conclude(exp: Experiment, stages: Sequence[Planned]) -> Found:
-  """Removes what nothing goes on from, and returns what became of all stages.
+  """Removes what nothing goes on from, beside what comes next, and returns what became of all stages.
 
   Raises:
     AllEnded: no run is left of any method, or of any attack.
   """
   _refuse_all_methods(exp)
-  _tidy(exp)
+  exp.beside.do(lambda: _tidy(exp))
   result = find(exp, stages)
   _refuse_all(exp, [exp.attacked_key(cell) for cell in result.cells], "attack.learning_rates",
               exp.config.attack.learning_rates)

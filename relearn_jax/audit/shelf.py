@@ -15,7 +15,8 @@ from jax.sharding import Mesh
 from relearn_jax.audit.stages import MEMORIZE
 from relearn_jax.errors import InputError
 from relearn_jax.models.model import Model, Params
-from relearn_jax.parallel.mesh import lay_out, padded_runs, weight_shardings
+from relearn_jax.parallel.beside import Beside
+from relearn_jax.parallel.mesh import lay_out, padded_runs, take_runs, weight_shardings
 from relearn_jax.parallel.processes import agree, barrier, is_first, remove, remove_at_once, write_atomically
 from relearn_jax.training import checkpoints
 
@@ -94,10 +95,19 @@ def saved_runs(path: pathlib.Path) -> list[str]:
 Place = tuple[pathlib.Path, int, str]  # a stage's folder, a step, a run
 
 
+@jax.jit
+def _fork(trees: Sequence[Params], picked: Sequence[Any], order: Any) -> Params:
+  """Some runs of several stacked trees, joined and brought into an order."""
+  fork = lambda *leaves: jnp.concatenate([leaf[i] for leaf, i in zip(leaves, picked, strict=True)])[order]
+  return jax.tree.map(fork, *trees)
+
+
 class Shelf:
   """Weights of stacked runs by stage and step."""
 
-  def __init__(self) -> None:
+  def __init__(self, beside: Beside):
+    """Checkpoints are written by `beside`, and complete once it has been waited for."""
+    self.beside = beside
     self.held: dict[pathlib.Path, tuple[list[str], Params]] = {}
 
   def keep(self, folder: pathlib.Path, step: int, params: Params, names: Sequence[str], some: Iterable[str],
@@ -117,9 +127,10 @@ class Shelf:
     if not kept:
       return
     index = np.array([names.index(name) for name in kept])
-    tree = params if kept == list(names) else jax.tree.map(lambda leaf: leaf[index], params)
+    tree = params if kept == list(names) else take_runs(params, index)
     if saved_runs(path) != kept:
-      checkpoints.save_tree(path, tree, len(kept), checkpoints.description(model, kept, stage, step))
+      self.beside.wait()  # the host holds the copies of one checkpoint at a time
+      self.beside.do(checkpoints.begin_save(path, tree, len(kept), checkpoints.description(model, kept, stage, step)))
     if self._held_bytes() + sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) <= HELD_BYTES:
       # A copy: what is trained is donated to the next step.
       self.held[path] = kept, jax.tree.map(jnp.copy, tree) if tree is params else tree
@@ -130,6 +141,7 @@ class Shelf:
   def has(self, place: Place) -> bool:
     """Whether the weights of a run are there."""
     path = checkpoints.step_path(*place[:2])
+    self.beside.wait()
     return path in self.held and place[2] in self.held[path][0] or place[2] in saved_runs(path)
 
   def take(self, places: Sequence[Place], one_run: Params, mesh: Mesh, axes: Mapping[str, tuple[str, ...]]) -> Params:
@@ -150,6 +162,7 @@ class Shelf:
     every = [(checkpoints.step_path(*places[i % len(places)][:2]), places[i % len(places)][2]) for i in range(size)]
     if all(path in self.held for path, _ in every):
       return lay_out(self._fork(every), shardings)
+    self.beside.wait()
     try:
       names = {path: checkpoints.describe(path)["runs"] for path in dict.fromkeys(path for path, _ in every)}
       return checkpoints.load_runs([(path, names[path].index(run)) for path, run in every], like, shardings)
@@ -177,8 +190,7 @@ class Shelf:
       order[here] = start + np.arange(len(here))
       start += len(here)
       picked.append(np.array([self.held[path][0].index(every[i][1]) for i in here]))
-    fork = lambda *leaves: jnp.concatenate([leaf[i] for leaf, i in zip(leaves, picked, strict=True)])[order]
-    return jax.tree.map(fork, *(self.held[path][1] for path in paths))
+    return _fork([self.held[path][1] for path in paths], picked, order)
 
   def folders(self) -> list[pathlib.Path]:
     """The stages of which something is held."""

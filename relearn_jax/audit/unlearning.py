@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import jax
+import numpy as np
 
 from relearn_jax.audit.acquire import Trained, ask_once, every, finishing, gone, memorized_place, train
 from relearn_jax.audit.audit_config import UnlearnMethod
@@ -18,6 +18,7 @@ from relearn_jax.audit.shelf import StageFolder, open_folder
 from relearn_jax.audit.stages import Planned
 from relearn_jax.models.model import Params
 from relearn_jax.objectives.losses import nll
+from relearn_jax.parallel.mesh import take_runs
 from relearn_jax.parallel.processes import agree, remove
 from relearn_jax.training.checkpoints import saved_steps, step_path
 from relearn_jax.training.ended import Ledger
@@ -129,11 +130,11 @@ class _Trajectory:
   def on_keep(self, step: int, params: Params) -> bool:
     """Asks, and keeps the weights of chains that are at a point, and of their controls."""
     exp = self.exp
-    some = lambda tree: jax.tree.map(lambda leaf: leaf[:len(self.u_chains)], tree)  # U chains come first
+    some = lambda tree: take_runs(tree, np.arange(len(self.u_chains)))  # U chains come first
     through = step >= self.last
     if self.u_chains:
-      through = self.watch(step, ask_once(self.folder, step, lambda: exp.interviewer()(
-          some(params), exp.scored_rows(self.u_chains), self.names)))
+      through = self.watch(step, ask_once(exp, self.folder, step, lambda: exp.interviewer().ask_all(
+          some(params), exp.scored_rows(self.u_chains), self.names)).answers())
     self.ledger.finish(partner(chain).name for chain, steps in self.known.items() if step >= max(steps, default=0))
     exp.shelf.keep(self.folder.path, step, params, self.runs, self.runs if exp.config.keep_weights else self._at(step),
                    exp.model, self.folder.name)

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import hashlib
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -133,13 +133,14 @@ def weights_digest(checked: Checked) -> str:
   return hashlib.sha256(f"{checked.config!r} {tensors_digest(checked)}".encode()).hexdigest()
 
 
-def load_params(checked: Checked, model: Model, *, dtype: Any = jnp.float32, mesh: Mesh | None = None) -> Params:
+def load_params(checked: Checked, model: Model, *, dtype: Any = jnp.float32, mesh: Mesh | None = None,
+                place: Callable[..., Any] = place_parts) -> Params:
   """Reads the weights straight into stacked `[layers, ...]` leaves, adapters merged into them; see `read_leaves`."""
-  return unflatten(dict(read_leaves(checked, model, dtype=dtype, mesh=mesh)))
+  return unflatten(dict(read_leaves(checked, model, dtype=dtype, mesh=mesh, place=place)))
 
 
-def read_leaves(checked: Checked, model: Model, *, dtype: Any = jnp.float32, mesh: Mesh | None = None
-                ) -> Iterator[tuple[str, jax.Array]]:
+def read_leaves(checked: Checked, model: Model, *, dtype: Any = jnp.float32, mesh: Mesh | None = None,
+                place: Callable[..., Any] = place_parts) -> Iterator[tuple[str, Any]]:
   """Path and value of every leaf of the parameters, one after the other.
 
   Each device's part is read by slice, once for all devices that hold the same, so that the host holds one
@@ -151,6 +152,7 @@ def read_leaves(checked: Checked, model: Model, *, dtype: Any = jnp.float32, mes
     model: its model.
     dtype: of the parameters in memory.
     mesh: the leaves lie on it as `parallel.rules` says; by default on the first device.
+    place: makes a leaf of its parts; with `read_parts` a leaf is what lays it out later.
 
   Raises:
     InputError: a weight is NaN or infinite; or is too large for `dtype`.
@@ -173,7 +175,7 @@ def read_leaves(checked: Checked, model: Model, *, dtype: Any = jnp.float32, mes
     shardings = flatten(weight_shardings(model.abstract(), model.axes(), mesh, stacked=False))
   first = SingleDeviceSharding(jax.local_devices()[0])
 
-  def leaf(path: str, shape: jax.ShapeDtypeStruct) -> jax.Array:
+  def leaf(path: str, shape: jax.ShapeDtypeStruct) -> Any:
     name = model.names[path]
 
     def part(index: tuple[slice, ...]) -> np.ndarray:
@@ -191,7 +193,7 @@ def read_leaves(checked: Checked, model: Model, *, dtype: Any = jnp.float32, mes
         for row, n in zip(out[1:], names[1:], strict=True):
           row[...] = tensor(files, n, rest)
         return out
-    return place_parts(shape.shape, shardings.get(path, first), part, dtype)
+    return place(shape.shape, shardings.get(path, first), part, dtype)
 
   for path, shape in flatten(model.abstract()).items():
     yield path, leaf(path, shape)

@@ -259,6 +259,12 @@ def map_runs(function: Callable[[Any, Any], Any], mesh: Mesh, stacked: Callable[
   return partitioned
 
 
+@jax.jit
+def take_runs(tree: Tree, index: Any) -> Tree:
+  """Some of stacked runs, in an order; by one program, where an index of each leaf is dozens."""
+  return jax.tree.map(lambda leaf: leaf[index], tree)
+
+
 def to_host(tree: Tree, num_runs: int | None = None) -> Tree:
   """Numpy copies on every process, with the padding of the runs axis dropped."""
   return jax.tree.map(lambda leaf: fetch(leaf)[:num_runs] if num_runs else fetch(leaf), tree)

@@ -35,6 +35,16 @@ def place_parts(shape: tuple[int, ...], sharding: Sharding, part: Callable[[Inde
   return jax.make_array_from_single_device_arrays(shape, sharding, [arrays[device] for device in places], dtype=dtype)
 
 
+def read_parts(shape: tuple[int, ...], sharding: Sharding, part: Callable[[Index], np.ndarray], dtype: Any
+               ) -> Callable[[], jax.Array]:
+  """As `place_parts`, in two: the parts are read now, into the host's memory, and laid out by what is returned."""
+  read: dict[str, np.ndarray] = {}
+  for index in sharding.addressable_devices_indices_map(shape).values():
+    if str(index or ()) not in read:
+      read[str(index or ())] = part(index or ())
+  return lambda: place_parts(shape, sharding, lambda index: read.pop(str(index)), dtype)
+
+
 def place_padded(leaf: np.ndarray, shape: tuple[int, ...], sharding: Sharding) -> jax.Array:
   """An array `[runs, ...]` of the host on a mesh, runs padded by repeating the first ones, the rest by zeros.
 

@@ -32,15 +32,16 @@ class TrainLog:
     """Drops rows of `stage` beyond `after_step`, and a torn last line, before the stage goes on."""
     if not is_first() or not self.path.exists():
       return
-    kept = []
-    for line in self.path.read_text().splitlines():
+    kept, text = [], self.path.read_text()
+    for line in text.splitlines():
       try:
         row = json.loads(line)
       except json.JSONDecodeError:
         continue  # the process died while writing this line; its step is repeated
       if row["stage"] != stage or row["step"] <= after_step:
         kept.append(line + "\n")
-    write_atomically(self.path, "".join(kept))
+    if "".join(kept) != text:
+      write_atomically(self.path, "".join(kept))
 
   def stage(self, name: str, ledger: Ledger, full_speed: float | None = None) -> "StageLog":
     """A writer for one stage, whose runs end in `ledger`; `full_speed` in real tokens per second, where it is known."""

@@ -33,7 +33,7 @@ from relearn_jax.training.full_speed import full_speed
 from relearn_jax.training.log import TrainLog
 from relearn_jax.training.references import ReferenceCache, references
 from relearn_jax.training.states import States
-from relearn_jax.training.step import NOTHING, Build, Frozen, make_begin, make_readout, make_step
+from relearn_jax.training.step import NOTHING, Build, Frozen, TrainState, make_begin, make_readout, make_step
 from relearn_jax.training.streams import Stream
 from relearn_jax.training.watching import watcher
 
@@ -74,7 +74,7 @@ class Stage:
 def run_stage(stage: Stage, model: Model, start: Callable[[], Params], mesh: Mesh, folder: pathlib.Path,
               log: TrainLog, *, on_keep: OnKeep, save_every: float, frozen: Frozen = NOTHING,
               reinforced: Callable[[], Params] | None = None, cache: ReferenceCache | None = None,
-              ledger: Ledger | None = None) -> None:
+              ledger: Ledger | None = None, settle: Callable[[], None] = lambda: None) -> None:
   """Trains stacked runs to the last kept step, or until `on_keep` ends it.
 
   A run whose loss, gradient or (at a kept step) weights are not finite ends there, in the ledger, which knows of
@@ -99,6 +99,7 @@ def run_stage(stage: Stage, model: Model, start: Callable[[], Params], mesh: Mes
     reinforced: gives the second frozen model of an objective that wants one, laid out as what is trained.
     cache: statistics of the frozen models are taken from here, and kept here.
     ledger: of runs that end; one of the stage's own by default.
+    settle: waits for what `on_keep` has left to be done; a state says that nothing of a step before it is missing.
 
   Raises:
     AllEnded: no run is left.
@@ -110,20 +111,14 @@ def run_stage(stage: Stage, model: Model, start: Callable[[], Params], mesh: Mes
   each = lambda value: np.broadcast_to(np.asarray(value, np.float32), len(stage.runs))
   spread = lambda value: lay_out(pad_runs(each(value), size), runs_sharding(mesh))
   hyper = {key: spread(value) for key, value in stage.hyper.items()}
-
   states = States(folder / "resume", len(stage.runs))
-  first = states.last()
-  params = start()
-  # The reference is the model at step 0.
-  batch = references(model, params, rows.data, objective.needs, mesh, frozen, rows.parts, rows.sizes,
-                     reinforced=reinforced, cache=cache)
-  state = make_begin(stage.build, model.axes(), mesh)(params, hyper)
-  del params
-  if first:
-    like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state)
-    del state
-    state, position = states.restore(first, like)
-    rows.position |= position
+
+  def refer(params: Params) -> Batch:
+    return references(model, params, rows.data, objective.needs, mesh, frozen, rows.parts, rows.sizes,
+                      reinforced=reinforced, cache=cache)
+  batch, first, state, position = _begin(start, refer, lambda params: make_begin(
+      stage.build, model.axes(), mesh)(params, hyper), states)
+  rows.position |= position
   log.truncate(stage.name, first)
   ledger.rewind(first)
   step_fn = make_step(model, stage.build, mesh, stage.num_microbatches)
@@ -132,6 +127,7 @@ def run_stage(stage: Stage, model: Model, start: Callable[[], Params], mesh: Mes
   watch = _Watch(save_every)
 
   def save(step: int) -> float:
+    settle()
     about = checkpoints.description(model, list(stage.runs), stage.name, step, positions=rows.position)
     return states.save(step, state, about)
 
@@ -180,6 +176,20 @@ def run_stage(stage: Stage, model: Model, start: Callable[[], Params], mesh: Mes
         raise stop
   watcher().end_trace()
   states.remove()  # the stage's results are kept; nothing goes on from here
+
+
+def _begin(start: Callable[[], Params], refer: Callable[[Params], Batch], begin: Callable[[Params], TrainState],
+           states: States) -> tuple[Batch, int, TrainState, dict[str, int]]:
+  """The data sets of a stage, the step from which it goes on, the state at that, and the positions in the rows."""
+  first, params = states.last(), start()
+  batch = refer(params)  # to the model at step 0
+  state = begin(params)
+  del params
+  if not first:
+    return batch, 0, state, {}
+  like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state)
+  del state
+  return batch, first, *states.restore(first, like)
 
 
 class _Watch:

@@ -8,7 +8,8 @@ from relearn_jax.audit import pipeline
 from relearn_jax.audit.interview import load_answers
 from relearn_jax.audit.shelf import DONE, Shelf
 from relearn_jax.errors import InputError
-from relearn_jax.models.model import fingerprint
+from relearn_jax.models.model import Params, fingerprint
+from relearn_jax.parallel.beside import Beside
 from relearn_jax.parallel.mesh import repeat_runs, runs_mesh, to_host
 
 from ..command import relearn
@@ -25,14 +26,19 @@ def largest(folder: pathlib.Path) -> pathlib.Path:
   return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
 
 
+def keep(folder: pathlib.Path, stacked: Params, stage: str) -> None:
+  with Beside() as beside:
+    Shelf(beside).keep(folder, 5, stacked, ["a", "b"], ["a", "b"], MODEL, stage)
+
+
 def test_damaged_weights_are_refused_and_removed(tmp_path: pathlib.Path) -> None:
   mesh = runs_mesh()
   stacked = repeat_runs(params(), 2, mesh)
-  take = lambda folder: Shelf().take([(folder, 5, "b")], MODEL.abstract(), mesh, MODEL.axes())
+  take = lambda folder: Shelf(Beside()).take([(folder, 5, "b")], MODEL.abstract(), mesh, MODEL.axes())
   for stage, damaged in (("unlearn-ga", largest), ("memorize", largest),
                          ("unlearn-npo", lambda path: path / "_CHECKPOINT_METADATA")):
     folder = tmp_path / stage
-    Shelf().keep(folder, 5, stacked, ["a", "b"], ["a", "b"], MODEL, stage)
+    keep(folder, stacked, stage)
     (folder / DONE).touch()
     assert fingerprint(to_host(take(folder), 1)) == fingerprint(to_host(stacked, 1))
     cut(damaged(folder / "000005"))
@@ -45,10 +51,10 @@ def test_damaged_weights_are_refused_and_removed(tmp_path: pathlib.Path) -> None
 
 
 def test_damaged_weights_are_not_read_as_zeros(tmp_path: pathlib.Path) -> None:
-  Shelf().keep(tmp_path, 5, repeat_runs(params(), 2, runs_mesh()), ["a", "b"], ["a", "b"], MODEL, "unlearn")
+  keep(tmp_path, repeat_runs(params(), 2, runs_mesh()), "unlearn")
   largest(tmp_path / "000005").unlink()
   with pytest.raises(InputError, match="cannot be read"):
-    Shelf().take([(tmp_path, 5, "b")], MODEL.abstract(), runs_mesh(), MODEL.axes())
+    Shelf(Beside()).take([(tmp_path, 5, "b")], MODEL.abstract(), runs_mesh(), MODEL.axes())
 
 
 def test_damaged_answers_are_refused(tmp_path: pathlib.Path) -> None:

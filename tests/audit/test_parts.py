@@ -6,6 +6,7 @@ import json
 import pathlib
 import threading
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -31,6 +32,7 @@ from relearn_jax.data.texts import encode_texts
 from relearn_jax.data.tokens import completion_text
 from relearn_jax.errors import InputError
 from relearn_jax.metrics.scores import Asked, Stored, judged, keyword_success
+from relearn_jax.parallel.beside import Beside
 from relearn_jax.parallel.mesh import repeat_runs, runs_mesh
 from relearn_jax.workdir import claim_workdir, differences, to_dict
 
@@ -202,12 +204,18 @@ def test_answers_survive_a_restart(tmp_path: pathlib.Path) -> None:
                  np.zeros((1, 2), np.float32), np.array([["01", "1"]]), np.ones(1, bool),
                  np.full((1, 1), np.nan, np.float32), retain_tokens=np.full((1, 1), 3, np.int32))
   calls, folder = [], open_folder(tmp_path / "checkpoints", "stage", {"U-7-0": "key"})
+  unread = dataclasses.replace(said, texts=np.array([], str))
+  exp: Any = SimpleNamespace(beside=Beside(), interviewer=lambda scale: SimpleNamespace(
+      read=lambda got: dataclasses.replace(got, texts=said.texts)))
 
   def compute() -> Answers:
     calls.append(1)
-    return said
+    return unread
   for _ in range(2):
-    found = ask_once(folder, 5, compute)
+    with exp.beside:
+      once = ask_once(exp, folder, 5, compute)
+    found = once.answers()
+    assert once.finite == {"U-7-0": True}
     for field in dataclasses.fields(Answers):
       np.testing.assert_array_equal(getattr(found, field.name), getattr(said, field.name))
   assert calls == [1] and folder.asked() == [5] and found.forget is None

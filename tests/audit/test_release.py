@@ -189,11 +189,11 @@ def test_a_killed_audit_goes_on_to_the_same_rows(folder: pathlib.Path, tmp_path:
   whole_rows = run(folder, tmp_path / "whole", **changes)
   real, calls = attack.ask_once, []
 
-  def dies(exp: Any, stage: Any, step: int, ask: Any) -> Any:
+  def dies(exp: Any, stage: Any, step: int, *how: Any) -> Any:
     calls.append((stage.name, step))
     if len(calls) == 7:  # in the second part, at its step 2
       raise KeyboardInterrupt
-    return real(exp, stage, step, ask)
+    return real(exp, stage, step, *how)
   monkeypatch.setattr(attack, "ask_once", dies)
   config = setting(folder, **changes)
   with pytest.raises(KeyboardInterrupt):
