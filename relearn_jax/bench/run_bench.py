@@ -226,6 +226,10 @@ class _Parts:
       yield "grid", f"{way}, {mesh}", functools.partial(
           measure_grid, self.config, mesh, way, self.settings.repeats, self.settings.dtype,
           self.settings.adapters)
+    if jax.default_backend() == "cpu":  # elsewhere this process holds the devices
+      from relearn_jax.bench.separate_speed import measure_commands
+      yield "grid", "commands", functools.partial(
+          measure_commands, self.config, self.settings.mesh or DEFAULT, self.settings.adapters, self.settings.dtype)
 
   def _compare_audit(self) -> Rows:
     from relearn_jax.bench import torch_side
