@@ -13,6 +13,7 @@ end=$((SECONDS + 480))
 bench() {
   local limit=$(( $1 < end - SECONDS ? $1 : end - SECONDS )) name="$2" begin=$SECONDS
   shift 2
+  ((limit > 0)) || { echo "- $name: no time was left" | tee -a "$folder/log"; return; }
   timeout "$limit" "$python" -m relearn_jax bench --output="$folder/$name.json" "$@" >> "$folder/$name.log" 2>&1
   echo "- $name: status $?, $((SECONDS - begin)) s of $limit" | tee -a "$folder/log"
 }
@@ -20,10 +21,10 @@ bench() {
 rm -f "$folder"/*.json "$folder"/*.log "$folder/log"
 load="$(cut -d ' ' -f 1 /proc/loadavg)"
 bench 170 names --shape=names --batch_size=16 --length=64 --prompt_length=32 --max_new_tokens=32 --compare=torch
+bench 190 lora_grid --shape=names --grid --adapters=lora --repeats=1
 bench 130 small --shape=small --what=train,decode,load,attention --adapters=full --batch_size=16 --length=128 \
   --prompt_length=64 --max_new_tokens=32 --repeats=5 --compare=torch
 bench 130 audit --shape=names --grid --compare=torch --repeats=2
-bench 130 lora_grid --shape=names --grid --adapters=lora --repeats=1 --mesh=runs:1
 bench 300 grid --shape=tiny --grid --repeats=1
 merged="$("$python" benchmarks/merge_bench.py "$folder/bench.json" "$folder"/{names,small,audit,lora_grid,grid}.json)"
 cat > benchmarks/bench.md <<MARKDOWN
@@ -41,8 +42,10 @@ $(cat "$folder/log")
   writes, against the same models, rows, steps and questions in torch. Both end with the same log-probabilities of answers
   (\`largest_difference_of_mean_answer_logprobs\`). So small an audit is mostly overhead: it says what a user waits for, not
   what large models take.
-- A grid's "cold" audit compiles everything; "warm" ones find the compiled programs on disk, as another process would.
-- The names audit's programs are in memory the second time, as in commands that share a process; a grid's "warm" ones are not.
+- A grid's "cold" audit compiles everything; "warm" ones find the compiled programs on disk, as another process would;
+  "again" they are in memory, as in commands that share a process. The names audit's are in memory the second time.
+- "separate commands" make each cell of the grid of adapters by a \`relearn audit\` of its own, which compiles everything, of
+  an unlearned model that they are given; some are run, and their seconds multiplied. "one command" makes the whole grid.
 - On CPU runs of a device are computed one after the other, which a plan does not count: of stacked runs it says too much.
 - Both sides run in one process, so that torch has the memory that ours is kept in, too (\`host_memory\`).
 - No accelerator was at hand: \`benchmarks/gpu.sh\` measures one.

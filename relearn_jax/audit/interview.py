@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from relearn_jax.data.batches import RowBatch, bucketize
+from relearn_jax.data.rows import host_rows
 from relearn_jax.data.tokens import completion_text
 from relearn_jax.errors import InputError
 from relearn_jax.generation.decode import decode, prefill, score_answers
@@ -107,6 +108,34 @@ def load_answers(path: pathlib.Path) -> Answers:
   return Answers(**found)
 
 
+def join_rows(named: Mapping[str, TokenRows]) -> list[tuple[list[str], TokenRows]]:
+  """Data sets that are scored together, since a program for each would take longer to compile than their padding takes.
+
+  Args:
+    named: name -> rows `[R, S, T]` on the host, without statistics.
+
+  Returns:
+    Names, and their rows one after the other, `[R, sum of S, longest T]`; those of which few tokens count, whose places
+    are picked, by themselves.
+  """
+  groups: dict[bool, list[str]] = {}
+  for name, rows in named.items():
+    groups.setdefault(rows.positions is None, []).append(name)
+
+  def join(some: Sequence[Any]) -> np.ndarray:
+    longest = max(leaf.shape[-1] for leaf in some)
+    return np.concatenate([np.pad(leaf, ((0, 0), (0, 0), (0, longest - leaf.shape[-1]))) for leaf in some], axis=1)
+
+  def of(names: Sequence[str]) -> TokenRows:
+    every = [named[name] for name in names]
+    labelled = any(rows.labels is not None for rows in every)
+    return host_rows(
+        join([rows.tokens for rows in every]), join([rows.mask for rows in every]),
+        None if every[0].positions is None else join([rows.positions for rows in every]),
+        join([rows.tokens if rows.labels is None else rows.labels for rows in every]) if labelled else None)
+  return [(names, of(names)) for names in groups.values()]
+
+
 @functools.lru_cache(maxsize=PROGRAMS)
 def _programs(model: Model, mesh: Mesh, slots: int, max_new_tokens: int, eos_ids: tuple[int, ...]
               ) -> tuple[Callable[..., tuple[jax.Array, ...]], Callable[..., jax.Array]]:
@@ -151,7 +180,9 @@ class Interviewer:
       eos_ids: any of these ends an answer; the model's own by default.
     """
     self.tokenizer, self.mesh, self.axes = tokenizer, mesh, model.axes()
-    self.block, self.batch_size = padded_runs(runs_per_call, mesh), batch_size
+    self.batch_size = batch_size
+    # On CPU a device asks one model after the other anyway, and models that only fill up a call cost as much as others.
+    self.block = padded_runs(1 if mesh.devices.flat[0].platform == "cpu" else runs_per_call, mesh)
     self.eos_ids = model.config.eos_ids if eos_ids is None else eos_ids
     self.prompt_ids, answers = zip(*questions, strict=True)
     self.answer_lengths = np.array([len(ids) for ids in answers], np.int32)
@@ -209,8 +240,8 @@ class Interviewer:
       some = tree if every else take_runs(tree, index)
       return lay_out(some, weight_shardings(some, self.axes, self.mesh, stacked=True))
     some, own = pick(params), pick(frozen.own)
-    kept = {name: [(places, self.utility((some, own, shard_rows(part, self.mesh)), frozen.shared))
-                   for places, part in self._parts(rows, index)] for name, rows in named.items()}
+    kept = [(names, [(places, self.utility((some, own, shard_rows(part, self.mesh)), frozen.shared))
+                     for places, part in self._parts(rows, index)]) for names, rows in join_rows(named)]
     # All are dispatched before any is waited for.
     answered = [self.ask((some, own), (inputs, frozen.shared)) for inputs in self.inputs]
     tokens = np.zeros((len(runs), len(self.prompt_ids), self.max_new_tokens), np.int32)
@@ -225,14 +256,16 @@ class Interviewer:
       matches[:, batch.indices] = to_host(new_matches, len(runs))[:, :count]
     finite &= np.isfinite(logprob).all(1)
     found: dict[str, np.ndarray] = {}
-    for name, parts in kept.items():
-      values = found[name] = np.full((len(runs), named[name].tokens.shape[1]), np.nan, np.float32)
-      for places, part in parts:
+    for names, scored in kept:
+      sizes = [named[name].tokens.shape[1] for name in names]
+      values = np.full((len(runs), sum(sizes)), np.nan, np.float32)
+      for places, part in scored:
         values[:, places] = to_host(part, len(runs))[:, :len(places)]
-      tokens_of = np.asarray(named[name].mask[runs.start:runs.stop]).sum(-1).astype(np.int32)
-      found[f"{name}_tokens"] = tokens_of
-      # A row without a token that counts is none; its mean is NaN whatever the model is.
-      finite &= (np.isfinite(values) | (tokens_of == 0)).all(1)
+      for name, own_values in zip(names, np.split(values, np.cumsum(sizes)[:-1], axis=1), strict=True):
+        tokens_of = np.asarray(named[name].mask[runs.start:runs.stop]).sum(-1).astype(np.int32)
+        found |= {name: own_values, f"{name}_tokens": tokens_of}
+        # A row without a token that counts is none; its mean is NaN whatever the model is.
+        finite &= (np.isfinite(own_values) | (tokens_of == 0)).all(1)
     return {"tokens": tokens, "logprob": logprob, "matched": self._matched(matches), "finite": finite, **found}
 
   def _matched(self, matches: np.ndarray) -> np.ndarray:

@@ -1,5 +1,7 @@
 """Throughput of grids: cells per hour of an audit's own stages, stacked and one by one, with and without compilation.
 
+A cell by itself is in `separate_speed`.
+
 The audit is that of the names case on a small model, made short: what is measured are `audit.pipeline`'s stages up to
 the rows of the results, with everything that they write. A cell is an attacked model under one attack.
 """
@@ -7,7 +9,7 @@ the rows of the results, with everything that they write. A cell is an attacked 
 import json
 import pathlib
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -59,41 +61,67 @@ def short_audit(config: ModelConfig, *, methods: Sequence[str] = ("ga", "npo_gd"
       ask=AskSettings(max_new_tokens=8, buckets=(10, 18), batch_size=0, score_rows=0), checkpoint_seconds=float("inf"))
 
 
+def grid_audit(config: ModelConfig, adapters: Sequence[str], dtype: str = "auto") -> Audit:
+  """What a grid is measured by; of adapters alone one method at four learning rates, which is 24 cells."""
+  if tuple(adapters) != ("lora",):
+    return short_audit(config, adapters=adapters, dtype=dtype)
+  planned = short_audit(config, methods=("ga",), adapters=adapters, dtype=dtype)
+  planned.attack.learning_rates = (1e-4, 3e-4, 1e-3, 3e-3)
+  return planned
+
+
 def singly(config: Audit) -> None:
   """Sets an audit to attack, and ask, one model at a time; memorising and unlearning stay stacked."""
   config.attack.runs_at_once = config.ask.runs_at_once = 1
 
 
 def ways(given: str | None) -> list[tuple[str, str]]:
-  """(stacked or one by one, mesh): by default on one device, and stacked on all devices where there are more."""
+  """(stacked or one by one, mesh): by default stacked as audits are, on all devices, and one by one on one.
+
+  Last what stacking alone brings, on one device.
+  """
   if given is not None:
     return [(STACKED, given), (SINGLY, given)]
-  return [(STACKED, "runs:1"), (SINGLY, "runs:1"), *([(STACKED, "runs:-1")] if jax.device_count() > 1 else [])]
+  return [(STACKED, "runs:-1"), (SINGLY, "runs:1"), *([(STACKED, "runs:1")] if jax.device_count() > 1 else [])]
 
 
 def measure_grid(config: ModelConfig, mesh: str, way: str, repeats: int, dtype: str = "auto",
                  adapters: Sequence[str] = ("full", "lora")) -> Iterator[dict[str, Any]]:
-  """Two rows: of a first audit, which compiles, and of audits in new workdirs with the compiled programs on disk.
+  """Three rows: of a first audit, which compiles; of audits in new workdirs with the compiled programs on disk; again.
 
-  Before each, programs in memory are dropped: the second is what another process would take, after its start. At most
-  `repeats` are made with programs on disk; one by one only one, which takes long enough.
+  Before each of the first two kinds, programs in memory are dropped: the second is what another process would take,
+  after its start, and the third what the same one takes. At most `repeats` are made; one by one only one of each kind,
+  which takes long enough.
   """
-  planned = short_audit(config, adapters=adapters, dtype=dtype)
+  planned = grid_audit(config, adapters, dtype)
   if way == SINGLY:
     singly(planned)
   with tempfile.TemporaryDirectory(prefix="relearn-bench-") as temporary, fresh_cache():
     root = pathlib.Path(temporary)
     cached_base(planned.arms.pretrain, planned.case_config, root)  # no part of the grid
-    jax.clear_caches()
-    warm = 1 if way == SINGLY else min(repeats, MOST_WARM)
-    cells = count_cells(planned)
-    laid = {axis: size for axis, size in fill_mesh(parse_mesh(mesh), jax.device_count()).items() if size > 1}
-    for start, number in (("cold", 1), ("warm", warm)):
-      took = [_once(planned, root, f"{start}{i}", mesh) for i in range(number)]
-      total = spread([one["all"] for one in took])
-      yield {"name": f"{way}, {start}", "way": way, "start": start, "mesh": laid, "cells": cells, "seconds": total,
-             "cells_per_hour": per_hour(cells, total), "attack_cells_per_hour": per_hour(
-                 cells, spread([one["attacks"] for one in took])), "stages": took[-1]["stages"]}
+    repeated = 1 if way == SINGLY else min(repeats, MOST_WARM)
+    for start, number in (("cold", 1), ("warm", repeated), ("again", repeated)):
+      took = [_once(planned, root, f"{start}{i}", mesh, start) for i in range(number)]
+      yield grid_row(way, start, mesh, count_cells(planned), [one["all"] for one in took],
+                     [one["attacks"] for one in took], took[-1]["stages"])
+
+
+def grid_row(way: str, start: str, mesh: str, cells: int, took: Sequence[float], attacks: Sequence[float],
+             stages: Mapping[str, float]) -> dict[str, Any]:
+  """A row of the results.
+
+  Args:
+    way, start: what was done.
+    mesh: as the audit was told.
+    cells: of the grid.
+    took: seconds of all of it, of each repeat.
+    attacks: of its attacks alone.
+    stages: seconds of the last repeat's stages.
+  """
+  laid = {axis: size for axis, size in fill_mesh(parse_mesh(mesh), jax.device_count()).items() if size > 1}
+  return {"name": f"{way}, {start}", "way": way, "start": start, "mesh": laid, "cells": cells, "seconds": spread(took),
+          "cells_per_hour": per_hour(cells, spread(took)), "attack_cells_per_hour": per_hour(cells, spread(attacks)),
+          "stages": dict(stages)}
 
 
 def per_hour(cells: int, took: Spread) -> Spread:
@@ -110,13 +138,18 @@ def count_cells(config: Audit) -> int:
   return sum(len(stage.cells) for stage in plan_stages(config, ["prefixes"]))
 
 
-def _once(config: Audit, root: pathlib.Path, name: str, mesh: str) -> dict[str, Any]:
+def _once(config: Audit, root: pathlib.Path, name: str, mesh: str, start: str) -> dict[str, Any]:
   workdir = root / name
-  jax.clear_caches()
+  if start != "again":
+    jax.clear_caches()
   took = seconds(lambda: audit(config, WHERE, workdir, root, mesh=mesh, at_once=_all))
+  return {"all": took, **stage_seconds(workdir)}
+
+
+def stage_seconds(workdir: pathlib.Path) -> dict[str, Any]:
+  """Seconds of an audit's stages, and of its attacks together."""
   stages = json.loads((workdir / "checkpoints" / "seconds.json").read_text())
-  return {"all": took, "stages": stages,
-          "attacks": sum(value for stage, value in stages.items() if stage.startswith("attack-"))}
+  return {"stages": stages, "attacks": sum(value for stage, value in stages.items() if stage.startswith("attack-"))}
 
 
 def _all(exp: Experiment, mesh: Mesh) -> Any:

@@ -222,10 +222,16 @@ class _Parts:
     if self.settings.compare:
       yield "compare", "audit", self._compare_audit
       return
-    for way, mesh in ways(self.settings.mesh):
-      yield "grid", f"{way}, {mesh}", functools.partial(
-          measure_grid, self.config, mesh, way, self.settings.repeats, self.settings.dtype,
-          self.settings.adapters)
+    config, adapters, dtype = self.config, self.settings.adapters, self.settings.dtype
+    parts = [("grid", f"{way}, {mesh}", functools.partial(
+        measure_grid, config, mesh, way, self.settings.repeats, dtype, adapters))
+             for way, mesh in ways(self.settings.mesh)]
+    # Cells that are not alike cannot stand for each other; and off CPU this process holds the devices.
+    if len(adapters) == 1 and jax.default_backend() == "cpu":
+      from relearn_jax.bench.separate_speed import measure_commands
+      parts.insert(2, ("grid", "commands", functools.partial(
+          measure_commands, config, self.settings.mesh or DEFAULT, adapters, dtype)))
+    yield from parts
 
   def _compare_audit(self) -> Rows:
     from relearn_jax.bench import torch_side

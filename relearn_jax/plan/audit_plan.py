@@ -182,17 +182,18 @@ def ask_works(config: Audit, stages: Sequence[Planned], sizes: Sizes, on_cpu: bo
                  "param_dtype": common["compute_bytes"]}
   number = min(ask.batch_size or sizes.questions.rows, sizes.questions.rows)
   every = (LETTER, OPTION)  # of which all rows are scored
-  scored = [size if name in every else size._replace(rows=min(ask.score_rows or size.rows, size.rows))
-            for name, size in sizes.data.items()
-            if name in ("forget", "retain", GENERIC, *every) or any(
-                stage.kind == "attack" and stage.attack.relearn_set == name for stage in stages)]
-  together = ask.batch_size or max(size.rows for size in scored)
+  attacked = {stage.attack.relearn_set for stage in stages if stage.kind == "attack"}
+  scored = {name: size if name in every else size._replace(rows=min(ask.score_rows or size.rows, size.rows))
+            for name, size in sizes.data.items() if name in ("forget", "retain", GENERIC, *every) or name in attacked}
+  # All of an interview are scored together, and one relearn set is among them.
+  rows = sum(size.rows for name, size in scored.items() if name not in attacked)
+  rows += max((scored[name].rows for name in attacked if name in scored), default=0)
+  together = ask.batch_size or rows
   return [
       Work("ask", "generate", rows=number, length=bucket_length(sizes.questions.length, ask.buckets or None), counted=1,
            steps=calls * -(-sizes.questions.rows // number), max_new_tokens=ask.max_new_tokens, **common),
-      Work("utility", "reference", rows=together, length=max(size.length for size in scored),
-           counted=max(size.counted for size in scored),
-           steps=calls * sum(-(-size.rows // together) for size in scored), **common)]
+      Work("utility", "reference", rows=together, length=max(size.length for size in scored.values()),
+           counted=max(size.counted for size in scored.values()), steps=calls * -(-rows // together), **common)]
 
 
 def plan_audit(config: Audit, stages: Sequence[Planned], sizes: Sizes, on_cpu: bool) -> list[Work]:

@@ -16,8 +16,9 @@ from relearn_jax.bench.bench_settings import BenchSettings
 from relearn_jax.bench.bench_text import bench_text
 from relearn_jax.bench.compiling import compile_twice, fresh_cache
 from relearn_jax.bench.formulas import FORMULAS
-from relearn_jax.bench.grid_speed import SINGLY, STACKED, count_cells, measure_grid, short_audit, singly
+from relearn_jax.bench.grid_speed import SINGLY, STACKED, count_cells, grid_audit, measure_grid, short_audit, singly
 from relearn_jax.bench.peak_memory import anonymous, peak_memory
+from relearn_jax.bench.separate_speed import SAMPLE, cell_audit, measure_commands
 from relearn_jax.bench.shapes import SHAPES, num_params, random_params, shape_config
 from relearn_jax.errors import InputError
 from relearn_jax.models.model import Model
@@ -241,11 +242,31 @@ def test_the_audit_by_hand_is_the_same_experiment() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("way, mesh", [(STACKED, "runs:-1"), (SINGLY, "runs:1")])
 def test_a_grid(way: str, mesh: str) -> None:
-  cold, warm = measure_grid(TINY, mesh, way, 1)
-  assert (cold["start"], warm["start"]) == ("cold", "warm") and cold["cells"] == 40
-  assert warm["seconds"].median < cold["seconds"].median
+  cold, warm, again = measure_grid(TINY, mesh, way, 1)
+  assert [row["start"] for row in (cold, warm, again)] == ["cold", "warm", "again"] and cold["cells"] == 40
+  assert again["seconds"].median < warm["seconds"].median < cold["seconds"].median
   assert cold["cells_per_hour"].median == pytest.approx(3600 * 40 / cold["seconds"].median)
   assert sum(cold["stages"].values()) <= cold["seconds"].median
+
+
+@pytest.mark.slow
+def test_a_grid_by_commands() -> None:
+  """Cells by themselves are told as a whole grid, with the number that was run."""
+  apart, together = measure_commands(TINY, "runs:-1", ("lora",), "auto")
+  assert apart["cells"] == together["cells"] == 24 and apart["run"] == apart["seconds"].repeats == SAMPLE
+  assert apart["name"] == "separate commands, cold (2 of 24 run, times 24)"
+  assert apart["stages"].keys() == {"attack-U-prefixes-lora"} and apart["mesh"] == {}
+  assert 24 * sum(apart["stages"].values()) <= apart["seconds"].high
+  assert apart["seconds"].low > together["seconds"].median
+
+
+def test_a_grid_of_adapters_has_24_cells_of_which_each_is_an_audit_of_its_own() -> None:
+  """U, N and O of two seeds at four learning rates; a cell is a loaded model's."""
+  assert count_cells(grid_audit(TINY, ("lora",))) == 3 * 2 * 4
+  assert grid_audit(TINY, ("full", "lora")) == short_audit(TINY)
+  cell = cell_audit(TINY, ("lora",), "auto")
+  cell.arms.unlearned = "a model"
+  assert count_cells(cell) == 1
 
 
 def test_cells_of_a_grid() -> None:

@@ -88,16 +88,17 @@ def answered(rows: Any, calls: list[str]) -> tuple[Any, Interviewer, list[tuple[
 
 
 def test_one_pass_over_each_bucket_of_a_set_gives_all_likelihood_scores() -> None:
-  """Prompts of two buckets, and rows of three: five passes, however many scores are made of them."""
+  """Prompts of two buckets, and rows of three: five passes of a model, however many scores are made of them."""
   lengths, calls = (9, 70, 12, 130), list[str]()
   rng = np.random.default_rng(6)
   encoded = [Encoded(rng.integers(4, 160, length).tolist(), 3) for length in lengths]
-  got, _, asked = answered({"retain": stack_rows(encoded, 2)}, calls)
+  other = [Encoded(rng.integers(4, 160, length).tolist(), 3) for length in (66, 5)]
+  got, _, asked = answered({"retain": stack_rows(encoded, 2), "forget": stack_rows(other, 2)}, calls)
   questions = [Asked(str(number), "", "x", (), "") for number in range(len(asked))]
   for metric in METRICS:
     assert score_stored(questions, got.texts, got.logprob, got.matched, metric).shape == (2, len(asked))
-  # A bucket of 64 with rows 9 and 12, one of 128 with row 70, and all 130 positions for row 130.
-  assert sorted(calls) == ["ask"] * 2 + ["utility"] * 3
+  # A bucket of 64 with rows 9, 12 and 5, one of 128 with rows 70 and 66, and all 130 positions for row 130.
+  assert sorted(calls) == ["ask"] * 2 * 2 + ["utility"] * 2 * 3
   assert got.retain_tokens.tolist() == [[length - 3 for length in lengths]] * 2
   for run, weights in enumerate((params(), params(1))):
     logits = lambda ids, weights=weights: np.asarray(
@@ -108,10 +109,10 @@ def test_one_pass_over_each_bucket_of_a_set_gives_all_likelihood_scores() -> Non
           "01"[int(row.argmax() == token)] for row, token in zip(found, answer, strict=True))
       assert got.logprob[run][number] == pytest.approx(
           sum(row[token] for row, token in zip(found, answer, strict=True)), abs=2e-4)
-    for number, row in enumerate(encoded):
+    for scores, row in zip([*got.retain[run], *got.forget[run]], [*encoded, *other], strict=True):
       found = log_softmax(logits(row.ids)[:-1])
       mean = np.mean([found[place - 1][row.ids[place]] for place in range(row.start, len(row.ids))])
-      assert got.retain[run][number] == pytest.approx(mean, abs=2e-4)
+      assert scores == pytest.approx(mean, abs=2e-4)
 
 
 def test_rows_are_scored_alike_whatever_their_batch() -> None:
@@ -119,9 +120,8 @@ def test_rows_are_scored_alike_whatever_their_batch() -> None:
   rows = stack_rows(encoded, 2)
   whole, ask, _ = answered({"generic": rows}, [])
   ask.batch_size = 2
-  parts = ask._block(jax.tree.map(lambda *leaves: np.stack(leaves), params(), params(1)),  # the last part has one row
-                     type(ask).__call__.__kwdefaults__["frozen"], {"generic": rows}, range(2))
-  np.testing.assert_allclose(parts["generic"], whole.generic, atol=2e-5)
+  parts = ask(jax.tree.map(lambda *leaves: np.stack(leaves), params(), params(1)), {"generic": rows}, ["a", "b"])
+  np.testing.assert_allclose(parts.generic, whole.generic, atol=2e-5)  # the last part has one row
 
 
 def test_every_model_has_one_perplexity() -> None:

@@ -49,7 +49,7 @@ def test_the_names_audit() -> None:
   # 24 that memorised, 12 U chains after every 5 of 200 steps; in each of 3 attacks 28 before it, and 84 at 7 steps.
   calls = 2 + 40 + 3 * (2 + 7 * 6)
   assert (found["ask"].runs, found["ask"].rows, found["ask"].waiting, found["ask"].steps) == (14, 100, 84, calls)
-  assert (found["utility"].rows, found["utility"].steps) == (11, 3 * calls)  # forget, retain and relearn rows
+  assert (found["utility"].rows, found["utility"].steps) == (4 + 11 + 4, calls)  # forget, retain and relearn rows
   attack, *rest = merged([found[name] for name in attacks])
   assert not rest and (attack.name, attack.steps) == (f"{attacks[0]} and 2 more", 3 * 80)
   # "Once" has one sequence with the pair, and so 11 without it.
@@ -221,7 +221,7 @@ def test_an_audit_of_checkpoints() -> None:
   train, ask, utility = found["attack-relearn-full"], found["ask"], found["utility"]
   assert (train.runs, train.rows, train.steps) == (9, 16, 10)
   assert (ask.runs, ask.rows, ask.length, ask.steps) == (9, 50, 384, 4 * 8) and ask.max_new_tokens == 20
-  assert (utility.runs, utility.rows, utility.steps) == (9, 50, 4 * 3 * 3)  # forget, retain and relearn rows
+  assert (utility.runs, utility.rows, utility.steps) == (9, 50, 4 * 8)  # 360 rows: forget, retain and relearn
   # Nothing is trained while questions are asked, but masters and moments stay: 12 bytes a parameter.
   needed = estimate(ask, {})
   assert needed.num_trained == needed.gradients == 0 and needed.weights + needed.optimizer == 9 * 12 * PARAMS
