@@ -112,8 +112,8 @@ def _amount(row: Row) -> str:
     told = ", ".join(f"{value:,} {key}" for key, value in amount.items())
     sides.setdefault(told, []).append(side)
   told = "; ".join(f"{amount} ({' and '.join(names)})" for amount, names in sides.items())
-  return (f"{row['name']}: {told}. Mean log-probabilities of answers are at most "
-          f"{row['largest_difference_of_mean_answer_logprobs']:.1e} apart.")
+  apart = ", ".join(f"{value:.1e} ({which})" for which, value in row["difference_of_mean_answer_logprobs"].items())
+  return f"{row['name']}: {told}. Mean log-probabilities of answers differ by {apart}."
 
 
 SECTIONS = (("train", _train), ("decode", _decode), ("load", _load), ("attention", _attention), ("grid", _grid),
