@@ -40,7 +40,7 @@ $(cat "$folder/log")
 - "names audit" is a short audit (two seeds, one variant, gradient ascent, all parameters, two learning rates) with what it
   writes, against the same models, rows, steps and questions in torch. Both end with the same log-probabilities of answers
   (\`difference_of_mean_answer_logprobs\`). So small an audit is mostly overhead: it says what a user waits for, not
-  what large models take. \`--audit=default\` takes that of configs/names.py, in some ten minutes.
+  what large models take. \`--audit=default\` takes that of configs/names.py, in some fifteen minutes.
 - A grid's "cold" audit compiles everything; "warm" ones find the compiled programs on disk, as another process would.
 - The names audit's programs are in memory the second time, as in commands that share a process; a grid's "warm" ones are not.
 - On CPU runs of a device are computed one after the other, which a plan does not count: of stacked runs it says too much.
