@@ -15,7 +15,7 @@ from relearn_jax.audit.attack import relearn_nll
 from relearn_jax.audit.check_audit import check_audit
 from relearn_jax.bench import bench_settings, run_bench, train_speed
 from relearn_jax.bench.bench_settings import BenchSettings
-from relearn_jax.bench.bench_text import bench_text
+from relearn_jax.bench.bench_text import _compare, bench_text
 from relearn_jax.bench.compare_audit import rehearsal
 from relearn_jax.bench.compiling import compile_twice, fresh_cache
 from relearn_jax.bench.formulas import FORMULAS
@@ -286,6 +286,17 @@ def test_the_default_audit_by_hand_is_the_same_experiment() -> None:
 
 def test_the_default_audit_is_that_of_its_file() -> None:
   assert default_audit(shape_config("names")) == load_config_file(str(CONFIG))
+
+
+def test_how_much_an_audit_was_stands_below_the_table() -> None:
+  spread, same = {"median": 2.0, "low": 1.0, "high": 3.0}, {"steps": 2400, "asked": 3}
+  row = {"name": "short", "seconds": {"relearn_jax": spread, "torch": spread}, "times_as_fast_as": {"torch": spread},
+         "amount": {"relearn_jax": same, "torch": same}, "difference_of_mean_answer_logprobs": {"median": 1.5e-6}}
+  assert _compare([row]).splitlines()[-2:] == [
+      "", "short: 2,400 steps, 3 asked (relearn_jax and torch). Mean log-probabilities of answers differ by 1.5e-06 "
+      "(median)."]
+  other = {"relearn_jax": same, "torch": {"steps": 2399, "asked": 3}}
+  assert "2,400 steps, 3 asked (relearn_jax); 2,399 steps, 3 asked (torch)" in _compare([row | {"amount": other}])
 
 
 def test_a_rehearsal_has_the_same_cells() -> None:
