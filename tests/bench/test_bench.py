@@ -249,7 +249,7 @@ def test_the_audit_by_hand_is_the_same_experiment() -> None:
   from relearn_jax.bench.compare_audit import compare_audit
   found = compare_audit(short_audit(TINY, methods=("ga",), adapters=("full",), dtype="float32"), "", "runs:-1", 1)
   # Each cell is asked after 1 and 10 steps; points before, and U along unlearning.
-  assert found["cells"] == 12 and found["compared"] == 2 * 12 + 6 + 2
+  assert found["cells"] == 12 and found["compared"] == 2 * 12 + 6 + 2 and found["of_one_side_alone"] == 0
   assert found["difference_of_mean_answer_logprobs"]["all, largest"] < 1e-3
 
 
@@ -281,7 +281,8 @@ def test_the_default_audit_by_hand_is_the_same_experiment() -> None:
   asked = 4 + 2 * last // 5 + points + 3 * points * 2
   assert found["amount"][OURS] == found["amount"][BATCHED] == (
       points, 4 * (20 + last) + 3 * points * 3, asked, 12 * asked, 12 * (4 + 2 * last // 5) + 16 * 7 * points)
-  assert found["difference_of_mean_answer_logprobs"]["all, largest"] < 1e-3 and found["equal_unlearn_steps"] == 2
+  assert found["difference_of_mean_answer_logprobs"]["all, largest"] < 1e-3
+  assert found["of_one_side_alone"] == 0 and found["equal_unlearn_steps"] == 2
 
 
 def test_the_default_audit_is_that_of_its_file() -> None:
