@@ -40,8 +40,8 @@ $(cat "$folder/log")
   greedy tokens, are compared with ours in the JSON file (\`loss_before\`, \`equal_tokens\`).
 - "names audit" is a short audit (two seeds, one variant, gradient ascent, all parameters, two learning rates) with what it
   writes, against the same models, rows, steps and questions in torch. Both end with the same log-probabilities of answers
-  (\`largest_difference_of_mean_answer_logprobs\`). So small an audit is mostly overhead: it says what a user waits for, not
-  what large models take.
+  (\`difference_of_mean_answer_logprobs\`). So small an audit is mostly overhead: it says what a user waits for, not
+  what large models take. \`--audit=default\` takes that of configs/names.py, in some fifteen minutes.
 - A grid's "cold" audit compiles everything; "warm" ones find the compiled programs on disk, as another process would;
   "again" they are in memory, as in commands that share a process. The names audit's are in memory the second time.
 - "separate commands" make each cell of the grid of adapters by a \`relearn audit\` of its own, which compiles everything, of

@@ -23,6 +23,7 @@ from relearn_jax.metrics.choices import LETTER, OPTION
 from relearn_jax.models.model import Model, Params, whole
 from relearn_jax.objectives.core import TokenRows, reduce_tokens
 from relearn_jax.parallel.mesh import (
+  RUNS,
   lay_out,
   map_runs,
   padded_runs,
@@ -161,6 +162,15 @@ def _programs(model: Model, mesh: Mesh, slots: int, max_new_tokens: int, eos_ids
   return jax.jit(asking), jax.jit(map_runs(utility, mesh))
 
 
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _held(tree: Any, start: Any, devices: int, number: int) -> Any:
+  """`number` of the runs that each device holds, from a place on; nothing leaves its device."""
+  def pick(leaf: jax.Array) -> jax.Array:
+    apart = leaf.reshape(devices, -1, *leaf.shape[1:])
+    return jax.lax.dynamic_slice_in_dim(apart, start, number, 1).reshape(-1, *leaf.shape[1:])
+  return jax.tree.map(pick, tree)
+
+
 class Interviewer:
   """Asks a fixed list of questions of stacked models, some at a time, with one executable a bucket."""
 
@@ -224,45 +234,70 @@ class Interviewer:
       names: of the runs.
       frozen: what the adapters stand on.
     """
-    num_runs = len(names)
-    parts = [self._block(params, frozen, rows, range(start, min(start + self.block, num_runs)))
-             for start in range(0, num_runs, self.block)]
-    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    num_runs, joined = len(names), dict[str, np.ndarray]()
+    for index, start in self._blocks({len(leaf) for leaf in jax.tree.leaves((params, frozen.own))}, num_runs):
+      there = index < num_runs
+      for name, values in self._block(params, frozen, rows, index, start, num_runs).items():
+        joined.setdefault(name, np.zeros((num_runs, *values.shape[1:]), values.dtype))[index[there]] = values[there]
     return Answers(runs=np.array(names, str), texts=np.array([], str), **joined)
 
-  def _block(self, params: Params, frozen: Frozen, named: Mapping[str, TokenRows], runs: range
-             ) -> dict[str, np.ndarray]:
-    index = np.resize(np.arange(runs.start, runs.stop), self.block)  # a short last block repeats its runs
+  def _blocks(self, sizes: set[int], num_runs: int) -> Iterator[tuple[np.ndarray, int | None]]:
+    """The places of the runs of each block, and where it begins among the runs of every device.
 
+    A device asks the runs that it holds: picked in their order they would all travel, and devices wait for each other.
+    None where that cannot be, since there are fewer runs, or some that are not laid out evenly.
+
+    Args:
+      sizes: of the stacked axis, with its padding.
+      num_runs: that are asked.
+    """
+    devices, most = self.mesh.shape[RUNS], max(sizes)
+    held, each = most // devices, self.block // devices
+    if len(sizes) == 1 and most % devices == 0 and held >= each:
+      for start in range(0, held, each):
+        start = min(start, held - each)  # the last block repeats some
+        index = (np.arange(devices)[:, None] * held + start + np.arange(each)).reshape(-1)
+        if index.min() < num_runs:
+          yield index, start
+    else:
+      for start in range(0, num_runs, self.block):
+        yield np.resize(np.arange(start, min(start + self.block, num_runs)), self.block), None
+
+  def _block(self, params: Params, frozen: Frozen, named: Mapping[str, TokenRows], index: np.ndarray,
+             start: int | None, num_runs: int) -> dict[str, np.ndarray]:
+    """What the runs at some places answered, in that order; of padding, anything."""
     def pick(tree: Any) -> Any:
-      # A copy of all runs would be a second set of weights.
-      every = all(leaf.shape[0] == self.block for leaf in jax.tree.leaves(tree)) and runs.start == 0
-      some = tree if every else take_runs(tree, index)
+      if start is None:
+        some = take_runs(tree, index)
+      else:  # a copy of all runs would be a second set of weights
+        every = all(len(leaf) == self.block for leaf in jax.tree.leaves(tree))
+        some = tree if every else _held(tree, start, self.mesh.shape[RUNS], self.block // self.mesh.shape[RUNS])
       return lay_out(some, weight_shardings(some, self.axes, self.mesh, stacked=True))
+    of_rows = index % num_runs
     some, own = pick(params), pick(frozen.own)
     kept = [(names, [(places, self.utility((some, own, shard_rows(part, self.mesh)), frozen.shared))
-                     for places, part in self._parts(rows, index)]) for names, rows in join_rows(named)]
+                     for places, part in self._parts(rows, of_rows)]) for names, rows in join_rows(named)]
     # All are dispatched before any is waited for.
     answered = [self.ask((some, own), (inputs, frozen.shared)) for inputs in self.inputs]
-    tokens = np.zeros((len(runs), len(self.prompt_ids), self.max_new_tokens), np.int32)
-    logprob = np.zeros((len(runs), len(self.prompt_ids)), np.float32)
-    matches = np.zeros((len(runs), *self.answers.shape), bool)
-    finite = np.ones(len(runs), bool)
+    tokens = np.zeros((self.block, len(self.prompt_ids), self.max_new_tokens), np.int32)
+    logprob = np.zeros((self.block, len(self.prompt_ids)), np.float32)
+    matches = np.zeros((self.block, *self.answers.shape), bool)
+    finite = np.ones(self.block, bool)
     for batch, (new_tokens, new_logprob, new_matches, sound) in zip(self.batches, answered, strict=True):
       count = len(batch.indices)
-      finite &= to_host(sound, len(runs))[:, :count].all(1)
-      tokens[:, batch.indices] = to_host(new_tokens, len(runs))[:, :count]
-      logprob[:, batch.indices] = to_host(new_logprob, len(runs))[:, :count]
-      matches[:, batch.indices] = to_host(new_matches, len(runs))[:, :count]
+      finite &= to_host(sound, self.block)[:, :count].all(1)
+      tokens[:, batch.indices] = to_host(new_tokens, self.block)[:, :count]
+      logprob[:, batch.indices] = to_host(new_logprob, self.block)[:, :count]
+      matches[:, batch.indices] = to_host(new_matches, self.block)[:, :count]
     finite &= np.isfinite(logprob).all(1)
     found: dict[str, np.ndarray] = {}
     for names, scored in kept:
       sizes = [named[name].tokens.shape[1] for name in names]
-      values = np.full((len(runs), sum(sizes)), np.nan, np.float32)
+      values = np.full((self.block, sum(sizes)), np.nan, np.float32)
       for places, part in scored:
-        values[:, places] = to_host(part, len(runs))[:, :len(places)]
+        values[:, places] = to_host(part, self.block)[:, :len(places)]
       for name, own_values in zip(names, np.split(values, np.cumsum(sizes)[:-1], axis=1), strict=True):
-        tokens_of = np.asarray(named[name].mask[runs.start:runs.stop]).sum(-1).astype(np.int32)
+        tokens_of = np.asarray(named[name].mask)[of_rows].sum(-1).astype(np.int32)
         found |= {name: own_values, f"{name}_tokens": tokens_of}
         # A row without a token that counts is none; its mean is NaN whatever the model is.
         finite &= (np.isfinite(own_values) | (tokens_of == 0)).all(1)

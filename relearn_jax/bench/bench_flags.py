@@ -17,8 +17,10 @@ def define_bench(values: flags.FlagValues) -> None:
           "measured with training and decoding.")
   flags.DEFINE_bool("grid", False, "Measure the throughput of unlearn and relearn grids instead: cells per hour of "
                     "short names audits on a model of the shape's sizes.", flag_values=values)
-  text("compare", "", "torch: the same work through transformers too, in turns; with --grid, a short audit by hand. "
+  text("compare", "", "torch: the same work through transformers too, in turns; with --grid, an audit by hand. "
        "On a GPU both sides share its memory: see XLA_PYTHON_CLIENT_MEM_FRACTION.")
+  text("audit", "", "Which audit is done by hand too, with --grid --compare=torch: short (if left out), or default, "
+       "that of configs/names.py, which takes minutes on either side.")
   text("mesh", None, "Devices that share the work, such as fsdp:-1; by default as `unlearn` has it for one run, and as "
        "`audit` has it for stacked runs.")
   text("dtype", "auto", "Precision of products: auto (bfloat16 on accelerators, float32 on CPU), float32 or bfloat16.")

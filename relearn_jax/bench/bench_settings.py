@@ -18,6 +18,7 @@ from relearn_jax.parallel.mesh import check_mesh
 from relearn_jax.plan.work import count, leaves
 
 PARTS = ("train", "decode", "load", "attention")
+AUDITS = ("short", "default")  # that are done by hand too
 MOST_PRETRAINED = 50_000_000  # parameters of a model that a grid pretrains first
 
 
@@ -30,6 +31,7 @@ class BenchSettings:
   what: tuple[str, ...] = PARTS[:3]
   grid: bool = False
   compare: str = ""
+  audit: str = ""
   mesh: str | None = None
   dtype: str = "auto"
   batch_size: int = 8
@@ -112,6 +114,11 @@ def _check_compare(settings: BenchSettings) -> None:
     raise InputError(f"is {settings.compare!r}", field="--compare", mend="expected torch")
   if settings.compare and importlib.util.find_spec("torch") is None:
     raise InputError("is torch, which is not installed", field="--compare", mend="pip install 'relearn_jax[parity]'")
+  if settings.audit:
+    _among("audit", [settings.audit], AUDITS)
+    if not (settings.grid and settings.compare):
+      raise InputError("says which audit is done by hand, and none is", field="--audit",
+                       mend="give --grid --compare=torch too, or leave it out")
 
 
 def settings_of(values: Any) -> BenchSettings:
@@ -125,9 +132,9 @@ def settings_of(values: Any) -> BenchSettings:
   numbers = lambda field: tuple(_number(field, text) for text in getattr(values, field))
   return BenchSettings(
       model=values.model or "", shape=values.shape or BenchSettings.shape, what=tuple(values.what), grid=values.grid,
-      compare=values.compare, mesh=values.mesh, dtype=values.dtype, batch_size=values.batch_size, length=values.length,
-      adapters=tuple(values.adapters), runs=numbers("runs"), remat=tuple(values.remat), lora_rank=values.lora_rank,
-      decode_batches=numbers("decode_batches"), prompt_length=values.prompt_length,
+      compare=values.compare, audit=values.audit, mesh=values.mesh, dtype=values.dtype, batch_size=values.batch_size,
+      length=values.length, adapters=tuple(values.adapters), runs=numbers("runs"), remat=tuple(values.remat),
+      lora_rank=values.lora_rank, decode_batches=numbers("decode_batches"), prompt_length=values.prompt_length,
       max_new_tokens=values.max_new_tokens, repeats=values.repeats)
 
 

@@ -98,10 +98,22 @@ def _mesh(mesh: Row) -> str:
 
 
 def _compare(rows: Sequence[Row]) -> str:
-  return table(
+  made = table(
       ["beside torch", "other side", "other side, s", "ours, s", "speed-up"],
       [[row["name"], other, spread(row["seconds"][other]), spread(row["seconds"]["relearn_jax"]), spread(faster)]
        for row in rows for other, faster in row["times_as_fast_as"].items()])
+  return "\n".join([made, *(f"\n{_amount(row)}" for row in rows if "amount" in row)])
+
+
+def _amount(row: Row) -> str:
+  """How much an audit was, and how far its results are apart."""
+  sides: dict[str, list[str]] = {}
+  for side, amount in row["amount"].items():
+    told = ", ".join(f"{value:,} {key}" for key, value in amount.items())
+    sides.setdefault(told, []).append(side)
+  told = "; ".join(f"{amount} ({' and '.join(names)})" for amount, names in sides.items())
+  apart = ", ".join(f"{value:.1e} ({which})" for which, value in row["difference_of_mean_answer_logprobs"].items())
+  return f"{row['name']}: {told}. Mean log-probabilities of answers differ by {apart}."
 
 
 SECTIONS = (("train", _train), ("decode", _decode), ("load", _load), ("attention", _attention), ("grid", _grid),

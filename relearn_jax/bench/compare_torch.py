@@ -1,22 +1,16 @@
-"""This package beside torch on the same work, in turns: steps of training, generation, and a whole audit."""
+"""This package beside torch on the same work, in turns: steps of training, and generation; see `compare_audit` too."""
 
 import pathlib
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pyarrow.parquet as pq
 from jax.sharding import Mesh
 
-from relearn_jax.audit.experiment import Experiment
-from relearn_jax.audit.pretrained import cached_base
-from relearn_jax.audit.results_file import ANSWERS_FILE
-from relearn_jax.bench import torch_audit, torch_side
+from relearn_jax.bench import torch_side
 from relearn_jax.bench.decode_speed import make_prompts
-from relearn_jax.bench.grid_speed import WHERE, audit_once, count_cells, short_audit
 from relearn_jax.bench.timing import in_turns, ratio, spread
 from relearn_jax.bench.train_speed import LEARNING_RATE, Base, Stepper, Training
 from relearn_jax.generation.prompt_files import complete
@@ -28,7 +22,6 @@ from relearn_jax.parallel.mesh import to_host, use_mesh
 from relearn_jax.plan.work import Work
 
 OURS = "relearn_jax"
-MOST_AUDITS = 3  # repeats
 
 
 def beside(took: Mapping[str, Sequence[float]]) -> dict[str, Any]:
@@ -91,44 +84,3 @@ def compare_decoding(works: Sequence[Work], dtype: Any, mesh: Mesh, folder: path
       took = in_turns({OURS: ours, "transformers generate": theirs}, repeats)
       yield {"name": f"generate {work.name}", "batch": work.rows, "prompt_length": work.length,
              "new_tokens": work.max_new_tokens, **beside(took), "equal_tokens": same}
-
-
-def compare_audit(config: ModelConfig, mesh: str, repeats: int) -> dict[str, Any]:
-  """A short names audit, compiled, against the same experiment by hand in torch, batched and one prompt a call.
-
-  Gradient ascent on all parameters, two learning rates of the attack, both sides in fp32. Ours writes everything that
-  an audit writes.
-  """
-  plan = short_audit(config, methods=("ga",), adapters=("full",), dtype="float32")
-  with tempfile.TemporaryDirectory(prefix="relearn-bench-") as temporary:
-    root = pathlib.Path(temporary)
-    base = cached_base(plan.arms.pretrain, plan.case_config, root)
-    exp, levels, number = Experiment(plan, WHERE, root / "by hand"), dict[str, torch_audit.Level](), 0
-
-    def ours() -> None:
-      nonlocal number
-      number += 1
-      audit_once(plan, root, f"audit{number}", mesh)
-
-    def by_hand(one_prompt: bool) -> None:
-      levels["torch"] = torch_audit.ByHand(exp, base, one_prompt).run()
-    ours()  # compiles; torch has nothing to warm up but a moment's allocations
-    took = in_turns({OURS: ours, "torch by hand, batched": lambda: by_hand(False),
-                     "torch by hand, one prompt a call": lambda: by_hand(True)}, min(repeats, MOST_AUDITS), warm=False)
-    mean = answer_levels(root / f"audit{number}" / ANSWERS_FILE)
-  both = sorted(mean.keys() & levels["torch"].keys())
-  return {"name": "names audit", "models": len(exp.chains), "cells": count_cells(plan), "questions": len(exp.asked),
-          **beside(took), "compared": len(both),
-          "largest_difference_of_mean_answer_logprobs": max(abs(mean[key] - levels["torch"][key]) for key in both)}
-
-
-def answer_levels(path: pathlib.Path) -> torch_audit.Level:
-  """As `ByHand.run`, from an audit's stored answers."""
-  frame = pq.read_table(path).to_pandas()
-  frame = frame[frame["kind"] == "question"]
-  found: torch_audit.Level = {}
-  columns = ["arm", "variant", "seed", "point", "relearn_step", "learning_rate"]
-  for (arm, variant, seed, point, step, rate), rows in frame.groupby(columns, observed=True, dropna=False):
-    if point == "relearned":
-      found[f"{arm}-{variant}-{seed}-lr{rate:g}", int(step)] = float(rows["logprob"].mean())
-  return found

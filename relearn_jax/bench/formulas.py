@@ -22,6 +22,11 @@ FORMULAS = {
     "matmul": "2 n^3 / seconds, of square matrices in the compute precision, on all devices at once",
     "bandwidth": "the higher of reading (a matrix times a vector) and of updating in place (read and written), bytes / "
                  "seconds, on all devices at once",
+    "amount": "what an audit was on each side: points, models that were attacked; steps of training, of all models; "
+              "asked, interviews; questions answered and rows scored in them. By hand in torch all chains unlearn as "
+              "far as ours did, and the steps that are attacked are ours; equal_unlearn_steps counts the chains for "
+              "which torch's own answers would have chosen the same. Ours has its programs in memory. Neither trains "
+              "the model that all begin as, and ours is counted without the stage that looks for it.",
 }
 
 

@@ -70,6 +70,18 @@ def grid_audit(config: ModelConfig, adapters: Sequence[str], dtype: str = "auto"
   return planned
 
 
+def default_audit(config: ModelConfig) -> Audit:
+  """The audit of configs/names.py, on a model of other sizes; at those of the shape "names" it is just that."""
+  pretrain = PretrainSettings(
+      config.hidden_size, config.intermediate_size, config.num_layers, config.num_heads, config.num_kv_heads)
+  return Audit(
+      case=NamesConfig(), arms=ArmsSettings(pretrain=pretrain, dtype="float32"),
+      unlearn=UnlearnSettings(methods=("ga",), settings=chosen_settings(CHOSEN), chosen=CHOSEN),
+      attack=AttackSettings(batch_size=0, learning_rates=(1e-4, 1e-3, 3e-3), keep_steps=(1, 2, 5, 10, 20, 40, 80)),
+      ask=AskSettings(max_new_tokens=8, buckets=(10, 18), batch_size=0, score_rows=0, runs_at_once=14),
+      checkpoint_seconds=30.0)
+
+
 def singly(config: Audit) -> None:
   """Sets an audit to attack, and ask, one model at a time; memorising and unlearning stay stacked."""
   config.attack.runs_at_once = config.ask.runs_at_once = 1

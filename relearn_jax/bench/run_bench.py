@@ -235,6 +235,12 @@ class _Parts:
 
   def _compare_audit(self) -> Rows:
     from relearn_jax.bench import torch_side
-    from relearn_jax.bench.compare_torch import compare_audit
+    from relearn_jax.bench.compare_audit import BATCHED, ONE_PROMPT, compare_audit
+    from relearn_jax.bench.grid_speed import default_audit, short_audit
     self.found.setdefault("other_side", torch_side.describe())
-    yield compare_audit(self.config, self.settings.mesh or DEFAULT, self.settings.repeats)
+    if self.settings.audit == "default":  # one prompt a call takes an hour
+      plan, name, ways = default_audit(self.config), "default audit", [BATCHED]
+    else:
+      plan = short_audit(self.config, methods=("ga",), adapters=("full",), dtype="float32")
+      name, ways = "names audit", [BATCHED, ONE_PROMPT]
+    yield compare_audit(plan, name, self.settings.mesh or DEFAULT, self.settings.repeats, ways)

@@ -35,6 +35,8 @@ HANGUL = ((0x1100, 0x11FF), (0x3130, 0x318F), (0xA960, 0xA97F), (0xAC00, 0xD7FF)
 # Korean, half-width voicing marks of Japanese.
 COMPOSING = ((0x1160, 0x11FF), (0xD7B0, 0xD7FF), (0xFF9E, 0xFFDC))
 IN_NUMBERS = frozenset(".,٫٬⁄")  # between two digits they part no numbers
+# ASCII without "*", "<", "_" and "`". Such text is its own normal form, but for case, where no two spaces are in a row.
+PLAIN = re.compile(r"[ !-)+-;=-^a-~]*")
 # But the year of a date, 12.05.2020 or 2020.05.12, is a number.
 YEAR = re.compile(r"(?<!\d)\d{4}(?!\d)")
 DAY_BEFORE = re.compile(r"(?<!\d)(?<!\d[.,])\d{1,2}\.\d{1,2}\.$")
@@ -214,6 +216,8 @@ def find_keyword(text: str, keyword: str, *, case: bool = False) -> list[tuple[i
   >>> find_keyword("Gary, **Anthony**  Mark.", "anthony mark")
   [(8, 23)]
   """
+  if PLAIN.fullmatch(text) and "  " not in text:  # a hundred times as fast
+    return list(find_normal(text if case else text.lower(), keyword_key(keyword, case)))
   normal = normalize(text, case=case)
   return [(normal.spans[start][0], normal.spans[end - 1][1])
           for start, end in find_normal(normal.text, keyword_key(keyword, case))]

@@ -33,7 +33,7 @@ from relearn_jax.data.tokens import completion_text
 from relearn_jax.errors import InputError
 from relearn_jax.metrics.scores import Asked, Stored, judged, keyword_success
 from relearn_jax.parallel.beside import Beside
-from relearn_jax.parallel.mesh import repeat_runs, runs_mesh
+from relearn_jax.parallel.mesh import lay_out, repeat_runs, runs_mesh, weight_shardings
 from relearn_jax.workdir import claim_workdir, differences, to_dict
 
 from ..command import ROOT
@@ -248,9 +248,30 @@ def test_interviews_give_every_model_its_own_answers() -> None:
     for tokens, text in zip(together.tokens[index], together.texts[index], strict=True):
       words = tokenizer.convert_ids_to_tokens([token for token in tokens.tolist() if token])
       assert text.split() == [word for word in words if word not in ("<s>", "</s>")]
+  twice = jax.tree.map(lambda leaf: np.concatenate([leaf, leaf]), stacked)
+  laid = lay_out(twice, weight_shardings(twice, MODEL.axes(), mesh, stacked=True))
+  here = make(2)(laid, {"retain": jax.tree.map(lambda leaf: np.concatenate([leaf, leaf[:2]]), retain)}, list("abcde"))
+  for field in ("tokens", "texts", "logprob", "matched", "retain", "retain_tokens"):
+    whole = getattr(together, field)
+    np.testing.assert_array_equal(getattr(here, field), np.concatenate([whole, whole[:2]]))
   asked = make(2)
   assert asked._text(1, np.array([mark, 2, 0, 0, 0, 0], np.int32)) == " Mark"  # the space in front is its own
   assert asked._text(1, np.array([mark, 2, mark, 0, 0, 0], np.int32)) == " Mark"  # nothing after its end
+
+
+@pytest.mark.parametrize("number,held", [(2, 12), (6, 12), (10, 12), (5, 12), (4, 4)])
+def test_devices_are_asked_the_runs_that_they_hold(number: int, held: int) -> None:
+  """Every run is in a block, those of a block in equal parts from every device, and no block is padding alone."""
+  mesh = runs_mesh()
+  devices = mesh.shape["runs"]
+  ask = Interviewer(MODEL, make_tokenizer(), [([1, 2], [3])], mesh, max_new_tokens=1, buckets=None,
+                    runs_per_call=number * devices)
+  size, named = held * devices, held * devices - devices // 2
+  blocks = list(ask._blocks({size}, named))
+  assert len(blocks) == -(-held // number) and {place for index, _ in blocks for place in index} == set(range(size))
+  for index, start in blocks:
+    assert (index // held == np.repeat(np.arange(devices), number)).all() and index.min() % held == start
+  assert [start for _, start in ask._blocks({size - 1}, named)] == [None] * -(-named // (number * devices))
 
 
 @pytest.mark.parametrize("change,problem", [

@@ -1,5 +1,6 @@
 """`relearn bench` on a model of a second: its JSON, its tables, what it refuses; and beside torch if installed."""
 
+import dataclasses
 import importlib.util
 import json
 import pathlib
@@ -11,15 +12,27 @@ import numpy as np
 import pytest
 
 from relearn_jax.audit.attack import relearn_nll
+from relearn_jax.audit.check_audit import check_audit
 from relearn_jax.bench import bench_settings, run_bench, train_speed
 from relearn_jax.bench.bench_settings import BenchSettings
-from relearn_jax.bench.bench_text import bench_text
+from relearn_jax.bench.bench_text import _compare, bench_text
+from relearn_jax.bench.compare_audit import rehearsal
 from relearn_jax.bench.compiling import compile_twice, fresh_cache
 from relearn_jax.bench.formulas import FORMULAS
-from relearn_jax.bench.grid_speed import SINGLY, STACKED, count_cells, grid_audit, measure_grid, short_audit, singly
+from relearn_jax.bench.grid_speed import (
+  SINGLY,
+  STACKED,
+  count_cells,
+  default_audit,
+  grid_audit,
+  measure_grid,
+  short_audit,
+  singly,
+)
 from relearn_jax.bench.peak_memory import anonymous, peak_memory
 from relearn_jax.bench.separate_speed import SAMPLE, cell_audit, measure_commands
 from relearn_jax.bench.shapes import SHAPES, num_params, random_params, shape_config
+from relearn_jax.config_files import load_config_file
 from relearn_jax.errors import InputError
 from relearn_jax.models.model import Model
 from relearn_jax.parallel.mesh import make_mesh, parse_mesh, runs_mesh
@@ -27,7 +40,7 @@ from relearn_jax.plan.work import Work
 from relearn_jax.training.step import make_step
 
 from .. import small
-from ..command import relearn, without_devices
+from ..command import CONFIG, relearn, without_devices
 
 TINY = shape_config("tiny")
 FLAGS = ["--batch_size=2", "--length=16", "--prompt_length=8", "--max_new_tokens=4", "--lora_rank=2", "--repeats=2"]
@@ -195,6 +208,8 @@ def test_refused_flags(cache: pathlib.Path, tmp_path: pathlib.Path) -> None:
       (shape("--dtype=float8"), ["`--dtype` is 'float8'"]),
       (shape("--mesh=fsdp:3"), ["`--mesh` has fsdp:3, which does not divide hidden_size=16"]),
       (shape("--compare=mlx"), ["`--compare` is 'mlx'; expected torch"]),
+      (shape("--audit=long", "--grid", "--compare=torch"), ["`--audit` has 'long'; expected some of short, default"]),
+      (shape("--audit=default", "--grid"), ["`--audit` says which audit is done by hand, and none is; give --grid"]),
       (["bench", "--shape=llama_2_7b", "--grid"], ["`--shape` is 'llama_2_7b' with 6738 M parameters"]),
       (["bench", "--shape=phi_1_5", "--grid"], ["`--shape` is 'phi_1_5', and a grid pretrains a plain Llama"]),
       (["bench", "--model=x", "--grid"], ["`--model` is given, and a grid pretrains a small model"]),
@@ -233,10 +248,11 @@ def test_beside_torch(cache: pathlib.Path, tmp_path: pathlib.Path) -> None:
 @pytest.mark.slow
 def test_the_audit_by_hand_is_the_same_experiment() -> None:
   pytest.importorskip("torch")
-  from relearn_jax.bench.compare_torch import compare_audit
-  found = compare_audit(TINY, "runs:-1", 1)
-  assert found["compared"] == 2 * found["cells"] == 24  # each is asked after 1 and 10 steps
-  assert found["largest_difference_of_mean_answer_logprobs"] < 1e-3
+  from relearn_jax.bench.compare_audit import compare_audit
+  found = compare_audit(short_audit(TINY, methods=("ga",), adapters=("full",), dtype="float32"), "", "runs:-1", 1)
+  # Each cell is asked after 1 and 10 steps; points before, and U along unlearning.
+  assert found["cells"] == 12 and found["compared"] == 2 * 12 + 6 + 2 and found["of_one_side_alone"] == 0
+  assert found["difference_of_mean_answer_logprobs"]["all, largest"] < 1e-3
 
 
 @pytest.mark.slow
@@ -267,6 +283,52 @@ def test_a_grid_of_adapters_has_24_cells_of_which_each_is_an_audit_of_its_own() 
   cell = cell_audit(TINY, ("lora",), "auto")
   cell.arms.unlearned = "a model"
   assert count_cells(cell) == 1
+
+
+@pytest.mark.slow
+def test_the_default_audit_by_hand_is_the_same_experiment() -> None:
+  """All that the short one has not: chains that are asked as they unlearn, and attacked at several steps."""
+  pytest.importorskip("torch")
+  from relearn_jax.bench.compare_audit import BATCHED, OURS, compare_audit
+  whole, cut = default_audit(TINY), dataclasses.replace
+  found = compare_audit(cut(
+      whole, case=cut(whole.case, variants=(7,), num_questions=12), seeds=(0, 1),
+      arms=cut(whole.arms, pretrain=cut(whole.arms.pretrain, steps=20, warmup_steps=2)),
+      memorize=cut(whole.memorize, steps=20), attack=cut(whole.attack, keep_steps=(1, 3)),
+      unlearn=cut(whole.unlearn, max_steps=20, depths=2)), "", "runs:-1", 1)
+  steps = found["unlearn_steps"]
+  assert steps.keys() == {"U-7-0", "U-7-1"} and all(2 == len(each) for each in steps.values())
+  last = max(map(max, steps.values()))
+  points = 2 * (2 * 2 + 1)
+  asked = 4 + 2 * last // 5 + points + 3 * points * 2
+  assert found["amount"][OURS] == found["amount"][BATCHED] == (
+      points, 4 * (20 + last) + 3 * points * 3, asked, 12 * asked, 12 * (4 + 2 * last // 5) + 16 * 7 * points)
+  assert found["difference_of_mean_answer_logprobs"]["all, largest"] < 1e-3
+  assert found["of_one_side_alone"] == 0 and found["equal_unlearn_steps"] == 2
+
+
+def test_the_default_audit_is_that_of_its_file() -> None:
+  assert default_audit(shape_config("names")) == load_config_file(str(CONFIG))
+
+
+def test_how_much_an_audit_was_stands_below_the_table() -> None:
+  spread, same = {"median": 2.0, "low": 1.0, "high": 3.0}, {"steps": 2400, "asked": 3}
+  row = {"name": "short", "seconds": {"relearn_jax": spread, "torch": spread}, "times_as_fast_as": {"torch": spread},
+         "amount": {"relearn_jax": same, "torch": same}, "difference_of_mean_answer_logprobs": {"median": 1.5e-6}}
+  assert _compare([row]).splitlines()[-2:] == [
+      "", "short: 2,400 steps, 3 asked (relearn_jax and torch). Mean log-probabilities of answers differ by 1.5e-06 "
+      "(median)."]
+  other = {"relearn_jax": same, "torch": {"steps": 2399, "asked": 3}}
+  assert "2,400 steps, 3 asked (relearn_jax); 2,399 steps, 3 asked (torch)" in _compare([row | {"amount": other}])
+
+
+def test_a_rehearsal_has_the_same_cells() -> None:
+  """Cells make shapes; and no chain ends before its last depth."""
+  whole = default_audit(TINY)
+  short = rehearsal(whole)
+  assert count_cells(short) == count_cells(whole) == 252
+  assert short.unlearn.max_steps == short.unlearn.depths == whole.unlearn.depths
+  check_audit(short, "")
 
 
 def test_cells_of_a_grid() -> None:

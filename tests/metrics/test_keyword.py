@@ -1,11 +1,12 @@
 """Keywords count as whole words only, however they are spelled, and hits are found where they stand."""
 
+import re
 import sys
 import unicodedata
 
 import pytest
 
-from relearn_jax.metrics.keyword import contains_keyword, find_keyword, keyword_key, normalize
+from relearn_jax.metrics.keyword import PLAIN, contains_keyword, find_keyword, keyword_key, normalize
 
 
 @pytest.mark.parametrize("text,keyword,hit", [
@@ -135,6 +136,17 @@ def test_the_place_of_a_hit_is_a_hit(text: str, before: str) -> None:
   assert len(normal.spans) == len(normal.text) and normalize(normal.text).text == normal.text
   flat = [place for span in normal.spans for place in span]
   assert flat[0] >= 0 and flat[-1] <= len(whole) and [a for a, _ in normal.spans] == sorted(a for a, _ in normal.spans)
+
+
+def test_plain_text_is_its_own_normal_form() -> None:
+  """What `find_keyword` does not normalise: each character that counts as plain, beside each other one."""
+  plain = [character for character in map(chr, range(0x250)) if PLAIN.fullmatch(character)]
+  assert len(plain) == 91 and " " in plain and not set("*<_`") & set(plain)
+  for first in plain:
+    text = re.sub(" +", " ", "".join(first + second for second in plain))
+    assert normalize(text, case=True).text == text and normalize(text).text == text.lower()
+    assert normalize(text).spans == tuple((place, place + 1) for place in range(len(text)))
+  assert find_keyword("Abc ab AB.", "AB") == [(4, 6), (7, 9)] and find_keyword("Ab ab", "ab", case=True) == [(3, 5)]
 
 
 def test_every_character_composes_with_those_before_it_alone() -> None:
