@@ -11,12 +11,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from relearn_jax.generation.gather import split_weights
 from relearn_jax.metrics.likelihood import token_scores
 from relearn_jax.models.decoder import Caches
 from relearn_jax.models.layers import LayerCache
-from relearn_jax.models.model import Model, Params, split_layers, whole
-
-SPLIT_BYTES = 2**30  # of weights that are copied on CPU so that each layer's lie by themselves, at most
+from relearn_jax.models.model import Model, Params, whole
 
 
 class Prompted(NamedTuple):
@@ -86,15 +85,6 @@ def with_new(cache: Caches, new: Any) -> Caches:
   return jax.tree.map(lambda one, kv: one._replace(new_k=kv[0], new_v=kv[1]), cache, new, is_leaf=_is_cache)
 
 
-def _split(cache: LayerCache) -> list[LayerCache]:
-  """A stacked cache as one for each layer."""
-  return [jax.tree.map(lambda leaf, i=i: leaf[i], cache) for i in range(cache.prompt_k.shape[0])]
-
-
-def _num_bytes(tree: Any) -> int:
-  return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-
-
 def choose(logits: Float[Array, "B V"], temperature: Float[Array, ""] | float, keys: Key[Array, " B"] | None,
            step: Int[Array, "*#B"] | int) -> Int[Array, " B"]:
   """Argmax, or with keys and a temperature above 0 a sample from softmax(logits / temperature)."""
@@ -137,9 +127,8 @@ def decode(model: Model, params: Params, prompted: Prompted, *, max_new_tokens: 
     shared: a base that all runs share; `params` are then adapters on it.
   """
   over_runs = jax.vmap if stacked else lambda function: function
-  if jax.default_backend() == "cpu" and "layers" in params and _num_bytes((params, shared)) <= SPLIT_BYTES:
-    params, prompted = over_runs(split_layers)(params), prompted._replace(cache=over_runs(_split)(prompted.cache))
-    shared = None if shared is None else split_layers(shared)
+  params, shared, cache = split_weights(model, params, shared, prompted.cache, stacked=stacked)
+  prompted = prompted._replace(cache=cache)
 
   def pick_each(hidden: Array, step: Int[Array, ""] | int) -> tuple[Array, Array]:
     one = lambda params, hidden, keys: pick(model, whole(params, None, shared), hidden, temperature, keys, step)
