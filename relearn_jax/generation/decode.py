@@ -50,8 +50,33 @@ def prefill(model: Model, params: Params, tokens: Int[Array, "B P"], lengths: In
     new_slots: room for new tokens in the cache.
   """
   hidden, cache = model.prefill(params, tokens, new_slots)
-  last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
-  return Prompted(cache, lengths, last)
+  return Prompted(cache, lengths, _last(hidden, lengths))
+
+
+def prefill_after(model: Model, params: Params, prefix: list[LayerCache], tokens: Int[Array, "B P"],
+                  lengths: Int[Array, " B"]) -> Prompted:
+  """Reads right-padded prompts after a prefix that was read before: up to rounding, what `prefill` of both gives.
+
+  Args:
+    model: architecture.
+    params: its parameters, which have been through `split_layers`.
+    prefix: of each layer, with the prefix of every row as its prompt.
+    tokens: prompts, at least one token each.
+    lengths: real tokens of each.
+
+  Returns:
+    A cache whose new slots are the prompts'; lengths with the prefix's.
+  """
+  def room(part: Float[Array, "B K S H"]) -> Float[Array, "B K P H"]:
+    return jnp.zeros((*part.shape[:2], tokens.shape[1], part.shape[3]), part.dtype)
+  fresh: Caches = [one._replace(new_k=room(one.prompt_k), new_v=room(one.prompt_v)) for one in prefix]
+  before = jnp.full(len(tokens), prefix[0].prompt_k.shape[2])
+  hidden, cache = extend(model, params, Prompted(fresh, before, jnp.zeros(())), tokens, 0)
+  return Prompted(cache, before + lengths, _last(hidden, lengths))
+
+
+def _last(hidden: Float[Array, "B P D"], lengths: Int[Array, " B"]) -> Float[Array, "B D"]:
+  return jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
 
 
 def extend(model: Model, params: Params, prompted: Prompted, tokens: Int[Array, "B T"],

@@ -1,7 +1,7 @@
 """Copies of weights that are made once, before tokens are decoded: what the loop would do for every token otherwise.
 
-Gathered: shards over `fsdp`, which each new token would gather anew. Split: each layer's weights and cache by themselves,
-which a loop over stacked layers copies out of the stack at each new token.
+Gathered: shards over `fsdp`, which each new token would gather anew. Split: each layer's weights and cache by
+themselves, which a loop over stacked layers copies out of the stack at each new token.
 """
 
 import functools

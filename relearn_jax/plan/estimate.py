@@ -150,8 +150,8 @@ def _copies(work: Work, stored: int, mesh: Mesh, room: float) -> int:
   """Bytes of one run's weights in the form that products read, where that is not how they are stored.
 
   One layer at a time in the scan, whole over `fsdp`, and the head. Training without remat in another
-  precision keeps the copies of all layers, as residuals. Decoding keeps what `work.gathered` and `work.split_off` say: c bytes
-  a number of all weights that lie over `fsdp`, nearly c P, and as much of the layers', each by itself.
+  precision keeps the copies of all layers, as residuals. Decoding keeps what `work.gathered` and `work.split_off` say:
+  c bytes a number of all weights that lie over `fsdp`, nearly c P, and as much of the layers', each by itself.
   """
   c, fsdp = work.compute_bytes, mesh.get("fsdp", 1)
   apart = c * split_off(work, mesh, room)

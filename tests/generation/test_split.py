@@ -1,4 +1,4 @@
-"""Layers of stacked runs that lie by themselves while tokens are decoded, where a device has room: no token copies them."""
+"""Layers of stacked runs lie by themselves while tokens are decoded, where a device has room: no token copies them."""
 
 import bisect
 import dataclasses
@@ -37,8 +37,8 @@ def runs(adapters: bool = False) -> tuple[Any, Any]:
   stack = lambda *trees: jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
   if not adapters:
     return stack(params(), params(1)), None
-  drawn = [jax.tree.map(lambda leaf, add=add: leaf + add, init_lora(MODEL, LORA, jax.random.key(0))) for add in (.1, .2)]
-  return stack(*drawn), params()
+  drawn = init_lora(MODEL, LORA, jax.random.key(0))
+  return stack(*(jax.tree.map(lambda leaf, add=add: leaf + add, drawn) for add in (0.1, 0.2))), params()
 
 
 def answer(trees: Any, shared: Any, model: Model = HALF) -> Any:
