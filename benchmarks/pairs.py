@@ -1,15 +1,19 @@
 """Ratios of the seconds of training steps that follow each other in one process, A, B, A, B: what a change brings.
 
-usage: PYTHONPATH=. python benchmarks/pairs.py softmax|packing|slots [--repeats=N]
+usage: PYTHONPATH=. python benchmarks/pairs.py softmax|packing|slots|prefix [--repeats=N]
 
 softmax: a step with the softmax's own derivative against one in which JAX derives it operation by operation.
 slots: completions of a file of prompts by slots against batches that are worked through as a whole, of prompts whose
   completions end by chance, after a geometric number of tokens, or never.
+prefix: completions of prompts behind a prefix that is read once against prompts that are read whole; the last line of
+  each shape has a local judge's proportions.
 packing: a step over packed rows against the same rows apart, of lengths as those of the TOFU questions and answers.
 """
 
 import dataclasses
+import functools
 import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +27,7 @@ from relearn_jax.data.batches import bucketize
 from relearn_jax.data.packing import pack_rows, packing_line
 from relearn_jax.data.rows import Encoded
 from relearn_jax.data.texts import stack_rows
+from relearn_jax.generation.prefix import read_prefix
 from relearn_jax.generation.prompt_files import complete
 from relearn_jax.generation.slots import complete_rows
 from relearn_jax.models import attention
@@ -124,6 +129,36 @@ def slots(repeats: int) -> None:
             f"{found.median:.2f} [{found.low:.2f}, {found.high:.2f}] of the seconds", flush=True)
 
 
+def prefix(repeats: int) -> None:
+  new = 64
+  for shape, number in (("names", 64), ("small", 16)):
+    for size, shared, own in ((16, 32, 64), (16, 64, 64), (16, 128, 64), (16, 256, 64), (8, 144, 256)):
+      config = dataclasses.replace(shape_config(shape), max_positions=1024)
+      model, rng = Model(config), np.random.default_rng(0)
+      params = split_layers(random_params(model, jnp.float32, MESH))
+      draw = lambda length, rng=rng, config=config: rng.integers(1, config.vocab_size, length).tolist()
+      begin, ends = draw(shared), [draw(length) for length in rng.integers(own // 2 + 1, own + 1, number)]
+      given = {"model": model, "batch_size": size, "max_new_tokens": new, "eos_ids": ()}
+      seconds: dict[str, list[float]] = {"old": [], "new": []}
+
+      def complete_all(name: str, params=params, begin=begin, ends=ends, shared=shared, own=own, given=given,
+                       seconds=seconds) -> dict:
+        clock = time.process_time()
+        read = read_prefix(params, np.array(begin, np.int32), model=given["model"]) if name == "new" else None
+        (rows,) = bucketize(ends if read else [begin + end for end in ends], buckets=(own if read else shared + own,))
+        found = {one.row: one.tokens for one in complete_rows(params, rows, None, 0.0, prefix=read, **given)}
+        seconds[name].append(time.process_time() - clock)
+        return found
+      with jax.default_matmul_precision("highest"):
+        old, got = complete_all("old"), complete_all("new")
+        took = in_turns({name: functools.partial(complete_all, name) for name in seconds}, repeats)
+      found = ratio(took["new"], took["old"])
+      cpu = np.median(np.divide(seconds["new"], seconds["old"])[1:])
+      print(f"{shape}, {number} prompts, {size} slots, {shared} tokens shared, up to {own} of each, {new} new: "
+            f"{found.median:.2f} [{found.low:.2f}, {found.high:.2f}] of the seconds, {cpu:.2f} of CPU; "
+            f"{sum(old[row] == got[row] for row in old)} with the same tokens", flush=True)
+
+
 if __name__ == "__main__":
   count = next((int(flag.split("=")[1]) for flag in sys.argv[2:] if flag.startswith("--repeats=")), 20)
-  {"softmax": softmax, "packing": packing, "slots": slots}[sys.argv[1]](count)
+  {"softmax": softmax, "packing": packing, "slots": slots, "prefix": prefix}[sys.argv[1]](count)

@@ -241,17 +241,20 @@ def _define_generate(values: flags.FlagValues) -> None:
   flags.DEFINE_integer("seed", 0, "Decides what is sampled.", flag_values=values)
   flags.DEFINE_multi_string("stop", [], "A completion ends before this text; may be given several times.",
                             flag_values=values)
+  _path_flag(values, "prefix", "Text file that is put before every prompt as it is, and read once.")
 
 
 def _generate(values: flags.FlagValues) -> str:
   _required(values, "model", "prompts", "output", "max_new_tokens")
   from relearn_jax.generation.prompt_files import generate_file
+  from relearn_jax.generation.prompts import read_prefix_text
   from relearn_jax.parallel.start import start
   start()
   number = generate_file(
       values.model, values.prompts, pathlib.Path(values.output), max_new_tokens=values.max_new_tokens,
       batch_size=values.batch_size, temperature=values.temperature, seed=values.seed,
-      samples=values.samples, stop=values.stop, mesh=values.mesh, chat=_chat(values), dtype=values.dtype)
+      samples=values.samples, stop=values.stop, mesh=values.mesh, chat=_chat(values), dtype=values.dtype,
+      prefix=read_prefix_text(pathlib.Path(values.prefix)) if values.prefix else "")
   return f"{number} completions: {values.output}"
 
 

@@ -11,12 +11,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from relearn_jax.generation.gather import split_weights
 from relearn_jax.metrics.likelihood import token_scores
 from relearn_jax.models.decoder import Caches
 from relearn_jax.models.layers import LayerCache
-from relearn_jax.models.model import Model, Params, split_layers, whole
-
-SPLIT_BYTES = 2**30  # of weights that are copied on CPU so that each layer's lie by themselves, at most
+from relearn_jax.models.model import Model, Params, whole
 
 
 class Prompted(NamedTuple):
@@ -51,8 +50,33 @@ def prefill(model: Model, params: Params, tokens: Int[Array, "B P"], lengths: In
     new_slots: room for new tokens in the cache.
   """
   hidden, cache = model.prefill(params, tokens, new_slots)
-  last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
-  return Prompted(cache, lengths, last)
+  return Prompted(cache, lengths, _last(hidden, lengths))
+
+
+def prefill_after(model: Model, params: Params, prefix: list[LayerCache], tokens: Int[Array, "B P"],
+                  lengths: Int[Array, " B"]) -> Prompted:
+  """Reads right-padded prompts after a prefix that was read before: up to rounding, what `prefill` of both gives.
+
+  Args:
+    model: architecture.
+    params: its parameters, which have been through `split_layers`.
+    prefix: of each layer, with the prefix of every row as its prompt.
+    tokens: prompts, at least one token each.
+    lengths: real tokens of each.
+
+  Returns:
+    A cache whose new slots are the prompts'; lengths with the prefix's.
+  """
+  def room(part: Float[Array, "B K S H"]) -> Float[Array, "B K P H"]:
+    return jnp.zeros((*part.shape[:2], tokens.shape[1], part.shape[3]), part.dtype)
+  fresh: Caches = [one._replace(new_k=room(one.prompt_k), new_v=room(one.prompt_v)) for one in prefix]
+  before = jnp.full(len(tokens), prefix[0].prompt_k.shape[2])
+  hidden, cache = extend(model, params, Prompted(fresh, before, jnp.zeros(())), tokens, 0)
+  return Prompted(cache, before + lengths, _last(hidden, lengths))
+
+
+def _last(hidden: Float[Array, "B P D"], lengths: Int[Array, " B"]) -> Float[Array, "B D"]:
+  return jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
 
 
 def extend(model: Model, params: Params, prompted: Prompted, tokens: Int[Array, "B T"],
@@ -84,15 +108,6 @@ def new_part(cache: Caches) -> Any:
 def with_new(cache: Caches, new: Any) -> Caches:
   """The cache with what `new_part` gave of it, or of a later one."""
   return jax.tree.map(lambda one, kv: one._replace(new_k=kv[0], new_v=kv[1]), cache, new, is_leaf=_is_cache)
-
-
-def _split(cache: LayerCache) -> list[LayerCache]:
-  """A stacked cache as one for each layer."""
-  return [jax.tree.map(lambda leaf, i=i: leaf[i], cache) for i in range(cache.prompt_k.shape[0])]
-
-
-def _num_bytes(tree: Any) -> int:
-  return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def choose(logits: Float[Array, "B V"], temperature: Float[Array, ""] | float, keys: Key[Array, " B"] | None,
@@ -137,9 +152,8 @@ def decode(model: Model, params: Params, prompted: Prompted, *, max_new_tokens: 
     shared: a base that all runs share; `params` are then adapters on it.
   """
   over_runs = jax.vmap if stacked else lambda function: function
-  if jax.default_backend() == "cpu" and "layers" in params and _num_bytes((params, shared)) <= SPLIT_BYTES:
-    params, prompted = over_runs(split_layers)(params), prompted._replace(cache=over_runs(_split)(prompted.cache))
-    shared = None if shared is None else split_layers(shared)
+  params, shared, cache = split_weights(model, params, shared, prompted.cache, stacked=stacked)
+  prompted = prompted._replace(cache=cache)
 
   def pick_each(hidden: Array, step: Int[Array, ""] | int) -> tuple[Array, Array]:
     one = lambda params, hidden, keys: pick(model, whole(params, None, shared), hidden, temperature, keys, step)

@@ -8,16 +8,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from relearn_jax.cases.sources import parse_source, read_source, source_input
-from relearn_jax.data.batches import bucketize
 from relearn_jax.data.chat import ChatSettings, open_chat
-from relearn_jax.data.jsonl import Kind, check_writable, write_jsonl
-from relearn_jax.data.tokens import completion_text, prompt_ids
+from relearn_jax.data.jsonl import Kind, Row, check_writable, write_jsonl
+from relearn_jax.data.tokens import completion_text, prompt_ids, row_ids
 from relearn_jax.errors import InputError
 from relearn_jax.generation.decode import Generated, decode, prefill
 from relearn_jax.generation.gather import gather_weights
+from relearn_jax.generation.prefix import bucketize_after, read_prefix, shared_ids
 from relearn_jax.generation.prompts import check_batch_size, check_output, end_ids
 from relearn_jax.generation.slots import complete_rows
 from relearn_jax.generation.stop import find_stop
@@ -35,11 +36,12 @@ FIELDS: dict[str, Kind] = {"id": str, "prompt": str}
 def generate_file(model_name: str, prompts: str | pathlib.Path, output: pathlib.Path, *, max_new_tokens: int,
                   batch_size: int = 32, temperature: float = 0.0, seed: int = 0, samples: int = 1,
                   stop: Sequence[str] = (), mesh: str | None = None, chat: ChatSettings | None = None,
-                  dtype: str = "auto") -> int:
+                  dtype: str = "auto", prefix: str = "") -> int:
   """Completes the prompts of a file, or of another source.
 
   A row's completion depends on its prompt, and if sampled on its place in the file and the seed, but on
-  no other row and not on the batch size. Prompts are given as they are, unless `chat` is set.
+  no other row and not on the batch size. Prompts are given as they are, unless `chat` is set. What stands before all of
+  them, `prefix` and what a template puts before the user's text, is read once.
 
   Args:
     model_name: folder or hub id of a checkpoint.
@@ -58,6 +60,7 @@ def generate_file(model_name: str, prompts: str | pathlib.Path, output: pathlib.
     samples: completions of each prompt, which is read once; the first is what it is without the others.
     stop: a completion ends before the first of these to be complete, and `token_ids` with the token that
       completes it. They are looked for after decoding, so they shorten the text, not the time.
+    prefix: text that is put before every prompt; in the user's turn, where `chat` is set.
 
   Returns:
     The number of completions.
@@ -73,8 +76,11 @@ def generate_file(model_name: str, prompts: str | pathlib.Path, output: pathlib.
   eos_ids = end_ids(checked)
   told = None if chat is None else open_chat(chat, tokenizer, checked.path, "--chat_template", "--chat_")
   positions = checked.config.max_positions
-  asked = [prompt_ids(tokenizer, row, file, positions, max_new_tokens, chat=told) for row in rows]
-  check_inputs_alike(lambda: file_digests({**checked.deciding_files(), "--prompts": source_input(prompts)}))
+  after = lambda row: Row({**row, "prompt": prefix + row["prompt"]}, row.line) if prefix else row
+  asked = [prompt_ids(tokenizer, after(row), file, positions, max_new_tokens, chat=told) for row in rows]
+  shared = shared_ids(lambda text: row_ids(tokenizer, after(Row({"prompt": text}, 0)), file, "prompt", chat=told))
+  check_inputs_alike(lambda: file_digests({**checked.deciding_files(), "--prompts": source_input(prompts),
+                                           "--prefix": prefix}))
   mesh = mesh or default_rows_mesh()
   sizes = None if mesh is None else check_mesh(mesh, checked.config)
   check_output(file, output)
@@ -91,9 +97,11 @@ def generate_file(model_name: str, prompts: str | pathlib.Path, output: pathlib.
   # Where it is float32, in full precision: by default accelerators multiply fp32 in fewer bits, and near-ties between
   # tokens would fall differently than elsewhere.
   with progress(len(rows) * samples, "generate", "row") as bar, jax.default_matmul_precision("highest"), use_mesh(on):
-    for batch in bucketize(asked):
+    read = read_prefix(params, np.array(shared, np.int32), model=model) if shared else None
+    for batch, begins in bucketize_after(asked, shared):
       for done in complete_rows(params, batch, None if keys is None else keys[batch.indices], temperature, model=model,
-                                batch_size=slots, max_new_tokens=max_new_tokens, eos_ids=eos_ids):
+                                batch_size=slots, max_new_tokens=max_new_tokens, eos_ids=eos_ids,
+                                prefix=read if begins else None):
         if not done.sound:
           raise InputError(f"gives no finite numbers for {prompts}:{rows[done.row].line}", file=checked.path,
                            field="--model", mend="give a checkpoint whose weights are finite")

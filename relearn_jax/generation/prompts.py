@@ -20,6 +20,21 @@ def check_output(data: pathlib.Path, output: pathlib.Path) -> None:
     raise InputError("is the file that is read", file=output, field="--output", mend="give another file")
 
 
+def read_prefix_text(path: pathlib.Path) -> str:
+  """The text that is put before every prompt, as it stands in a file, a last newline included.
+
+  Raises:
+    InputError: it cannot be read, or is empty.
+  """
+  try:
+    text = path.read_bytes().decode()
+  except (OSError, UnicodeDecodeError) as error:
+    raise InputError(f"cannot be read ({error})", file=path, field="--prefix", mend="give a text file") from None
+  if not text:
+    raise InputError("is empty", file=path, field="--prefix", mend="write text into it, or leave the flag out")
+  return text
+
+
 def end_ids(checked: Checked) -> tuple[int, ...]:
   """Ids that end a completion: the generation config's, as in transformers, else config.json's.
 

@@ -106,6 +106,16 @@ def messages(prompt: JudgePrompt, question: Asked, said: str) -> tuple[str, str]
   return system, _SLOT.sub(lambda slot: values[slot[1]], user)
 
 
+def opening_of(prompt: JudgePrompt) -> tuple[str, str]:
+  """What `messages` says to every judge of every answer: the system's turn, and the beginning of the user's.
+
+  >>> opening_of(PROMPTS["fact"])[1][-25:]
+  '"====" and carry the tag '
+  """
+  system, user = _text(prompt.name)
+  return system, _SLOT.split(user)[0]
+
+
 def read_rating(prompt: JudgePrompt, reply: str) -> float | None:
   """The score that a judge's reply gives, from 0 to 1; None where it gives none, or several that differ.
 

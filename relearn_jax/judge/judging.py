@@ -26,7 +26,15 @@ from relearn_jax.audit.summary import summarize
 from relearn_jax.errors import InputError
 from relearn_jax.judge.agreement import Pair, every_pair
 from relearn_jax.judge.endpoint import OPENAI, Endpoint, Reply
-from relearn_jax.judge.judge_prompts import JudgePrompt, fingerprint_of, get_prompt, is_cut, messages, read_rating
+from relearn_jax.judge.judge_prompts import (
+  JudgePrompt,
+  fingerprint_of,
+  get_prompt,
+  is_cut,
+  messages,
+  opening_of,
+  read_rating,
+)
 from relearn_jax.judge.local_judge import LocalJudge
 from relearn_jax.judge.replies import Limits, all_replies, cache_key, open_cache, statement
 from relearn_jax.metrics.ratings import PREFIX, is_rating
@@ -77,13 +85,14 @@ def open_judge(settings: JudgeSettings) -> tuple[Endpoint | LocalJudge, str]:
   if not (0 < settings.timeout < float("inf") and settings.batch_size > 0):
     raise InputError(f"are {settings.timeout} and {settings.batch_size}", field="--timeout, --batch_size",
                      mend="expected positive numbers")
-  judge = open_model(settings.judge, settings.base_url, settings.seed, settings.timeout, settings.batch_size)
+  judge = open_model(settings.judge, settings.base_url, settings.seed, settings.timeout, settings.batch_size,
+                     opening=opening_of(get_prompt(settings.prompt)))
   return judge, settings.name or pathlib.PurePath(settings.judge.partition(":")[2]).name
 
 
-def open_model(text: str, base_url: str, seed: int, timeout: float, batch_size: int, flag: str = "--judge"
-               ) -> Endpoint | LocalJudge:
-  """A model that is asked in words: "openai:MODEL" behind an endpoint, or "local:FOLDER".
+def open_model(text: str, base_url: str, seed: int, timeout: float, batch_size: int, flag: str = "--judge",
+               opening: tuple[str, str] = ("", "")) -> Endpoint | LocalJudge:
+  """A model that is asked in words: "openai:MODEL" behind an endpoint, or "local:FOLDER", which reads `opening` once.
 
   Raises:
     InputError: it is of neither kind; `flag` is where it was set.
@@ -93,7 +102,7 @@ def open_model(text: str, base_url: str, seed: int, timeout: float, batch_size: 
     raise InputError(f"is {text!r}", field=flag, mend="expected openai:MODEL (behind --base_url), or local:FOLDER")
   if kind == "openai":
     return Endpoint(model, base_url, seed=seed, timeout=timeout, flag=flag)
-  return LocalJudge(str(pathlib.Path(model).expanduser()) if "~" in model else model, batch_size)
+  return LocalJudge(str(pathlib.Path(model).expanduser()) if "~" in model else model, batch_size, opening)
 
 
 def judge_workdir(workdir: pathlib.Path, settings: JudgeSettings, cache: pathlib.Path) -> str:

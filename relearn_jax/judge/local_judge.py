@@ -16,19 +16,24 @@ from relearn_jax.models.checkpoint_sources import open_checkpoint
 from relearn_jax.workdir import file_digests
 
 
+def _one_turn(system: str, user: str) -> str:
+  return f"{system}\n\n{user}"
+
+
 class LocalJudge:
   """A checkpoint, greedy; by its chat template, where it has one."""
 
-  def __init__(self, model: str, batch_size: int = 8):
+  def __init__(self, model: str, batch_size: int = 8, opening: tuple[str, str] = ("", "")):
     """
     Args:
       model: Hugging Face folder or hub id.
       batch_size: answers judged together.
+      opening: a system's turn, and how each user's turn begins: what all of them begin with is read once.
 
     Raises:
       InputError: it cannot be opened.
     """
-    self.model, self.batch_size = model, batch_size
+    self.model, self.batch_size, self.prefix = model, batch_size, _one_turn(*opening) if any(opening) else ""
     self._checked, self._tokenizer = open_checkpoint(model)
     self._settings = ChatSettings() if getattr(self._tokenizer, "chat_template", None) else None
 
@@ -43,7 +48,8 @@ class LocalJudge:
     Raises:
       InputError: the checkpoint gives no finite numbers.
     """
-    texts = [f"{system}\n\n{user}" + ("" if self._settings else "\n\n") for system, user in asked]
+    assert all(_one_turn(*turns).startswith(self.prefix) for turns in asked)
+    texts = [_one_turn(*turns) + ("" if self._settings else "\n\n") for turns in asked]
     fitting = [number for number, text in enumerate(texts) if self._fits(text)]
     yield from ((number, Reply(problem="does not fit into the judge's context"))
                 for number in sorted(set(range(len(asked))) - set(fitting)))
@@ -51,9 +57,10 @@ class LocalJudge:
       return
     with tempfile.TemporaryDirectory() as folder:
       prompts, output = (pathlib.Path(folder) / f"{name}.jsonl" for name in ("prompts", "replies"))
-      write_jsonl(prompts, ({"id": str(number), "prompt": texts[number]} for number in fitting))
+      write_jsonl(prompts, ({"id": str(number), "prompt": texts[number].removeprefix(self.prefix)}
+                            for number in fitting))
       generate_file(self.model, prompts, output, max_new_tokens=REPLY_TOKENS, batch_size=self.batch_size,
-                    chat=self._settings)
+                    chat=self._settings, prefix=self.prefix)
       for row in read_jsonl(output, {"id": str, "completion": str}):
         yield int(row["id"]), Reply(row["completion"], model=pathlib.Path(self.model).name)
 

@@ -46,7 +46,7 @@ class Device:
 
   @property
   def room(self) -> float:
-    """Bytes of it that weights gathered for decoding may take; see `generation.gather`."""
+    """Bytes of it that copies of weights for decoding may take; see `generation.gather`."""
     return self.usable_bytes / SHARE
 
 

@@ -18,12 +18,15 @@ from relearn_jax.plan.work import (
   Phase,
   Work,
   adapter_leaves,
+  cache_bytes,
+  cache_per_token,
   count,
   count_shard,
   gathered,
   leaves,
   linears,
   output_head,
+  split_off,
   whole_over_fsdp,
 )
 
@@ -98,11 +101,6 @@ def _logits_bytes(work: Work, rows: int, shards: int) -> int:
   return copies * position * positions // shards
 
 
-def cache_per_token(config: ModelConfig, compute_bytes: int, tensor: int = 1) -> int:
-  """Bytes of the keys and values of one token: 2 c L K H."""
-  return 2 * compute_bytes * config.num_layers * -(-config.num_kv_heads // tensor) * config.head_dim
-
-
 def mean_keys(length: float, window: int | None) -> float:
   """Keys that a token attends to, on average over a row: T / 2, or w - w^2 / (2 T) in a window w < T."""
   return length / 2 if window is None or window >= length else window - window**2 / (2 * length)
@@ -152,21 +150,22 @@ def _copies(work: Work, stored: int, mesh: Mesh, room: float) -> int:
   """Bytes of one run's weights in the form that products read, where that is not how they are stored.
 
   One layer at a time in the scan, whole over `fsdp`, and the head. Training without remat in another
-  precision keeps the copies of all layers, as residuals. Decoding keeps what `work.gathered` says: c bytes a number of
-  all weights that lie over `fsdp`, nearly c P.
+  precision keeps the copies of all layers, as residuals. Decoding keeps what `work.gathered` and `work.split_off` say:
+  c bytes a number of all weights that lie over `fsdp`, nearly c P, and as much of the layers', each by itself.
   """
   c, fsdp = work.compute_bytes, mesh.get("fsdp", 1)
+  apart = c * split_off(work, mesh, room)
   if numbers := gathered(work, mesh, room):
-    return c * numbers
+    return c * numbers + apart
   if stored == c and fsdp == 1:
-    return 0
+    return apart
   whole = whole_over_fsdp(mesh)
   products = linears(work.config)
   layer = c * count_shard(products, whole) // work.config.num_layers
   head = c * count_shard([output_head(work.config)], whole)
   if stored != c and work.kind == "train" and work.remat == "none":
     return c * count_shard(products, mesh) + head + (layer if fsdp > 1 else 0)
-  return layer + head
+  return (apart or layer) + head
 
 
 def estimate(work: Work, mesh: Mesh, room: float = math.inf) -> Estimate:
@@ -181,12 +180,12 @@ def estimate(work: Work, mesh: Mesh, room: float = math.inf) -> Estimate:
   (`recipes.defence_cost`).
   Traffic: weights once for each pass over them and micro-batch, 28 bytes a trained parameter for the update
   (reads parameter, gradient and moments, writes all but the gradient), in decoding weights and cache once a token; with
-  `fsdp` the weights are those that were gathered, c bytes a number.
+  `fsdp` the weights are those that were gathered, c bytes a number, and so are layers' where they are copied apart.
 
   Args:
     work: the stage.
     mesh: sizes of the axes `AXES`.
-    room: bytes of a device that weights gathered for decoding may take; see `work.gathered`.
+    room: bytes of a device that copies for decoding may take; see `work.gathered` and `work.split_off`.
   """
   if unknown := set(mesh) - set(AXES):
     raise InputError(f"has the axis {sorted(unknown)[0]!r}", field="mesh", mend=f"expected {', '.join(AXES)}")
@@ -214,12 +213,13 @@ def estimate(work: Work, mesh: Mesh, room: float = math.inf) -> Estimate:
       again = tokens * config.num_layers * kept_per_token(config, work.length, "none", c, tensor)
       kept += math.ceil(work.inner * (again + 4 * rows_here * work.counted * config.vocab_size // tensor))
   layer = tokens * _work_per_token(work, tensor)
+  apart = split_off(work, mesh, room)
   if work.kind == "generate":
     slots = max(1, work.max_new_tokens - 1)
     each = rows_here * cache_per_token(config, c, tensor)
-    cache = each * (work.length + slots)
-    # A step's scan writes the new slots anew, and joins one layer's prompt and new keys.
-    layer = max(layer, each * slots + each * (work.length + slots) // config.num_layers)
+    cache = cache_bytes(work, mesh) * (2 if apart else 1)
+    if not apart:  # a step's scan writes the new slots anew, and joins one layer's prompt and new keys
+      layer = max(layer, each * slots + each * (work.length + slots) // config.num_layers)
   elif work.kind == "score":
     cache = tokens * cache_per_token(config, c, tensor)
   if work.kind in ("train", "reference"):
@@ -229,11 +229,12 @@ def estimate(work: Work, mesh: Mesh, room: float = math.inf) -> Estimate:
     if work.kl and work.adapter == "full":  # a frozen head is the model's own
       reference += work.reference_heads * stored * count_shard([output_head(config)], mesh)
 
-  flops, phases = _time(work, mesh, stored, trained_here, runs)
+  flops, phases = _time(work, mesh, stored, trained_here, runs, apart)
   return Estimate(
       num_params=count(base) + count(extra), num_trained=count(trained) if training else 0,
       weights=bases * stored * count_shard(base, mesh) + models * 4 * count_shard(extra, mesh),
-      compute=(1 if work.shared else models - waiting) * _copies(work, stored, mesh, room),
+      compute=((1 if work.shared else models - waiting) * _copies(work, stored, mesh, room)
+               + (4 * (models - waiting) * count(extra) if apart else 0)),
       gradients=runs * trained_here * (8 if parts > 1 else 4) if training else 0,
       optimizer=(waiting or runs) * trained_here * 8 + runs * trained_here * 4 * work.copies,
       update=runs * 8 * max((count_shard([leaf], mesh) for leaf in trained), default=0) if training else 0,
@@ -242,8 +243,12 @@ def estimate(work: Work, mesh: Mesh, room: float = math.inf) -> Estimate:
       phases=phases, compute_bytes=c)
 
 
-def _time(work: Work, mesh: Mesh, stored: int, trained_here: int, runs: int) -> tuple[float, tuple[Phase, ...]]:
-  """FLOPs of a step of all runs, and its phases on one device; see `estimate`."""
+def _time(work: Work, mesh: Mesh, stored: int, trained_here: int, runs: int, apart: int
+          ) -> tuple[float, tuple[Phase, ...]]:
+  """FLOPs of a step of all runs, and its phases on one device, where decoding reads `apart` numbers that were copied.
+
+  See `estimate`.
+  """
   config = work.config
   parts, row_shards = work.num_microbatches if work.kind == "train" else 1, mesh.get("data", 1) * mesh.get("fsdp", 1)
   # Rows are not divided: a device has whole ones, or only padding.
@@ -270,5 +275,7 @@ def _time(work: Work, mesh: Mesh, stored: int, trained_here: int, runs: int) -> 
       config, work.compute_bytes, mesh.get("tensor", 1))
   if mesh.get("fsdp", 1) > 1:
     base = work.compute_bytes * count_shard(read, whole_over_fsdp(mesh))
+  else:
+    base -= (stored - work.compute_bytes) * apart
   moved = work.max_new_tokens * (base * (1 if work.shared else runs) + runs * (extra + cache))
   return work.runs * (one + decode), (first, Phase(runs * decode * share, moved, decodes=True))

@@ -113,7 +113,7 @@ class Estimate:
     num_params: of one run, with its adapter.
     num_trained: of one run.
     weights: as stored: fp32 where they are trained.
-    compute: copies of weights in compute precision, or gathered from their shards.
+    compute: copies of weights in compute precision, gathered from their shards, or with each layer's by themselves.
     gradients: fp32; twice where micro-batches are added up.
     optimizer: Adam's two moments, and the copies of what is trained that an objective holds, fp32.
     update: copies of the largest trained array's moments, which are read while they are written.
@@ -223,6 +223,18 @@ def whole_over_fsdp(mesh: Mesh) -> Mesh:
   return dict(mesh) | {"fsdp": 1}
 
 
+def cache_per_token(config: ModelConfig, compute_bytes: int, tensor: int = 1) -> int:
+  """Bytes of the keys and values of one token: 2 c L K H."""
+  return 2 * compute_bytes * config.num_layers * -(-config.num_kv_heads // tensor) * config.head_dim
+
+
+def cache_bytes(work: Work, mesh: Mesh) -> int:
+  """Bytes of one run's keys and values on a device, of the prompts and of what is generated."""
+  rows = -(-work.rows // (mesh.get("data", 1) * mesh.get("fsdp", 1)))
+  slots = max(1, work.max_new_tokens - 1)
+  return rows * (work.length + slots) * cache_per_token(work.config, work.compute_bytes, mesh.get("tensor", 1))
+
+
 def gathered(work: Work, mesh: Mesh, room: float) -> int:
   """Numbers of one run's weights that a device holds whole over `fsdp` while a batch of questions is answered.
 
@@ -232,5 +244,24 @@ def gathered(work: Work, mesh: Mesh, room: float) -> int:
   if work.kind != "generate" or mesh.get("fsdp", 1) == 1:
     return 0
   numbers = count_shard([leaf for leaf in leaves(work.config) if SPREAD in leaf.axes], whole_over_fsdp(mesh))
-  bases = 1 if work.shared else -(-work.runs // mesh.get("runs", 1))
-  return numbers if work.compute_bytes * bases * numbers <= room else 0
+  return numbers if work.compute_bytes * _bases(work, mesh) * numbers <= room else 0
+
+
+def split_off(work: Work, mesh: Mesh, room: float) -> int:
+  """Numbers of one run's weights that a device copies so that each layer's lie by themselves while tokens are decoded.
+
+  0 where this copy, of adapters and cache too, and what was gathered are together more than `room` bytes, and where
+  weights stay divided over `fsdp`. See `generation.gather.split_weights`.
+  """
+  before = gathered(work, mesh, room)
+  if work.kind != "generate" or mesh.get("fsdp", 1) > 1 and not before:
+    return 0
+  layers = [leaf for leaf in leaves(work.config) if SPREAD in leaf.axes and leaf.path.startswith("layers/")]
+  numbers = count_shard(layers, whole_over_fsdp(mesh))
+  adapter = adapter_leaves(work.config, work.lora_rank, work.lora_targets) if work.adapter == "lora" else ()
+  own = -(-work.runs // mesh.get("runs", 1)) * (4 * count(adapter) + cache_bytes(work, mesh))
+  return numbers if work.compute_bytes * _bases(work, mesh) * (before + numbers) + own <= room else 0
+
+
+def _bases(work: Work, mesh: Mesh) -> int:
+  return 1 if work.shared else -(-work.runs // mesh.get("runs", 1))

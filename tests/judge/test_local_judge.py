@@ -10,6 +10,7 @@ import pytest
 from relearn_jax.audit.pretrained import word_tokenizer
 from relearn_jax.audit.results_file import read_rows
 from relearn_jax.judge import endpoint, local_judge
+from relearn_jax.judge.judge_prompts import PROMPTS, opening_of
 from relearn_jax.models.export import export
 from relearn_jax.models.model import Model
 
@@ -47,5 +48,9 @@ def test_a_checkpoint_rates_answers(tmp_path: pathlib.Path, monkeypatch: pytest.
   values = rows[rows["metric"] == "judge:fact:sure"]["value"]
   assert set(values.dropna()) == {1.0} and values.isna().sum() == 3  # of three seeds
   assert facts["judges"]["judge:fact:sure"]["distinct"] == 13
+  opening = opening_of(PROMPTS["fact"])
+  asked = [(opening[0], opening[1] + tag) for tag in ("resin", "[[no]]")]
+  told, untold = (list(local_judge.LocalJudge(str(folder), 2, given).replies(asked)) for given in (opening, ("", "")))
+  assert told == untold and [number for number, _ in told] == [0, 1]
   done = relearn(tmp_path, "judge", f"--workdir={workdir}", "--judge=local:nowhere", status=2)
   assert "nowhere" in done.stderr

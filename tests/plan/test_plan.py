@@ -116,7 +116,7 @@ def test_cache(name: str, kib: int) -> None:
   config = model(name)
   assert cache_per_token(config, 2) == kib * 1024
   work = Work("ask", "generate", config, runs=2, rows=4, length=64, max_new_tokens=33, param_dtype=2, compute_bytes=2)
-  assert estimate(work, ONE).cache == 2 * 4 * (64 + 32) * kib * 1024
+  assert estimate(work, ONE, 0).cache == 2 * 4 * (64 + 32) * kib * 1024
 
 
 def test_a_reference_is_hidden_states_and_a_head() -> None:
@@ -139,7 +139,9 @@ def test_decoding_keeps_and_reads_whole_weights() -> None:
   ask = Work("ask", "generate", LLAMA, runs=2, rows=8, length=16, max_new_tokens=10, compute_bytes=2)
   whole = 2 * 2 * (numbers - norms) // 2
   kept, anew = estimate(ask, mesh, whole), estimate(ask, mesh, whole - 1)
-  assert kept.compute == whole and estimate(dataclasses.replace(ask, shared=True), mesh).compute == whole // 2
+  assert kept.compute == whole
+  assert estimate(dataclasses.replace(ask, shared=True), mesh, whole // 2).compute == whole // 2
+  assert estimate(ask, mesh).compute == 2 * whole - 2 * 2 * 2 * ends // 2  # of the layers another one
   assert anew.compute == 2 * 2 * ((numbers - norms - 2 * ends) // 32 + ends) // 2  # a layer and the head
   cache = 2 * 2 * (16 + 10) * 512 * 1024 // 2  # two runs, two rows, half of the heads
   assert kept.phases == anew.phases and kept.phases[1].bytes == 10 * (whole - 2 * ends + 2 * 2 * norms + cache)
