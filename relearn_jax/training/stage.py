@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from relearn_jax import interrupts
+from relearn_jax import host_memory, interrupts
 from relearn_jax.data.order import Order
 from relearn_jax.data.prepared import PreparedRows
 from relearn_jax.models.model import Model, Params
@@ -162,7 +162,9 @@ def run_stage(stage: Stage, model: Model, start: Callable[[], Params], mesh: Mes
       bar.update(1)
       if step in stage.keep:
         writer.flush()
-        if ended := release(step):
+        ended = release(step)
+        host_memory.tidy()
+        if ended:
           bar.total = step  # all that was to do
           bar.refresh()
           break
