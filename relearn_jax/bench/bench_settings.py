@@ -112,13 +112,13 @@ def _check_grid(settings: BenchSettings, config: ModelConfig) -> None:
 def _check_compare(settings: BenchSettings) -> None:
   if settings.compare not in ("", "torch"):
     raise InputError(f"is {settings.compare!r}", field="--compare", mend="expected torch")
-  if settings.compare and importlib.util.find_spec("torch") is None:
-    raise InputError("is torch, which is not installed", field="--compare", mend="pip install 'relearn_jax[parity]'")
   if settings.audit:
     _among("audit", [settings.audit], AUDITS)
     if not (settings.grid and settings.compare):
       raise InputError("says which audit is done by hand, and none is", field="--audit",
                        mend="give --grid --compare=torch too, or leave it out")
+  if settings.compare and importlib.util.find_spec("torch") is None:
+    raise InputError("is torch, which is not installed", field="--compare", mend="pip install 'relearn_jax[parity]'")
 
 
 def settings_of(values: Any) -> BenchSettings:

@@ -217,9 +217,10 @@ def estimate(work: Work, mesh: Mesh, room: float = math.inf) -> Estimate:
   if work.kind == "generate":
     slots = max(1, work.max_new_tokens - 1)
     each = rows_here * cache_per_token(config, c, tensor)
-    cache = cache_bytes(work, mesh) * (2 if apart else 1)
-    if not apart:  # a step's scan writes the new slots anew, and joins one layer's prompt and new keys
-      layer = max(layer, each * slots + each * (work.length + slots) // config.num_layers)
+    cache = cache_bytes(work, mesh)
+    # Where layers are copied apart their caches are too, once prompts have been read. Otherwise a step's scan writes
+    # the new slots anew, and joins one layer's prompt and new keys.
+    layer = max(layer, cache if apart else each * slots + each * (work.length + slots) // config.num_layers)
   elif work.kind == "score":
     cache = tokens * cache_per_token(config, c, tensor)
   if work.kind in ("train", "reference"):

@@ -202,9 +202,9 @@ def counted(monkeypatch: pytest.MonkeyPatch, compiled: list[str]) -> list[tuple[
   """For every bucket of cells that is attacked from now on: how many there are, and what was compiled for them."""
   real, found = pipeline.attack, []
 
-  def attack(exp: Any, stage: Any, cells: Any) -> None:
+  def attack(exp: Any, stage: Any, cells: Any, *rest: Any) -> None:
     before = len(compiled)
-    real(exp, stage, cells)
+    real(exp, stage, cells, *rest)
     found.append((len(cells), compiled[before:]))
   monkeypatch.setattr(pipeline, "attack", attack)
   return found

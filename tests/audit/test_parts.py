@@ -265,7 +265,8 @@ def test_devices_are_asked_the_runs_that_they_hold(number: int, held: int) -> No
   mesh = runs_mesh()
   devices = mesh.shape["runs"]
   ask = Interviewer(MODEL, make_tokenizer(), [([1, 2], [3])], mesh, max_new_tokens=1, buckets=None,
-                    runs_per_call=number * devices)
+                    runs_per_call=devices)
+  ask.block = number * devices  # as elsewhere than on CPU
   size, named = held * devices, held * devices - devices // 2
   blocks = list(ask._blocks({size}, named))
   assert len(blocks) == -(-held // number) and {place for index, _ in blocks for place in index} == set(range(size))

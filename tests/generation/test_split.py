@@ -106,5 +106,5 @@ def test_the_plan_counts_the_copy_where_it_is_made() -> None:
   made, left = estimate(ASK, {}, need), estimate(ASK, {}, need - 1)
   head, layer = 162 * 32, 32 * 32 * 2 + 32 * 16 * 2 + 3 * 32 * 48
   assert left.compute == 2 * 2 * (layer + head) and made.compute == 2 * 2 * (2 * layer + head)
-  assert made.cache == 2 * left.cache == 2 * (need - 2 * 2 * 2 * layer)
+  assert made.cache == left.cache == need - 2 * 2 * 2 * layer and made.layer >= made.cache
   assert left.phases[1].bytes - made.phases[1].bytes == 5 * 2 * 2 * 2 * layer  # each token, half of fp32
