@@ -20,13 +20,12 @@ bench() {
 
 rm -f "$folder"/*.json "$folder"/*.log "$folder/log"
 load="$(cut -d ' ' -f 1 /proc/loadavg)"
-bench 170 names --shape=names --batch_size=16 --length=64 --prompt_length=32 --max_new_tokens=32 --compare=torch
-bench 190 lora_grid --shape=names --grid --adapters=lora --repeats=1
-bench 130 small --shape=small --what=train,decode,load,attention --adapters=full --batch_size=16 --length=128 \
+bench 120 names --shape=names --batch_size=16 --length=64 --prompt_length=32 --max_new_tokens=32 --compare=torch
+bench 180 small --shape=small --what=train,decode,load,attention --adapters=full --batch_size=16 --length=128 \
   --prompt_length=64 --max_new_tokens=32 --repeats=5 --compare=torch
-bench 130 audit --shape=names --grid --compare=torch --repeats=2
-bench 300 grid --shape=tiny --grid --repeats=1
-merged="$("$python" benchmarks/merge_bench.py "$folder/bench.json" "$folder"/{names,small,audit,lora_grid,grid}.json)"
+bench 120 audit --shape=names --grid --compare=torch --repeats=2
+bench 240 lora_grid --shape=names --grid --adapters=lora --repeats=1
+merged="$("$python" benchmarks/merge_bench.py "$folder/bench.json" "$folder"/{names,small,audit,lora_grid}.json)"
 cat > benchmarks/bench.md <<MARKDOWN
 # Speed on CPU, and beside torch
 
