@@ -32,6 +32,7 @@ from relearn_jax.workdir import differences, to_dict, without
 FAILED, GONE = "relearn/failed", "relearn/gone/"
 HEARTBEAT = 30  # seconds without one, after which a process counts as killed
 FAREWELL = 5.0  # seconds that the coordinator waits for the others to hear of a failure
+LEAVING = 0.5  # seconds that they have to be gone once they have said so: without a coordinator they would be aborted
 LOST = 1  # exit status where another process was lost
 FLAGS = ("coordinator_address", "num_processes", "process_id", "initialization_timeout")
 PLACES = ("workdir", "output", "model", "prompts", "data", "tensorboard")  # may be called otherwise on another host
@@ -261,6 +262,7 @@ def _end(status: int, text: str) -> NoReturn:
   with contextlib.suppress(RuntimeError):
     if processes.is_first():
       processes.wait_for_all(GONE, FAREWELL)
+      time.sleep(LEAVING)
     else:
       processes.put(f"{GONE}{processes.number()}", b"")
   leave(status)
