@@ -15,7 +15,7 @@ from relearn_jax.parallel.memory import host_room
 from relearn_jax.parallel.parts import read_parts
 
 Wanted = tuple[str, Any]  # an arm, and the dtype in memory
-SHARE = 4  # what is read ahead takes at most one part of so many of the host's room
+SHARE = 4  # what is read ahead takes at most a fourth of the room that the host has
 
 
 class Given:
