@@ -29,6 +29,7 @@ from relearn_jax.parallel.mesh import (
   padded_runs,
   replicated,
   shard_rows,
+  take_held,
   take_runs,
   to_host,
   weight_shardings,
@@ -162,15 +163,6 @@ def _programs(model: Model, mesh: Mesh, slots: int, max_new_tokens: int, eos_ids
   return jax.jit(asking), jax.jit(map_runs(utility, mesh))
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3))
-def _held(tree: Any, start: Any, devices: int, number: int) -> Any:
-  """`number` of the runs that each device holds, from a place on; nothing leaves its device."""
-  def pick(leaf: jax.Array) -> jax.Array:
-    apart = leaf.reshape(devices, -1, *leaf.shape[1:])
-    return jax.lax.dynamic_slice_in_dim(apart, start, number, 1).reshape(-1, *leaf.shape[1:])
-  return jax.tree.map(pick, tree)
-
-
 class Interviewer:
   """Asks a fixed list of questions of stacked models, some at a time, with one executable a bucket."""
 
@@ -271,7 +263,7 @@ class Interviewer:
         some = take_runs(tree, index)
       else:  # a copy of all runs would be a second set of weights
         every = all(len(leaf) == self.block for leaf in jax.tree.leaves(tree))
-        some = tree if every else _held(tree, start, self.mesh.shape[RUNS], self.block // self.mesh.shape[RUNS])
+        some = tree if every else take_held(tree, start, self.mesh.shape[RUNS], self.block // self.mesh.shape[RUNS])
       return lay_out(some, weight_shardings(some, self.axes, self.mesh, stacked=True))
     of_rows = index % num_runs
     some, own = pick(params), pick(frozen.own)

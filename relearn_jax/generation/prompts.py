@@ -1,4 +1,4 @@
-"""What generation and scoring are told, checked; and what a checkpoint says of how its answers end."""
+"""Checks of what generation and scoring are told, the prefix of all prompts, and the tokens that end an answer."""
 
 import pathlib
 

@@ -265,6 +265,22 @@ def take_runs(tree: Tree, index: Any) -> Tree:
   return jax.tree.map(lambda leaf: leaf[index], tree)
 
 
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def take_held(tree: Tree, start: Any, devices: int, number: int) -> Tree:
+  """`number` of the stacked runs that each device holds, from a place on; nothing leaves its device.
+
+  Args:
+    tree: `[runs, ...]`, padded and laid out over the devices.
+    start: the first place, the same on every device.
+    devices: that the runs lie on.
+    number: of runs, of each device.
+  """
+  def pick(leaf: jax.Array) -> jax.Array:
+    apart = leaf.reshape(devices, -1, *leaf.shape[1:])
+    return jax.lax.dynamic_slice_in_dim(apart, start, number, 1).reshape(-1, *leaf.shape[1:])
+  return jax.tree.map(pick, tree)
+
+
 def to_host(tree: Tree, num_runs: int | None = None) -> Tree:
   """Numpy copies on every process, with the padding of the runs axis dropped."""
   return jax.tree.map(lambda leaf: fetch(leaf)[:num_runs] if num_runs else fetch(leaf), tree)
